@@ -1,0 +1,47 @@
+"""Prepared tensors on disk, mapped into memory by every worker instead of being prepared again."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def cache_folder() -> Path:
+    """Where prepared tensors lie: ``$XDG_CACHE_HOME/cutbit``, by default ~/.cache/cutbit."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cutbit"
+
+
+def cached(key: str, prepare: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors stored under ``key``, prepared and stored first where they are not there.
+
+    The file is mapped, not read: the workers of a machine share one copy in memory. A file that
+    cannot be read (a full disk, an interrupted copy) is prepared again. Where the cache cannot be
+    written the tensors are returned as prepared.
+    """
+    path = cache_folder() / f"{key}.safetensors"
+    if path.exists():
+        try:
+            return load_file(path)
+        except Exception:  # safetensors raises a class of its own that it does not export
+            path.unlink(missing_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in prepare().items()}
+    try:
+        _write(tensors, path)
+    except OSError:
+        return tensors
+    return load_file(path)
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write aside and rename, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    os.close(descriptor)
+    try:
+        save_file(tensors, name)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""A data set in memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, ready for training.
+
+    Attributes:
+        train_x: (N, C, H, W) or (N, C, L) float32, standardised by its source.
+        train_y: (N,) int64 class of each sample.
+        test_x: (M, C, H, W) or (M, C, L) float32, never given to a client.
+        test_y: (M,) int64.
+        num_classes: number of classes, counting classes that no sample has.
+        train_group: (N,) int64 natural owner of each training sample (a patient, a writer), or
+            None where the data have no owners.
+    """
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    num_classes: int
+    train_group: Tensor | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, such as (1, 28, 28)."""
+        return tuple(self.train_x.shape[1:])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All fields as tensors; ``from_tensors`` is the inverse."""
+        fields = {
+            "train_x": self.train_x,
+            "train_y": self.train_y,
+            "test_x": self.test_x,
+            "test_y": self.test_y,
+            "num_classes": torch.tensor(self.num_classes),
+        }
+        return fields if self.train_group is None else fields | {"train_group": self.train_group}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Dataset":
+        """Build a data set from what ``tensors`` returned."""
+        return cls(
+            train_x=tensors["train_x"],
+            train_y=tensors["train_y"],
+            test_x=tensors["test_x"],
+            test_y=tensors["test_y"],
+            num_classes=int(tensors["num_classes"]),
+            train_group=tensors.get("train_group"),
+        )
+
+    def limit_train(self, max_train: int | None, seed: int) -> "Dataset":
+        """Keep ``max_train`` training samples drawn by ``seed``, in their order; None keeps all."""
+        if max_train is None or max_train >= len(self.train_y):
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        keep = torch.randperm(len(self.train_y), generator=generator)[:max_train].sort().values
+        return replace(
+            self,
+            train_x=self.train_x[keep],
+            train_y=self.train_y[keep],
+            train_group=None if self.train_group is None else self.train_group[keep],
+        )

@@ -1,0 +1,98 @@
+"""Division of the training samples among clients, by flwr-datasets' partitioners.
+
+Every scheme first shuffles the samples by seed (flwr-datasets' IidPartitioner cuts contiguous
+blocks) and gives each client a list of row numbers; samples are never copied. A client may end up
+with one sample or none.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+SCHEMES = ("iid", "dirichlet", "shards")
+SHARDS_PER_CLIENT = 2  # McMahan et al. 2017, arXiv 1602.05629, section 3
+
+
+def partition(
+    labels: NDArray[np.int64],
+    scheme: str,
+    num_clients: int,
+    seed: int,
+    alpha: float = 0.5,
+    samples_per_client: int | None = None,
+) -> list[NDArray[np.int64]]:
+    """Return the row numbers of each client's samples, one array per client.
+
+    Args:
+        labels: (N,) class of each training sample.
+        scheme: ``iid``; ``dirichlet``, each class divided by Dirichlet(alpha) proportions (Hsu et
+            al. 2019, arXiv 1909.06335); ``shards``, samples sorted by class, cut into two shards
+            per client (McMahan et al. 2017).
+        num_clients: how many clients share the samples.
+        seed: the same seed gives the same division.
+        alpha: concentration for ``dirichlet``; small is unequal.
+        samples_per_client: at most this many samples for each client; the rest are unused.
+
+    Raises:
+        ValueError: the data cannot be divided so; names the key.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    if samples_per_client is not None and scheme == "iid":
+        needed = samples_per_client * num_clients
+        if needed > len(labels):
+            raise ValueError(
+                f"data.samples_per_client={samples_per_client}: {num_clients} clients need "
+                f"{needed} samples, the data have {len(labels)}"
+            )
+        order = order[:needed]
+    needed = {"iid": 0, "dirichlet": num_clients, "shards": SHARDS_PER_CLIENT * num_clients}[scheme]
+    if len(order) < needed:
+        raise ValueError(
+            f"data.partition={scheme}: {num_clients} clients need at least {needed} samples, "
+            f"the data have {len(order)}"
+        )
+    if scheme == "shards":  # ties stay in shuffled order
+        order = order[np.argsort(labels[order], kind="stable")]
+    # IidPartitioner cannot make more blocks than there are rows; the clients past them get none.
+    num_blocks = min(num_clients, len(order)) if scheme == "iid" else num_clients
+    parts = _apply(_partitioner(scheme, num_blocks, seed, alpha), order, labels[order])
+    parts += [np.empty(0, dtype=np.int64)] * (num_clients - num_blocks)
+    return [part[:samples_per_client] for part in parts]
+
+
+def _partitioner(scheme: str, num_clients: int, seed: int, alpha: float) -> "Partitioner":
+    # Imported here: flwr_datasets takes a second to import, and a cached division needs none of it.
+    from flwr_datasets import partitioner as flwr
+
+    makers: dict[str, Callable[[], Any]] = {
+        "iid": lambda: flwr.IidPartitioner(num_clients),
+        "dirichlet": lambda: flwr.DirichletPartitioner(
+            num_clients, "label", alpha, min_partition_size=0, seed=seed % 2**32
+        ),
+        "shards": lambda: flwr.ShardPartitioner(
+            num_clients, "label", SHARDS_PER_CLIENT, seed=seed % 2**32
+        ),
+    }
+    return makers[scheme]()
+
+
+def _apply(
+    partitioner: "Partitioner", rows: NDArray[np.int64], labels: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    """Run a partitioner over ``rows`` and return the rows of each partition."""
+    import datasets
+
+    table = datasets.Dataset.from_dict({"row": rows, "label": labels})
+    partitioner.dataset = table.with_format("numpy")
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # pyarrow's, about a call that datasets makes
+        parts = [partitioner.load_partition(i)["row"] for i in range(partitioner.num_partitions)]
+    return [np.asarray(part, dtype=np.int64).reshape(-1) for part in parts]
