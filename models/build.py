@@ -1,0 +1,112 @@
+"""Build a model from its dotted path, give it the data's sizes, and check that it takes them."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def build(
+    target: str,
+    options: Mapping[str, Any],
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    seed: int,
+) -> nn.Module:
+    """Build the model at ``target`` with initial weights drawn by ``seed``.
+
+    ``in_channels``, ``num_classes`` and ``input_shape`` are passed where the signature takes them,
+    so that a network written for one data set can be used as it is. The global random state is
+    left as it was.
+
+    Args:
+        target: dotted path of a class or function, such as ``models.cnn.CNN``.
+        options: its other arguments.
+        input_shape: shape of one sample, such as (1, 28, 28).
+        num_classes: number of classes.
+        seed: draws the initial weights.
+
+    Raises:
+        ValueError: no such thing, arguments it does not take, or no model; names the key.
+    """
+    factory = _locate(target)
+    sizes = {
+        "in_channels": input_shape[0],
+        "num_classes": num_classes,
+        "input_shape": input_shape,
+    }
+    parameters = inspect.signature(factory).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    arguments = {name: size for name, size in sizes.items() if takes_any or name in parameters}
+    unknown = [name for name in options if name not in parameters and not takes_any]
+    if unknown:
+        accepted = ", ".join(name for name in parameters if name not in sizes) or "no options"
+        raise ValueError(f"model.{unknown[0]}: {target} does not take it; it takes {accepted}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = factory(**{**arguments, **options})
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model._target_={target}: is no torch.nn.Module, but {type(model)}")
+    # Two thirds to nine tenths of the time of a training step on a CPU (benchmarks/quant.py).
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def check(model: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> None:
+    """Run two empty samples through ``model``.
+
+    Raises:
+        ValueError: the model cannot take the input, or its output is not (B, num_classes).
+    """
+    shape = "×".join(str(size) for size in input_shape)
+    was_training = model.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = model.eval()(torch.zeros(2, *input_shape))
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"it cannot take an input of {shape}: {reason}") from error
+    finally:
+        model.train(was_training)
+    if not isinstance(output, torch.Tensor) or output.shape != (2, num_classes):
+        got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(f"two samples of {shape} give {got}, not (2, {num_classes}) logits")
+
+
+def smallest_input(
+    target: str, options: Mapping[str, Any], input_shape: tuple[int, ...], num_classes: int
+) -> int | None:
+    """Smallest side of a square (or length) that the model takes, or None if none up to 512 does.
+
+    Found by bisection over models on the meta device, where nothing is computed.
+    """
+
+    def takes(size: int) -> bool:
+        shape = (input_shape[0], *[size] * (len(input_shape) - 1))
+        try:
+            with torch.device("meta"):
+                check(build(target, options, shape, num_classes, 0), shape, num_classes)
+        except Exception:  # any failure of somebody else's constructor means: not this size
+            return False
+        return True
+
+    low, high = 0, 512
+    if not takes(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if takes(middle) else (middle, high)
+    return high
+
+
+def _locate(target: str) -> Callable[..., Any]:
+    module_name, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"model._target_={target}: cannot be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"model._target_={target}: is no class or function")
+    return found  # type: ignore[no-any-return]
