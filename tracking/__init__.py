@@ -1,0 +1,1 @@
+"""What a run leaves behind: records, the sinks they go to, and tables over several runs."""

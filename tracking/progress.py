@@ -1,0 +1,103 @@
+"""What the terminal shows of a run: a live bar, or plain lines where there is no terminal."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tracking.record import ClientRecord, RoundRecord
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to whatever sys.stderr is now, so that a live bar can move out of the way."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        """The current standard error."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        """Fixed: see the getter."""
+
+
+class ProgressSink:
+    """Shows round, accuracy and time left.
+
+    Args:
+        num_rounds: rounds of the whole run.
+        label: what runs, such as ``1/2 strategy=oqfl``.
+        done: records of the rounds before this start.
+        console: where to write; standard error by default.
+    """
+
+    def __init__(
+        self,
+        num_rounds: int,
+        label: str = "",
+        done: Sequence[RoundRecord] = (),
+        console: Console | None = None,
+    ) -> None:
+        self._num_rounds = num_rounds
+        self._label = label or "training"
+        self._console = console or Console(stderr=True)
+        self._started = self._last_line = time.monotonic()
+        self._first = len(done)
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[last]}"),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(
+                self._label, total=num_rounds, completed=self._first, last="starting"
+            )
+            self._bar.start()
+        else:
+            self._print(f"{self._label}: {num_rounds} rounds" + self._from_where())
+
+    def round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
+        """Show a round."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=record.round, last=_figures(record))
+            return
+        now = time.monotonic()
+        is_last = record.round == self._num_rounds
+        if is_last or now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            done = record.round - self._first
+            left = (now - self._started) / done * (self._num_rounds - record.round)
+            end = "" if is_last else f"  {left:.0f} s left"
+            self._print(
+                f"{self._label}: round {record.round}/{self._num_rounds}  {_figures(record)}{end}"
+            )
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        """Leave the last state on the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _from_where(self) -> str:
+        return f", continued after round {self._first}" if self._first else ""
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _figures(record: RoundRecord) -> str:
+    accuracy = "" if record.accuracy is None else f"accuracy {record.accuracy:.4f}"
+    loss = "" if record.train_loss is None else f"train loss {record.train_loss:.4f}"
+    failed = f"{record.num_failed} failed" if record.num_failed else ""
+    return "  ".join(part for part in (accuracy, loss, failed) if part)

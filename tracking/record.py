@@ -1,0 +1,92 @@
+"""What is recorded of a round and of each client in it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One line of rounds.jsonl. Counts and times are the round's own, not running totals.
+
+    Attributes:
+        round: from 1.
+        accuracy: share of the held-out test set that is classified right; None if not evaluated.
+        loss: mean cross-entropy on the test set; None if not evaluated.
+        train_loss: clients' mean training loss, weighted by their samples.
+        num_clients: clients whose work entered the round's result.
+        num_failed: clients that raised an error or did not answer.
+        num_dropped: chosen clients that were absent, late or unfit, and did not train.
+        bytes_up: payload bytes from clients, as packed.
+        bytes_down: payload bytes to clients, as packed.
+        sim_s: simulated seconds on the fleet; None without a fleet.
+        energy_j: simulated joules of all clients; None without a fleet.
+        wall_s: seconds the round really took.
+        extra: what a method adds, stored beside the others.
+    """
+
+    round: int
+    accuracy: float | None
+    loss: float | None
+    train_loss: float | None
+    num_clients: int
+    num_failed: int
+    num_dropped: int
+    bytes_up: int
+    bytes_down: int
+    sim_s: float | None
+    energy_j: float | None
+    wall_s: float
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields in one flat dict, the method's own after the common ones."""
+        row = asdict(self)
+        row.update(row.pop("extra"))
+        return row
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> "RoundRecord":
+        """Inverse of ``to_dict``."""
+        own = {f.name for f in fields(cls)} - {"extra"}
+        extra = {name: value for name, value in row.items() if name not in own}
+        return cls(**{name: row[name] for name in own}, extra=extra)
+
+
+@dataclass(frozen=True)
+class ClientRecord:
+    """One line of clients.jsonl.
+
+    Attributes:
+        round: from 1.
+        partition: the client's partition id, from 0.
+        device: its device class; None without a fleet.
+        status: ``ok`` or ``failed``.
+        num_examples: samples it has.
+        loss: its mean training loss; None unless ``ok``.
+        bytes_up: payload bytes it sent.
+        bytes_down: payload bytes it was sent.
+        sim_s: simulated seconds; None without a fleet.
+        energy_j: simulated joules; None without a fleet.
+    """
+
+    round: int
+    partition: int
+    device: str | None
+    status: str
+    num_examples: int
+    loss: float | None
+    bytes_up: int
+    bytes_down: int
+    sim_s: float | None
+    energy_j: float | None
+
+
+class Sink(Protocol):
+    """Somewhere records go. ``finish`` is called once, however the run ends."""
+
+    def round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
+        """Take one round's records."""
+
+    def finish(self, summary: Mapping[str, Any] | None) -> None:
+        """End; ``summary`` is None if the run failed or was interrupted."""

@@ -1,0 +1,135 @@
+"""Compare the runs of a folder: a table in the terminal, summary.csv and summary.md.
+
+python -m tracking.report runs/<name>/<time>
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+NOT_READ = "–"
+
+
+def collect(folder: Path) -> list[dict[str, Any]]:
+    """Return one row per run in or under ``folder``, in the order of the jobs.
+
+    A run that did not finish has a row too, with its ``status``: ``failed`` or ``unfinished``.
+    """
+    runs = {path.parent for path in folder.rglob("config.json")}
+    runs |= {path.parent for path in folder.rglob("error.txt")}
+    return [_row(run) for run in sorted(runs, key=lambda run: (len(run.name), run.name))]
+
+
+def write_report(folder: Path) -> list[dict[str, Any]]:
+    """Write summary.csv and summary.md into ``folder`` and return the rows."""
+    rows = collect(folder)
+    if rows:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        (folder / "summary.md").write_text(markdown(rows), encoding="utf-8")
+    return rows
+
+
+HEADINGS = (
+    "job", "overrides", "strategy", "bits", "accuracy", "best", "up", "down", "seconds", "status",
+)  # fmt: skip
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Return a row as the texts of the table's columns."""
+    return [
+        row["job"],
+        row["overrides"],
+        str(row.get("strategy", "")),
+        _bits(row),
+        _share(row.get("final_accuracy")),
+        _share(row.get("best_accuracy")),
+        _bytes(row.get("total_bytes_up")),
+        _bytes(row.get("total_bytes_down")),
+        "" if row.get("total_wall_s") is None else f"{row['total_wall_s']:.1f}",
+        row["status"],
+    ]
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the table for a paper or an issue."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def print_table(rows: Sequence[dict[str, Any]], console: Console | None = None) -> None:
+    """Print the table; every row on one line where there is no terminal to fit it to."""
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=200)
+    table = Table()
+    numbers = ("accuracy", "best", "up", "down", "seconds", "bits")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right" if heading in numbers else "left")
+    for row in rows:
+        table.add_row(*cells(row))
+    console.print(table)
+
+
+def _row(run: Path) -> dict[str, Any]:
+    overrides = run / ".hydra" / "overrides.yaml"
+    given = yaml.safe_load(overrides.read_text()) if overrides.exists() else []
+    row = {"job": run.name, "overrides": " ".join(given or []), "status": "unfinished"}
+    if (run / "error.txt").exists():
+        row["status"] = "failed"
+    if (run / "summary.json").exists():
+        summary = json.loads((run / "summary.json").read_text())
+        versions = summary.pop("versions")
+        row |= summary | {f"version_{name}": value for name, value in versions.items()}
+        row["status"] = "finished" if "same_as" not in summary else f"same as {summary['same_as']}"
+    return row
+
+
+def _bits(row: dict[str, Any]) -> str:
+    weight, act = row.get("weight_bits"), row.get("act_bits")
+    if weight is None:
+        return NOT_READ
+    return str(weight) if weight == act else f"w{weight} a{act}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _bytes(value: float | None) -> str:
+    if value is None:
+        return ""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        del units[0]
+    return f"{value:.3g} {units[0]}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the table of each folder given."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(f"{__doc__}\n")
+        return 0 if arguments else 1
+    for argument in arguments:
+        rows = write_report(Path(argument))
+        if not rows:
+            sys.stderr.write(f"error: {argument}: no run there\n")
+            return 1
+        print_table(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,47 @@
+"""Totals of a run, from its rounds.jsonl."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tracking.jsonl import ROUNDS, read
+
+TOTALS = ("bytes_up", "bytes_down", "sim_s", "energy_j", "wall_s")
+
+
+def summarise(folder: Path, target_accuracy: float | None = None) -> dict[str, Any]:
+    """Return final and best accuracy, totals, and what it took to reach a target.
+
+    Args:
+        folder: the run's folder.
+        target_accuracy: None, or a share; adds ``rounds_to_target`` and, of what was counted until
+            then, ``bytes_up_to_target`` and so on. None where the target was not reached.
+    """
+    rows = read(folder / ROUNDS)
+    evaluated = [row["accuracy"] for row in rows if row["accuracy"] is not None]
+    summary = {
+        "final_accuracy": evaluated[-1] if evaluated else None,
+        "best_accuracy": max(evaluated, default=None),
+        "rounds": len(rows),
+        **{f"total_{name}": _total(rows, name) for name in TOTALS},  # wall: rounds, not set-up
+        "num_failed": sum(row["num_failed"] for row in rows),
+    }
+    if target_accuracy is not None:
+        summary |= _to_target(rows, target_accuracy)
+    return summary
+
+
+def _to_target(rows: Sequence[Mapping[str, Any]], target: float) -> dict[str, Any]:
+    reached = next((i for i, row in enumerate(rows) if (row["accuracy"] or 0) >= target), None)
+    until = [] if reached is None else rows[: reached + 1]
+    return {
+        "target_accuracy": target,
+        "rounds_to_target": len(until) or None,
+        **{f"{name}_to_target": _total(until, name) if until else None for name in TOTALS},
+    }
+
+
+def _total(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Sum over the rounds, None where a round has none."""
+    values = [row[name] for row in rows]
+    return None if None in values else sum(values)
