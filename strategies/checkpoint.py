@@ -1,0 +1,101 @@
+"""A run's state on disk, from which it can be continued as if it had never stopped.
+
+There is no generator state to keep: every random stream is derived from (seed, purpose, round,
+partition). A checkpoint is a folder named by its round, written aside and renamed, so that one that
+has its name is whole.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from tracking.record import RoundRecord
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State after a round.
+
+    Attributes:
+        round: the last finished round.
+        arrays: the global model.
+        state: what the strategy says its state is.
+        records: one record per finished round.
+    """
+
+    round: int
+    arrays: Arrays
+    state: Arrays = field(default_factory=dict)
+    records: Sequence[RoundRecord] = ()
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they lie.
+        every: rounds between two; 0 writes none.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, every: int = 1, keep: int = 2) -> None:
+        self.folder = folder
+        self.every = every
+        self.keep = keep
+
+    def is_due(self, server_round: int, num_rounds: int) -> bool:
+        """Whether one is written after this round; the last round always has one."""
+        return self.every > 0 and (server_round % self.every == 0 or server_round == num_rounds)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write one and delete those that are too old."""
+        target = self.folder / f"{checkpoint.round:06d}"
+        part = self.folder / f"{checkpoint.round:06d}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        save_file(checkpoint.arrays, part / "model.safetensors")
+        save_file(checkpoint.state, part / "strategy.safetensors")
+        records = [record.to_dict() for record in checkpoint.records]
+        (part / "records.json").write_text(json.dumps(records))
+        for file in part.iterdir():
+            _sync(file)
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+        _sync(self.folder)
+        for old in self._folders()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint, or None."""
+        folders = self._folders()
+        if not folders:
+            return None
+        records = json.loads((folders[-1] / "records.json").read_text())
+        return Checkpoint(
+            round=int(folders[-1].name),
+            arrays=load_file(folders[-1] / "model.safetensors"),
+            state=load_file(folders[-1] / "strategy.safetensors"),
+            records=[RoundRecord.from_dict(record) for record in records],
+        )
+
+    def _folders(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(path for path in self.folder.glob("*") if path.name.isdigit())
+
+
+def _sync(path: Path) -> None:
+    """Ask the system to have ``path`` on disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,44 @@
+"""FedAvg (McMahan et al. 2017, arXiv 1602.05629): the fp32 baseline of every other method.
+
+Each round the chosen clients start from the global model, train on their own data for some epochs,
+and send their weights; the server takes w = Σ (nᵢ/Σn)·wᵢ.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from app.messages import unpack_settings
+from strategies.base import FederatedStrategy
+from strategies.checkpoint import Arrays
+from strategies.local import ClientData, LocalTraining, Streams, Update, load_arrays, train_epochs
+
+
+class FedAvg(FederatedStrategy):
+    """Server half. Arguments as in `FederatedStrategy`."""
+
+    def state(self) -> Arrays:
+        """None: the global model is all there is."""
+        return {}
+
+    def load_state(self, state: Arrays) -> None:
+        """Nothing to take back."""
+
+
+def prepare(model: nn.Module, config: Mapping[str, object]) -> nn.Module:
+    """Clients train the network as it is."""
+    return model
+
+
+def train(
+    model: nn.Module,
+    arrays: Mapping[str, Tensor],
+    data: ClientData,
+    config: Mapping[str, object],
+    streams: Streams,
+) -> Update:
+    """Client half: load the global model, train, send everything back."""
+    load_arrays(model, arrays)
+    settings = unpack_settings(config, "train", LocalTraining)
+    loss = train_epochs(model, data, settings, streams)
+    return Update(arrays=model.state_dict(), num_examples=len(data), loss=loss)

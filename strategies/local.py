@@ -1,0 +1,201 @@
+"""Local training, as every client half of this folder does it."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fleet.seeds import derive_seed
+from fleet.work import Work
+from quant.layers import is_step
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains in one round.
+
+    Attributes:
+        epochs: passes over the client's data.
+        batch_size: samples per step.
+        lr: learning rate.
+        optimizer: ``sgd``, ``adam`` or ``adamw``, new in each round.
+        momentum: of ``sgd``.
+        weight_decay: not applied to quantizers' steps.
+        max_batches: most batches per client and round; 0 for no limit.
+    """
+
+    epochs: int = 1
+    batch_size: int = 32
+    lr: float = 0.1
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    max_batches: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"train.optimizer={self.optimizer}: takes {', '.join(OPTIMIZERS)}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("max_batches", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"train.{name}={getattr(self, name)}: takes {least} or more")
+        for name in ("lr", "momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"train.{name}={getattr(self, name)}: takes 0 or more, and finite")
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's samples: rows of tensors that all clients of a worker share.
+
+    Attributes:
+        x: (N, …) float32 inputs of the whole training set.
+        y: (N,) int64 classes.
+        rows: (n,) int64 rows that are this client's.
+    """
+
+    x: Tensor
+    y: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The random streams of one client in one round."""
+
+    seed: int
+    server_round: int
+    partition: int
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a new generator at the start of the stream called ``purpose``."""
+        seed = derive_seed(self.seed, purpose, self.server_round, self.partition)
+        return torch.Generator().manual_seed(seed)
+
+    def seed_dropout(self) -> None:
+        """Put torch's default generator, which dropout uses, at the start of this stream."""
+        seed = derive_seed(self.seed, "dropout", self.server_round, self.partition)
+        # torch.manual_seed would also take a stack trace for each accelerator that is not there.
+        torch.default_generator.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client half returns.
+
+    Attributes:
+        arrays: what goes up, by name: model state, or packed codes as (n,) uint8.
+        num_examples: samples the client has, its weight in the average.
+        loss: mean training loss per sample over the round.
+        work: what it took.
+        metrics: what a method adds.
+    """
+
+    arrays: dict[str, Tensor]
+    num_examples: int
+    loss: float
+    work: Work = field(default_factory=Work)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
+    """Copy ``arrays`` into the parameters and buffers of ``model``, which keeps none of them.
+
+    Raises:
+        ValueError: the names are not those of the model.
+    """
+    state = model.state_dict()
+    if state.keys() != arrays.keys():
+        odd = sorted(state.keys() ^ arrays.keys())
+        raise ValueError(f"the arrays are not those of the model: {', '.join(odd[:5])}")
+    for name, tensor in state.items():
+        tensor.copy_(arrays[name])
+
+
+def batches(rows: Tensor, settings: LocalTraining, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the rows of each batch of a round, shuffled anew in each epoch.
+
+    A last batch of a single sample joins the batch before it, because batch normalisation cannot
+    normalise one value.
+    """
+    remaining = settings.max_batches or math.inf
+    for _ in range(settings.epochs):
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        chunks = list(order.split(settings.batch_size))
+        if len(chunks) > 1 and len(chunks[-1]) == 1 < settings.batch_size:
+            chunks[-2:] = [torch.cat(chunks[-2:])]
+        for chunk in chunks:
+            if remaining <= 0:
+                return
+            remaining -= 1
+            yield chunk
+
+
+def make_optimizer(model: nn.Module, settings: LocalTraining) -> torch.optim.Optimizer:
+    """Return a new optimizer over what trains in ``model``; steps get no weight decay."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    steps = [p for name, p in named if is_step(name)]
+    others = [p for name, p in named if not is_step(name)]
+    groups = [{"params": others}]
+    if steps:
+        groups.append({"params": steps, "weight_decay": 0.0})  # type: ignore[dict-item]
+    decay = settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, settings.lr, momentum=settings.momentum, weight_decay=decay, fused=True
+        )
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, settings.lr, weight_decay=decay, fused=True)
+
+
+def train_epochs(
+    model: nn.Module, data: ClientData, settings: LocalTraining, streams: Streams
+) -> float:
+    """Train ``model`` in place on one client's data; return the mean loss per sample.
+
+    Raises:
+        FloatingPointError: the loss or a weight is no finite number any more.
+    """
+    streams.seed_dropout()
+    model.train()
+    if len(data) == 1:
+        _freeze_batch_norm(model)
+    optimizer = make_optimizer(model, settings)
+    total, count = torch.zeros(()), 0
+    for rows in batches(data.rows, settings, streams.generator("batches")):
+        x, y = data.x[rows], data.y[rows]  # (B, …), (B,)
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.detach() * len(rows)
+        count += len(rows)
+    mean_loss = float(total) / count
+    _check_finite(model, mean_loss, settings)
+    return mean_loss
+
+
+def _freeze_batch_norm(model: nn.Module) -> None:
+    """A client with one sample normalises by the running statistics: it has none of its own."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def _check_finite(model: nn.Module, loss: float, settings: LocalTraining) -> None:
+    finite = math.isfinite(loss) and all(
+        bool(torch.isfinite(p.detach().sum())) for p in model.parameters()
+    )
+    if not finite:
+        raise FloatingPointError(
+            f"training diverged: loss {loss} with train.lr={settings.lr}, "
+            f"train.optimizer={settings.optimizer}"
+        )

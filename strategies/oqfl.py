@@ -1,0 +1,156 @@
+"""OQFL: federated averaging with quantizers whose steps are learned with the weights.
+
+Kim and Hong, APNOMS 2020, doi 10.23919/APNOMS50412.2020.9236949. Only its abstract was at hand: the
+quantizer is LSQ (arXiv 1902.08153; `quant.functional` has the formulas), and local training and
+averaging are FedAvg's, over weights and steps alike. `oqfl.md` lists the deviations.
+
+    client   ŵ = Q(w; s_w),  x̂ = Q(x; s_x);  SGD on w, s_w, s_x by the task loss
+    server   w, s = Σ (nᵢ/Σn)·(wᵢ, sᵢ)
+
+What crosses (`wire`):
+    latent       w and s as fp32
+    codes        up: each weight as packed b-bit codes with its step, stochastically rounded; the
+                 server averages the dequantized weights in fp32
+    codes_both   down too: the server sends codes of its fp32 average, stochastically rounded
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor, nn
+
+from app import messages
+from app.messages import unpack_settings
+from fleet.seeds import derive_seed
+from quant.codec import pack, unpack
+from quant.layers import Quantizer, QuantSpec, quantize, weight_quantizers
+from strategies.base import FederatedStrategy
+from strategies.checkpoint import Arrays
+from strategies.local import ClientData, LocalTraining, Streams, Update, load_arrays, train_epochs
+
+WIRES = ("latent", "codes", "codes_both")
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How weights cross: ``latent``, ``codes`` or ``codes_both``."""
+
+    name: str = "latent"
+
+    def __post_init__(self) -> None:
+        if self.name not in WIRES:
+            raise ValueError(f"quant.wire={self.name}: takes {', '.join(WIRES)}")
+
+
+class OQFL(FederatedStrategy):
+    """Server half.
+
+    Args:
+        spec: bit widths and kind of quantizers.
+        wire: how weights cross.
+        common: arguments of `FederatedStrategy`.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("quant",)
+    default_bits: ClassVar[int] = 4
+
+    def __init__(
+        self, *, spec: QuantSpec | None = None, wire: str = "latent", **common: object
+    ) -> None:
+        super().__init__(**common)  # type: ignore[arg-type]
+        self.spec = spec or QuantSpec()
+        self.wire = Wire(wire)
+        self.model: nn.Module | None = None
+
+    def state(self) -> Arrays:
+        """None: weights and steps are the global model."""
+        return {}
+
+    def load_state(self, state: Arrays) -> None:
+        """Nothing to take back."""
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Return the quantized network, whose state is the global model."""
+        self.model = quantize(model, self.spec)
+        return self.model
+
+    def describe(self) -> dict[str, float]:
+        """Bit widths."""
+        return {"weight_bits": self.spec.weight_bits, "act_bits": self.spec.act_bits}
+
+    def client_config(self) -> dict[str, bool | int | float | str]:
+        """Training settings, bit widths and the wire."""
+        settings = messages.pack_settings(quant=self.spec, wire=self.wire)
+        return super().client_config() | settings
+
+    def encode(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Codes of the global weights where the wire is ``codes_both``."""
+        if self.wire.name != "codes_both":
+            return arrays
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "wire", server_round))
+        model = self._layout()
+        load_arrays(model, messages.to_tensors(arrays))
+        return messages.to_record(encode_weights(model, generator))
+
+    def decode(self, update: Update) -> Arrays:
+        """Dequantize each client's codes with the client's own steps."""
+        if self.wire.name == "latent":
+            return super().decode(update)
+        tensors = decode_weights(update.arrays, weight_quantizers(self._layout()), self._layout())
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+    def _layout(self) -> nn.Module:
+        if self.model is None:
+            raise RuntimeError(f"quant.wire={self.wire.name} needs prepare() before start()")
+        return self.model
+
+
+def prepare(model: nn.Module, config: Mapping[str, object]) -> nn.Module:
+    """Clients train the quantized network."""
+    return quantize(model, unpack_settings(config, "quant", QuantSpec))
+
+
+def train(
+    model: nn.Module,
+    arrays: Mapping[str, Tensor],
+    data: ClientData,
+    config: Mapping[str, object],
+    streams: Streams,
+) -> Update:
+    """Client half: load the global model, train weights and steps, send them or their codes."""
+    wire = unpack_settings(config, "wire", Wire).name
+    if wire == "codes_both":
+        arrays = decode_weights(arrays, weight_quantizers(model), model)
+    load_arrays(model, arrays)
+    settings = unpack_settings(config, "train", LocalTraining)
+    loss = train_epochs(model, data, settings, streams)
+    if wire == "latent":
+        sent = model.state_dict()
+    else:
+        sent = encode_weights(model, streams.generator("wire"))
+    return Update(arrays=sent, num_examples=len(data), loss=loss)
+
+
+def encode_weights(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    """State of ``model`` with each quantized weight as packed codes, stochastically rounded."""
+    state = dict(model.state_dict())
+    for name, quantizer in weight_quantizers(model).items():
+        noise = torch.rand(state[name].shape, generator=generator)
+        state[name] = pack(quantizer.codes(state[name], noise) - quantizer.qn, quantizer.bits)
+    return state
+
+
+def decode_weights(
+    arrays: Mapping[str, Tensor], quantizers: Mapping[str, Quantizer], model: nn.Module
+) -> dict[str, Tensor]:
+    """Inverse of `encode_weights` up to rounding, with the steps that came beside the codes."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    state = dict(arrays)
+    for name, quantizer in quantizers.items():
+        codes = unpack(state[name], quantizer.bits, shapes[name].numel()) + quantizer.qn
+        step = state[name.removesuffix("weight") + "weight_quantizer.step"]
+        state[name] = codes.reshape(shapes[name]).to(step.dtype) * step
+    return state
