@@ -1,0 +1,1 @@
+"""Everything that knows Flower's runtime, Hydra or Ray."""

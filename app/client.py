@@ -1,0 +1,87 @@
+"""ClientApp: answers who it is, and runs the strategy's client half on one client's data.
+
+The same app runs in our engine's workers, in Flower's simulation and on a SuperNode. What depends
+on the run alone (config, data, network) is made once per process; the round's arrays are unpacked
+once per process and round.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from app import experiment, messages
+from app.config import Config, from_run_config
+from strategies.local import Streams
+
+app = ClientApp()
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Answer which partition this node holds and how many samples it has."""
+    try:
+        partition = int(context.node_config["partition-id"])
+        data = experiment.client_data(_config(_key(context.run_config)), partition)
+    except Exception as error:
+        return messages.error_reply(message, error)
+    return messages.introduction(message, partition, len(data))
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train for one round; an error is the answer, with its traceback."""
+    torch.set_num_threads(1)
+    try:
+        run = _key(context.run_config)
+        partition = int(context.node_config["partition-id"])
+        record, settings, server_round = messages.read_request(message)
+        update = experiment.method(_config(run)).train(
+            _model(run, _key({k: v for k, v in settings.items() if k != messages.ROUND})),
+            _latest.tensors(record),
+            experiment.client_data(_config(run), partition),
+            settings,
+            Streams(int(str(settings["seed"])), server_round, partition),
+        )
+    except Exception as error:
+        return messages.error_reply(message, error)
+    return messages.reply(message, update)
+
+
+def _key(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Flat values as something that can key a cache."""
+    return tuple(sorted(values.items()))
+
+
+@functools.lru_cache(maxsize=4)
+def _config(run: tuple[tuple[str, Any], ...]) -> Config:
+    return from_run_config(dict(run))
+
+
+@functools.lru_cache(maxsize=2)
+def _model(run: tuple[tuple[str, Any], ...], settings: tuple[tuple[str, Any], ...]) -> nn.Module:
+    """Return the one model of this process, which every client loads its arrays into."""
+    config = _config(run)
+    model: nn.Module = experiment.method(config).prepare(experiment.network(config), dict(settings))
+    return model
+
+
+class _Latest:
+    """The arrays of the latest round, unpacked: all clients of a round get the same ones."""
+
+    def __init__(self) -> None:
+        self._record: ArrayRecord | None = None
+        self._tensors: dict[str, Tensor] = {}
+
+    def tensors(self, record: ArrayRecord) -> Mapping[str, Tensor]:
+        """Unpack ``record``, or return what it was unpacked to a moment ago."""
+        if record is not self._record:
+            self._record, self._tensors = record, messages.to_tensors(record)
+        return self._tensors
+
+
+_latest = _Latest()

@@ -1,0 +1,389 @@
+"""The typed schema of conf/, its cross-field checks, and its messages.
+
+Hydra checks names and types against the dataclasses below; `validate` checks values and what fits
+together. Whatever is wrong becomes one line that names the key, what it got and what it takes.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data.partition import SCHEMES
+from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
+from strategies.aggregate import AVERAGES
+from strategies.local import LocalTraining
+from strategies.oqfl import WIRES
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+WANDB_MODES = ("offline", "online", "disabled")
+
+
+@dataclass
+class ClientsConfig:
+    """Who there is and how many take part."""
+
+    total: int = MISSING
+    per_round: Any = MISSING  # int or float, which mean different things
+
+
+@dataclass
+class TrainConfig:
+    """Local training."""
+
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    lr: float = MISSING
+    optimizer: str = MISSING
+    momentum: float = MISSING
+    weight_decay: float = MISSING
+    max_batches: int | None = None
+
+    def settings(self) -> LocalTraining:
+        """Return what the strategies take."""
+        return LocalTraining(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            optimizer=self.optimizer,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            max_batches=self.max_batches or 0,
+        )
+
+
+@dataclass
+class DataConfig:
+    """A data source and its division; shape and num_classes are known before anything is loaded."""
+
+    name: str = MISSING
+    source: str = MISSING  # module with load(root) and files(root)
+    shape: list[int] = MISSING
+    num_classes: int = MISSING
+    root: str = "${oc.env:CUTBIT_DATA,${oc.env:HOME}/.cache/cutbit}"
+    partition: str = "iid"
+    alpha: float = 0.5
+    samples_per_client: int | None = None
+    max_train: int | None = None
+
+
+@dataclass
+class QuantConfig:
+    """Bit widths; None takes the method's own."""
+
+    bits: int | None = None
+    weight_bits: int | None = None
+    act_bits: int | None = None
+    edge_bits: int = 8
+    learn_step: bool = True
+    per_channel: bool = False
+    wire: str = "latent"
+
+    def spec(self, default_bits: int) -> QuantSpec:
+        """Return what the strategies take."""
+        bits = default_bits if self.bits is None else self.bits
+        return QuantSpec(
+            weight_bits=bits if self.weight_bits is None else self.weight_bits,
+            act_bits=bits if self.act_bits is None else self.act_bits,
+            edge_bits=self.edge_bits,
+            learn_step=self.learn_step,
+            per_channel=self.per_channel,
+        )
+
+
+@dataclass
+class EvaluateConfig:
+    """When the server evaluates."""
+
+    every: int = MISSING
+
+
+@dataclass
+class EngineConfig:
+    """Where clients run."""
+
+    name: str = MISSING
+    workers: int | None = None
+    address: str | None = None
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases."""
+
+    mode: str = "offline"
+    project: str = "cutbit"
+    entity: str | None = None
+
+
+@dataclass
+class TrackerConfig:
+    """Where records go beside the run's folder."""
+
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass
+class CheckpointConfig:
+    """Rounds between checkpoints (0: none) and how many of the newest stay."""
+
+    every: int = MISSING
+    keep: int = MISSING
+
+
+@dataclass
+class Config:
+    """A whole experiment."""
+
+    seed: int = MISSING
+    rounds: int = MISSING
+    name: str = MISSING
+    target_accuracy: float | None = None
+    resume: bool = False
+    strategy: dict[str, Any] = MISSING  # checked by the strategy's own constructor
+    model: dict[str, Any] = MISSING  # checked by the model's own constructor
+    data: DataConfig = field(default_factory=DataConfig)
+    clients: ClientsConfig = field(default_factory=ClientsConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+# From the command line to a Config --------------------------------------------------------------
+
+
+def open_model_keys(overrides: Sequence[str]) -> list[str]:
+    """Let ``model.<option>=…`` add keys: what a network takes is known by its constructor alone."""
+    return ["++" + text if re.match(r"model\.[A-Za-z]\w*=", text) else text for text in overrides]
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """Compose conf/ with ``overrides`` and validate it, in any process.
+
+    Raises:
+        ValueError: one line that names the key.
+    """
+    try:
+        refuse_additions(overrides)
+        opened = open_model_keys(overrides)
+        if GlobalHydra.instance().is_initialized():  # inside @hydra.main
+            return from_omegaconf(hydra_compose("config", opened))
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return from_omegaconf(hydra_compose("config", opened))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error)) from error
+
+
+def from_omegaconf(node: DictConfig) -> Config:
+    """Turn what Hydra composed into a validated Config."""
+    config = OmegaConf.to_object(node)
+    assert isinstance(config, Config)
+    validate(config)
+    return config
+
+
+def from_run_config(run_config: Mapping[str, Any]) -> Config:
+    """Config of a Flower run.
+
+    Args:
+        run_config: has ``overrides``, a command line such as ``strategy=oqfl quant.bits=4``; our
+            own engine gives ``config`` instead, the composed configuration as JSON.
+    """
+    if "config" in run_config:
+        node = OmegaConf.merge(Config, json.loads(str(run_config["config"])))
+        assert isinstance(node, DictConfig)
+        return from_omegaconf(node)
+    return compose(shlex.split(str(run_config.get("overrides", ""))))
+
+
+def refuse_additions(overrides: Sequence[str]) -> None:
+    """Refuse ``+key=value`` but under ``model``: Hydra would take any key so, whatever the schema.
+
+    Raises:
+        ValueError: names the key.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if override.is_add() and not key.startswith(("model.", "hydra")):
+            raise ValueError(f"+{key}: unknown key; keys cannot be added{nearest(key)}")
+
+
+# Checks -----------------------------------------------------------------------------------------
+
+
+def validate(config: Config) -> None:
+    """Check values and what fits together.
+
+    Raises:
+        ValueError: one line that names the key, what it got and what it takes.
+    """
+    clients, data, quant = config.clients, config.data, config.quant
+    _at_least("seed", config.seed, 0)
+    _at_least("rounds", config.rounds, 1)
+    _at_least("clients.total", clients.total, 1)
+    _at_least("evaluate.every", config.evaluate.every, 1)
+    _at_least("checkpoint.every", config.checkpoint.every, 0)
+    _at_least("checkpoint.keep", config.checkpoint.keep, 1)
+    for key, value in (
+        ("train.max_batches", config.train.max_batches),
+        ("data.samples_per_client", data.samples_per_client),
+        ("data.max_train", data.max_train),
+        ("engine.workers", config.engine.workers),
+    ):
+        if value is not None:
+            _at_least(key, value, 1)
+    if config.target_accuracy is not None and not 0 < config.target_accuracy <= 1:
+        raise ValueError(f"target_accuracy={config.target_accuracy}: takes a share in (0, 1]")
+    if not config.name or Path(config.name).is_absolute() or ".." in Path(config.name).parts:
+        raise ValueError(f"name={config.name!r}: takes a folder name under runs/")
+    _check_per_round(clients)
+    _one_of("data.partition", data.partition, SCHEMES)
+    if not data.alpha > 0:
+        raise ValueError(f"data.alpha={data.alpha}: takes a number above 0")
+    _one_of("strategy.average", config.strategy.get("average", "mean"), tuple(AVERAGES))
+    _one_of("quant.wire", quant.wire, WIRES)
+    _one_of("tracker.wandb.mode", config.tracker.wandb.mode, WANDB_MODES)
+    if quant.bits is not None and None not in (quant.weight_bits, quant.act_bits):
+        raise ValueError(
+            f"quant.bits={quant.bits}: contradicts quant.weight_bits={quant.weight_bits} and "
+            f"quant.act_bits={quant.act_bits}, which together leave it nothing to say"
+        )
+    for key in ("bits", "weight_bits", "act_bits", "edge_bits"):
+        value = getattr(quant, key)
+        if value is not None and value not in BIT_WIDTHS:
+            raise ValueError(f"quant.{key}={value}: takes 2 to 8, {FULL_PRECISION} or null")
+    config.train.settings()  # checks itself
+
+
+def _check_per_round(clients: ClientsConfig) -> None:
+    value = clients.per_round
+    takes = f"takes an integer from 1 to clients.total={clients.total}, or a share in (0, 1]"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"clients.per_round={value}: {takes}")
+    if not 0 < value <= (clients.total if isinstance(value, int) else 1):
+        raise ValueError(f"clients.per_round={value}: {takes}")
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{key}={value}: takes {least} or more")
+
+
+def _one_of(key: str, value: str, accepted: Sequence[str]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{key}={value}: takes {', '.join(accepted)}")
+
+
+# What identifies an experiment --------------------------------------------------------------------
+
+# Changing these does not change the results.
+_NOT_HASHED = ("name", "engine", "tracker", "checkpoint", "resume")
+# Groups that only methods which say so read (`FederatedStrategy.reads`).
+_OPTIONAL_GROUPS = ("quant",)
+
+
+def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
+    """Return the configuration as flat keys, without what cannot change the results.
+
+    Args:
+        config: the experiment.
+        reads: optional groups that the method reads.
+    """
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    assert isinstance(container, dict)
+    flat = _flatten(container)
+    skipped = {*_NOT_HASHED, *(group for group in _OPTIONAL_GROUPS if group not in reads)}
+    return {
+        key: value
+        for key, value in flat.items()
+        if key.split(".")[0] not in skipped and key != "data.root"
+    }
+
+
+def config_hash(config: Config, reads: Sequence[str]) -> str:
+    """Return twelve hex digits that are equal where the results must be."""
+    text = json.dumps(relevant(config, reads), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _flatten(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+# Messages ---------------------------------------------------------------------------------------
+
+
+def explain(error: BaseException) -> str:
+    """Return one line for an error of Hydra, OmegaConf or our own."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    text = "\n".join(str(link) for link in chain)
+    if found := re.search(
+        r"Could not find '([^']+)/([^'/]+)'\s+Available options in[^:]+:(.*)", text, re.S
+    ):
+        group, option, options = found.groups()
+        return (
+            f"{group}={option}: takes {', '.join(options.split('Config search path')[0].split())}"
+        )
+    if found := re.search(r"Could not override '([^']+)'", text):
+        key = found[1]
+        if not re.search(r"is not in struct|not in '", text):
+            return f"{key}: {_first_line(chain[-1])}"
+        return f"{key}: unknown key{nearest(key)}"
+    if found := re.search(r"Key '([^']+)' (?:is )?not in '?\w+'?\s+full_key: (\S+)", text):
+        return f"{found[2]}: unknown key{nearest(found[2])}"
+    if found := re.search(
+        r"Value '(.*?)' .*could not be converted to (\w+)\s+full_key: (\S+)", text
+    ):
+        return f"{found[3]}={found[1]}: takes {_KINDS.get(found[2], found[2])}"
+    if found := re.search(r"full_key: (\S+)", text):
+        return f"{found[1]}: {_first_line(chain[-1])}"
+    return _first_line(chain[-1])
+
+
+_KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
+
+
+def nearest(key: str) -> str:
+    """Return a hint with the nearest existing keys, or nothing."""
+    known = list(_flatten(_keys(Config)))
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    close += [k for k in known if k.split(".")[-1] == key.split(".")[-1] and k not in close]
+    return f"; did you mean {', '.join(close[:3])}?" if close else ""
+
+
+def _keys(schema: type) -> dict[str, Any]:
+    node = OmegaConf.structured(schema)
+    container = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,381 @@
+"""Grids that host our ClientApp without Flower's simulation runtime: in Ray actors, or in-process.
+
+Flower's simulation polls, starts its actors for each run and sends the model with every message;
+`flwr run` besides builds an environment per run. Here the actors live as long as the sweep, a
+round's model is put into Ray's object store once, several clients go into one actor call, and an
+actor that dies is replaced and its clients are run again.
+
+Everything that touches what Flower does not publish (TaskIdentity, message ids, Run) is here.
+"""
+
+import itertools
+import json
+import logging
+import os
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from flwr.app import Context, Error, Message, Metadata, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from ray.exceptions import RayError, RayTaskError
+
+from app import client, experiment, messages, server
+from app.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIENTS_PER_CALL = 10  # measured.md: beyond this nothing is gained
+CALLS_IN_FLIGHT = 2  # per actor, so that it never waits for the driver
+MAX_DEATHS = 2  # of its actor, before a client is given up
+SERVER_NODE = 1
+
+log = logging.getLogger(__name__)
+
+
+class LocalGrid(Grid):
+    """What both grids share: nodes, ids and messages. Node ids are the partition ids, from 0.
+
+    Args:
+        num_nodes: how many clients there are.
+        run_config: what the ClientApp finds in its context.
+    """
+
+    _run_ids = itertools.count(1)
+
+    def __init__(self, num_nodes: int, run_config: Mapping[str, Any]) -> None:
+        self._run = Run.create_empty(next(self._run_ids))
+        self._num_nodes = num_nodes
+        self._run_config = dict(run_config)
+        self._message_ids = itertools.count(1)
+        self._replies: dict[str, Message] = {}
+        TaskIdentity.run_id = self._run.run_id
+        TaskIdentity.node_id = SERVER_NODE
+        TaskIdentity.task_id = 0
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message to a node."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes; they are always there."""
+        return range(self._num_nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Run the messages now and keep the replies for `pull_messages`."""
+        sent = list(messages)
+        for reply in self.send_and_receive(sent):
+            self._replies[reply.metadata.reply_to_message_id] = reply
+        return [message.metadata.message_id for message in sent]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Hand out the replies to these messages, each once."""
+        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Run the messages and return the replies in the order of the messages.
+
+        Those that are not there after ``timeout`` seconds are left out.
+        """
+        sent = list(messages)
+        for message in sent:
+            message.metadata.__dict__["_message_id"] = str(next(self._message_ids))
+        return self._execute(sent, timeout)
+
+    @abstractmethod
+    def _execute(self, sent: Sequence[Message], timeout: float | None) -> list[Message]:
+        """Run messages that have ids."""
+
+    def _context(self, node: int) -> Context:
+        return make_context(self._run.run_id, node, self._num_nodes, self._run_config)
+
+
+def make_context(run_id: int, node: int, num_nodes: int, run_config: Mapping[str, Any]) -> Context:
+    """Return the context of one client, as Flower's runtimes make it."""
+    return Context(
+        run_id=run_id,
+        node_id=node,
+        node_config={"partition-id": node, "num-partitions": num_nodes},
+        state=RecordDict(),
+        run_config=dict(run_config),
+    )
+
+
+class SerialGrid(LocalGrid):
+    """Runs every client in this process, one after another: for tests and debuggers."""
+
+    def __init__(
+        self, num_nodes: int, run_config: Mapping[str, Any], app: ClientApp = client.app
+    ) -> None:
+        super().__init__(num_nodes, run_config)
+        self._app = app
+
+    def _execute(self, sent: Sequence[Message], timeout: float | None) -> list[Message]:
+        return [answer(self._app, message, self._context(_node(message))) for message in sent]
+
+
+def answer(app: ClientApp, message: Message, context: Context) -> Message:
+    """Run the app; what it raises becomes an error reply with the traceback."""
+    try:
+        return app(message, context)
+    except Exception as error:
+        return messages.error_reply(message, error)
+
+
+def rebuild(content: RecordDict, metadata: Metadata) -> Message:
+    """Put a message together again from what travelled apart."""
+    return Message(content=content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
+
+
+def _node(message: Message) -> int:
+    return message.metadata.dst_node_id
+
+
+# Ray ----------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """A Ray actor that runs clients; data and network stay in its process."""
+
+    def __init__(self) -> None:
+        self._contents: dict[str, RecordDict] = {}
+
+    def handle(
+        self,
+        contents: Mapping[str, "ray.ObjectRef[RecordDict]"],
+        jobs: Sequence[tuple[str, Metadata]],
+        num_nodes: int,
+        run_config: Mapping[str, Any],
+    ) -> list[Message]:
+        """Run several clients.
+
+        Args:
+            contents: where each distinct content lies, by a key.
+            jobs: key of the content and metadata of each message.
+            num_nodes: clients in the run.
+            run_config: what the ClientApp finds in its context.
+        """
+        # Contents of the call before are kept: in most rounds all clients get the same one.
+        self._contents = {
+            key: self._contents[key] if key in self._contents else ray.get(reference)
+            for key, reference in contents.items()
+        }
+        return [
+            answer(
+                client.app,
+                rebuild(self._contents[key], metadata),
+                make_context(metadata.run_id, metadata.dst_node_id, num_nodes, run_config),
+            )
+            for key, metadata in jobs
+        ]
+
+
+class Workers:
+    """A pool of actors, started when first used; one pool serves all jobs of a sweep.
+
+    Args:
+        count: how many; None takes one per core of the machine or cluster.
+        address: of an existing Ray cluster; None starts one here.
+    """
+
+    def __init__(self, count: int | None = None, address: str | None = None) -> None:
+        self.count = count
+        self.address = address
+        self.actors: list[Any] = []  # ray.actor.ActorHandle, which knows no methods
+
+    def start(self) -> None:
+        """Start Ray and the actors, unless they run already."""
+        if self.actors:
+            return
+        if not ray.is_initialized():
+            _start_ray(self.count, self.address)
+        resources = ray.cluster_resources()
+        count = self.count or max(1, int(resources.get("CPU", 1)))
+        self.actors = [self._new_actor() for _ in range(count)]
+
+    def replace(self, index: int) -> None:
+        """Put a new actor in the place of one that died or hangs."""
+        ray.kill(self.actors[index])
+        self.actors[index] = self._new_actor()
+
+    def close(self) -> None:
+        """End the actors, and Ray if it is ours."""
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors = []
+        if ray.is_initialized():
+            ray.shutdown()
+
+    def _new_actor(self) -> Any:
+        return ray.remote(num_cpus=1)(Worker).remote()
+
+
+def _start_ray(count: int | None, address: str | None) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is not None:
+        code = {"working_dir": str(ROOT), "excludes": [".git", ".venv", "runs", "docs", "tests"]}
+        ray.init(address=address, runtime_env=code, **quiet)
+        return
+    # The workers inherit this, and so find our packages wherever the driver was started.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    ray.init(num_cpus=count or os.cpu_count(), include_dashboard=False, **quiet)
+
+
+@dataclass
+class _Call:
+    """Clients that go to an actor together; ``deaths`` counts actors that died over them."""
+
+    indices: list[int]
+    deaths: int = 0
+
+
+@dataclass
+class _Round:
+    """The state of one `send_and_receive`."""
+
+    sent: Sequence[Message]
+    contents: dict[str, "ray.ObjectRef[RecordDict]"]
+    keys: list[str]
+    queue: deque[_Call]
+    replies: dict[int, Message] = field(default_factory=dict)
+    flying: dict[Any, tuple[int, _Call]] = field(default_factory=dict)
+
+
+class RayGrid(LocalGrid):
+    """Runs clients in a pool of actors."""
+
+    def __init__(self, num_nodes: int, run_config: Mapping[str, Any], workers: Workers) -> None:
+        super().__init__(num_nodes, run_config)
+        self._workers = workers
+        workers.start()
+
+    def _execute(self, sent: Sequence[Message], timeout: float | None) -> list[Message]:
+        state = self._plan(sent)
+        while state.queue or state.flying:
+            self._fill(state)
+            ready, _ = ray.wait(list(state.flying), num_returns=1, timeout=timeout)
+            if not ready:
+                for index in {index for index, _ in state.flying.values()}:
+                    self._workers.replace(index)
+                break
+            for reference in ready:
+                if reference in state.flying:  # a dead actor's other calls are gone already
+                    self._collect(state, reference)
+        return [state.replies[i] for i in sorted(state.replies)]
+
+    def _plan(self, sent: Sequence[Message]) -> _Round:
+        """Put each distinct content into the object store once, and group the clients."""
+        keys = [str(id(message.content)) for message in sent]
+        distinct = {key: message.content for key, message in zip(keys, sent, strict=True)}
+        # A key must not come again with another content while a worker remembers it.
+        token = f"{self._run.run_id}/{sent[0].metadata.message_id}/" if sent else ""
+        contents = {token + key: ray.put(content) for key, content in distinct.items()}
+        per_call = len(sent) // (len(self._workers.actors) * CALLS_IN_FLIGHT * 2)
+        per_call = max(1, min(CLIENTS_PER_CALL, per_call))
+        indices = range(len(sent))
+        calls = [_Call(list(indices[i : i + per_call])) for i in range(0, len(sent), per_call)]
+        return _Round(sent, contents, [token + key for key in keys], deque(calls))
+
+    def _fill(self, state: _Round) -> None:
+        """Give work to every actor that has room for it."""
+        busy = [index for index, _ in state.flying.values()]
+        for _ in range(CALLS_IN_FLIGHT):
+            for index, actor in enumerate(self._workers.actors):
+                if not state.queue or busy.count(index) >= CALLS_IN_FLIGHT:
+                    continue
+                call = state.queue.popleft()
+                reference = actor.handle.remote(
+                    {state.keys[i]: state.contents[state.keys[i]] for i in call.indices},
+                    [(state.keys[i], state.sent[i].metadata) for i in call.indices],
+                    self._num_nodes,
+                    self._run_config,
+                )
+                state.flying[reference] = (index, call)
+                busy.append(index)
+
+    def _collect(self, state: _Round, reference: Any) -> None:
+        """Take a call's replies; if its actor died, replace it and queue its clients again."""
+        index, call = state.flying.pop(reference)
+        try:
+            replies = ray.get(reference)
+        except RayTaskError as error:
+            replies = [messages.error_reply(state.sent[i], error) for i in call.indices]
+        except RayError as error:
+            self._recover(state, index, call, error)
+            return
+        state.replies.update(zip(call.indices, replies, strict=True))
+
+    def _recover(self, state: _Round, index: int, call: _Call, error: RayError) -> None:
+        """Replace a dead actor. The call that it ran is suspect; those behind it are not."""
+        clients = ", ".join(str(_node(state.sent[i])) for i in call.indices)
+        reason = str(error).splitlines()[0]
+        log.warning("a worker died while it ran client %s; run again: %s", clients, reason)
+        self._workers.replace(index)
+        behind = [ref for ref, (owner, _) in state.flying.items() if owner == index]
+        state.queue.extendleft(state.flying.pop(ref)[1] for ref in behind)
+        deaths = call.deaths + 1
+        if len(call.indices) > 1:
+            state.queue.extendleft(_Call([i], deaths) for i in reversed(call.indices))
+        elif deaths < MAX_DEATHS:
+            state.queue.appendleft(_Call(call.indices, deaths))
+        else:
+            lost = Error(ErrorCode.UNKNOWN, f"its worker died {deaths} times: {reason}")
+            state.replies[call.indices[0]] = Message(lost, reply_to=state.sent[call.indices[0]])
+
+
+# A whole run --------------------------------------------------------------------------------------
+
+
+class Simulator:
+    """Runs experiments one after another, on one pool of workers."""
+
+    def __init__(self) -> None:
+        self._workers: Workers | None = None
+
+    def run(self, config: Config, folder: Path, label: str = "", group: str = "") -> dict[str, Any]:
+        """Simulate one experiment; arguments and result as `app.server.run`."""
+        experiment.division(config)  # prepared here, so that the workers find it in the cache
+        return server.run(config, self._grid(config), folder, label, group)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._workers is not None:
+            self._workers.close()
+
+    def _grid(self, config: Config) -> LocalGrid:
+        run_config = {"config": json.dumps(asdict(config))}
+        if config.engine.name == "serial":
+            return SerialGrid(config.clients.total, run_config)
+        wanted = (config.engine.workers, config.engine.address)
+        if self._workers is None or (self._workers.count, self._workers.address) != wanted:
+            self.close()
+            self._workers = Workers(*wanted)
+        return RayGrid(config.clients.total, run_config, self._workers)

@@ -1,0 +1,189 @@
+"""From a Config to the things both apps need: data, their division, the network, the strategy.
+
+Data and divisions are prepared once per machine (data.cache) and loaded once per process.
+"""
+
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from app.config import Config, DataConfig
+from data.cache import cached
+from data.dataset import Dataset
+from data.partition import partition
+from fleet.seeds import derive_seed
+from models.build import build, check, smallest_input
+from strategies.aggregate import AVERAGES
+from strategies.base import FederatedStrategy
+from strategies.local import ClientData
+
+
+def dataset(config: Config) -> Dataset:
+    """Return the data set, from this process, the machine's cache, or its source.
+
+    Raises:
+        FileNotFoundError: the source's files are not there; says where they were looked for.
+        ValueError: the data are not what conf/data says.
+    """
+    return _dataset(json.dumps(asdict(config.data)), config.seed)
+
+
+def client_data(config: Config, client: int) -> ClientData:
+    """Return the samples of one client.
+
+    Raises:
+        ValueError: there is no such client.
+    """
+    rows = division(config)
+    if not 0 <= client < len(rows):
+        raise ValueError(f"clients.total={len(rows)}: there is no client {client}")
+    whole = dataset(config)
+    return ClientData(whole.train_x, whole.train_y, rows[client])
+
+
+def division(config: Config) -> list[Tensor]:
+    """Return each client's rows of the training set."""
+    return _division(json.dumps(asdict(config.data)), config.clients.total, config.seed)
+
+
+def network(config: Config) -> nn.Module:
+    """Return the network that the user chose, with initial weights drawn by the seed."""
+    options = {str(key): value for key, value in config.model.items() if key != "_target_"}
+    shape, num_classes = tuple(config.data.shape), config.data.num_classes
+    seed = derive_seed(config.seed, "model")
+    return build(config.model["_target_"], options, shape, num_classes, seed)
+
+
+def check_network(config: Config) -> None:
+    """Refuse a network that cannot take the data.
+
+    Raises:
+        ValueError: names model and data, and the smallest input that the model takes.
+    """
+    shape, num_classes = tuple(config.data.shape), config.data.num_classes
+    target = config.model["_target_"]
+    try:
+        check(network(config), shape, num_classes)
+    except (ValueError, RuntimeError, TypeError) as error:
+        if str(error).startswith("model."):
+            raise ValueError(str(error)) from error
+        options = {str(key): value for key, value in config.model.items() if key != "_target_"}
+        smallest = smallest_input(target, options, shape, num_classes)
+        hint = f"; the smallest it takes is {smallest}" if smallest else ""
+        raise ValueError(
+            f"model={model_name(config)} with data={config.data.name}: {error}{hint}"
+        ) from error
+
+
+def model_name(config: Config) -> str:
+    """Return the network's short name: ``models.cnn.CNN`` is ``cnn``."""
+    return str(config.model["_target_"]).rpartition(".")[2].lower()
+
+
+def method(config: Config) -> ModuleType:
+    """Return the file of the strategy, which holds its client half."""
+    return importlib.import_module(str(config.strategy["_target_"]).rpartition(".")[0])
+
+
+def strategy_class(config: Config) -> type[FederatedStrategy]:
+    """Return the strategy's class."""
+    name = str(config.strategy["_target_"]).rpartition(".")[2]
+    found = getattr(method(config), name)
+    assert isinstance(found, type) and issubclass(found, FederatedStrategy)
+    return found
+
+
+def strategy(config: Config) -> FederatedStrategy:
+    """Return the server half, ready to start."""
+    kind = strategy_class(config)
+    own = {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "average")}
+    if "quant" in kind.reads:
+        own |= {"spec": config.quant.spec(kind.default_bits), "wire": config.quant.wire}
+    return kind(
+        train=config.train.settings(),
+        clients_per_round=config.clients.per_round,
+        seed=config.seed,
+        average=AVERAGES[config.strategy["average"]],
+        evaluate_every=config.evaluate.every,
+        num_clients=config.clients.total,
+        **own,
+    )
+
+
+# Loading, once per process ------------------------------------------------------------------------
+
+
+def source_files(config: Config) -> list[Path]:
+    """Return the files that the data come from.
+
+    Raises:
+        FileNotFoundError: they are not there; says where they were looked for.
+    """
+    files: list[Path] = _source(config.data).files(_root(config.data))
+    return files
+
+
+@functools.lru_cache(maxsize=2)
+def _dataset(data_json: str, seed: int) -> Dataset:
+    data = DataConfig(**json.loads(data_json))
+    source, root = _source(data), _root(data)
+    key = f"{data.name}-{_digest(inspect.getsource(source), _fingerprint(source.files(root)))}"
+    whole = Dataset.from_tensors(cached(key, lambda: source.load(root).tensors()))
+    if whole.input_shape != tuple(data.shape) or whole.num_classes != data.num_classes:
+        raise ValueError(
+            f"data={data.name}: conf says {tuple(data.shape)} and {data.num_classes} classes, the "
+            f"files hold {whole.input_shape} and {whole.num_classes}"
+        )
+    return whole.limit_train(data.max_train, derive_seed(seed, "max_train"))
+
+
+@functools.lru_cache(maxsize=8)
+def _division(data_json: str, num_clients: int, seed: int) -> list[Tensor]:
+    data = DataConfig(**json.loads(data_json))
+    labels = _dataset(data_json, seed).train_y
+    options = {
+        "scheme": data.partition,
+        "num_clients": num_clients,
+        "seed": derive_seed(seed, "partition"),
+        "alpha": data.alpha,
+        "samples_per_client": data.samples_per_client,
+    }
+
+    def divide() -> Mapping[str, Tensor]:
+        rows = partition(labels.numpy(), **options)  # type: ignore[arg-type]
+        return {
+            "rows": torch.from_numpy(np.concatenate(rows)),
+            "sizes": torch.tensor([len(part) for part in rows]),
+        }
+
+    key = f"division-{_digest(options, hashlib.sha256(labels.numpy().tobytes()).hexdigest())}"
+    stored = cached(key, divide)
+    return list(stored["rows"].split(stored["sizes"].tolist()))
+
+
+def _source(data: DataConfig) -> ModuleType:
+    return importlib.import_module(data.source)
+
+
+def _root(data: DataConfig) -> Path:
+    return Path(data.root).expanduser()
+
+
+def _fingerprint(files: list[Path]) -> list[tuple[str, int, int]]:
+    """Changes when a file does."""
+    return [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

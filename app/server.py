@@ -1,0 +1,190 @@
+"""ServerApp: builds the strategy, starts it on a grid, and keeps what comes of it."""
+
+import importlib.metadata
+import json
+import logging
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from safetensors.numpy import save_file
+from torch import nn
+
+from app import experiment, messages
+from app.config import Config, config_hash, from_run_config, relevant
+from strategies.base import FederatedStrategy
+from strategies.checkpoint import Checkpoint, Checkpoints
+from strategies.local import load_arrays
+from tracking.jsonl import JsonlSink
+from tracking.progress import ProgressSink
+from tracking.record import Sink
+from tracking.summary import summarise
+from tracking.wandb_sink import WandbSink
+
+EVALUATION_BATCH = 500
+
+log = logging.getLogger(__name__)
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run under `flwr run`: ``overrides`` is a command line, ``output`` an absolute folder.
+
+    Raises:
+        ValueError: ``output`` is not an absolute path. Flower starts apps in a folder of its own.
+    """
+    config = from_run_config(context.run_config)
+    output = Path(str(context.run_config.get("output") or ""))
+    if not output.is_absolute():
+        raise ValueError(f"output={str(output)!r}: takes an absolute folder to write the run to")
+    experiment.check_network(config)
+    run(config, grid, output)
+
+
+def run(
+    config: Config, grid: Grid, folder: Path, label: str = "", group: str = ""
+) -> dict[str, Any]:
+    """Run one experiment and return its summary.
+
+    Args:
+        config: a validated configuration.
+        grid: where the clients are.
+        folder: the run's folder; DESIGN section 4 says what it will hold.
+        label: shown beside the progress.
+        group: the sweep that this run is part of, for wandb.
+
+    Raises:
+        ValueError: the folder holds another run, or one that is not to be continued.
+        AllClientsFailedError: no client of a round returned anything.
+    """
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    log.info("setting up")
+    folder.mkdir(parents=True, exist_ok=True)
+    strategy = experiment.strategy(config)
+    checkpoints = Checkpoints(
+        folder / "checkpoint", config.checkpoint.every, config.checkpoint.keep
+    )
+    resume_from = claim(folder, config, strategy, checkpoints)
+    model = strategy.prepare(experiment.network(config))
+    done = list(resume_from.records) if resume_from else []
+    sinks: list[Sink] = [
+        JsonlSink(folder, done),
+        WandbSink(config.tracker.wandb, folder, relevant(config, strategy.reads), group, done),
+        ProgressSink(config.rounds, label, done),
+    ]
+    summary = None
+    try:
+        setup_s = time.perf_counter() - started
+        log.info("training starts")
+        result = strategy.start(
+            grid,
+            messages.to_record(model.state_dict()),
+            num_rounds=config.rounds,
+            evaluate_fn=lambda r, arrays: None if r == 0 else evaluate(config, model, arrays),
+            sinks=sinks,
+            checkpoints=checkpoints,
+            resume_from=resume_from,
+        )
+        save_file(messages.to_arrays(result.arrays), folder / "model.safetensors")
+        summary = describe(config, strategy, model, folder) | {"wall_setup_s": setup_s}
+        write_json(folder / "summary.json", summary)
+    finally:
+        for sink in sinks:
+            sink.finish(summary)
+    return summary
+
+
+def evaluate(config: Config, model: nn.Module, arrays: ArrayRecord) -> MetricRecord:
+    """Accuracy and mean cross-entropy of ``arrays`` on the held-out test set."""
+    data = experiment.dataset(config)
+    load_arrays(model, messages.to_tensors(arrays))
+    accuracy, loss = test(model, data.test_x, data.test_y)
+    return MetricRecord({"accuracy": accuracy, "loss": loss})
+
+
+@torch.no_grad()
+def test(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+    """Share of right answers and mean cross-entropy of ``model`` on (N, …) inputs ``x``."""
+    torch.set_num_threads(1)
+    model.eval()
+    correct, loss = 0, 0.0
+    for inputs, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
+        logits = model(inputs)  # (B, classes)
+        correct += int((logits.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    return correct / len(y), loss / len(y)
+
+
+def claim(
+    folder: Path, config: Config, strategy: FederatedStrategy, checkpoints: Checkpoints
+) -> Checkpoint | None:
+    """Make ``folder`` this run's, and return the checkpoint to continue from, if any.
+
+    Raises:
+        ValueError: it holds a run that is not to be continued, or one of another configuration;
+            names the differing keys.
+    """
+    path = folder / "config.json"
+    mine = relevant(config, strategy.reads)
+    if path.exists() and not config.resume:
+        raise ValueError(
+            f"hydra.run.dir={folder}: holds a run already; resume=true continues it, another "
+            "folder starts anew"
+        )
+    found = None
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        different = [
+            f"{key} (was {theirs.get(key)}, is {mine.get(key)})"
+            for key in sorted(theirs.keys() | mine.keys())
+            if key != "rounds" and theirs.get(key) != json.loads(json.dumps(mine.get(key)))
+        ]
+        if different:
+            raise ValueError(f"resume: {folder} holds another experiment: {', '.join(different)}")
+        found = checkpoints.latest()
+        if found is not None and found.round > config.rounds:
+            raise ValueError(f"rounds={config.rounds}: {folder} is at round {found.round} already")
+    write_json(path, mine)
+    return found
+
+
+def describe(
+    config: Config, strategy: FederatedStrategy, model: nn.Module, folder: Path
+) -> dict[str, Any]:
+    """Return summary.json: totals over rounds.jsonl, the client's model, and what ran."""
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        **summarise(folder, config.target_accuracy),
+        "client_params": parameters,
+        "client_model_bytes": sum(
+            t.numel() * t.element_size() for t in model.state_dict().values()
+        ),
+        **strategy.describe(),
+        "strategy": config.strategy["name"],
+        "model": experiment.model_name(config),
+        "data": config.data.name,
+        "seed": config.seed,
+        "config_hash": config_hash(config, strategy.reads),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on."""
+    packages = ("torch", "flwr", "ray", "numpy", "hydra-core")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    part.replace(path)

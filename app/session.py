@@ -1,0 +1,142 @@
+"""The jobs of one command line: checked before the first, run one after another, then compared."""
+
+import json
+import logging
+import shutil
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from app import experiment
+from app.config import Config, compose, config_hash, from_omegaconf, relevant
+from app.engine import Simulator
+from app.server import write_json
+from tracking.report import collect, print_table, write_report
+
+RUNS = Path("runs")
+COPIED = ("rounds.jsonl", "clients.jsonl", "model.safetensors", "config.json")
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """Runs jobs as Hydra calls for them, and keeps what failed."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+        self._num_jobs = 1
+        self._is_sweep = False
+        self._simulator = Simulator()
+        self._finished: dict[str, Path] = {}
+        self._folder: Path | None = None  # of the sweep, or of the one run
+
+    def prepare(self, overrides: Sequence[str], is_sweep: bool) -> list[str]:
+        """Check every job before any runs, and return overrides to add to the command line.
+
+        Those name the folder of the run to continue, where one is to be continued.
+
+        Raises:
+            ValueError: one line that names the key.
+            FileNotFoundError: the data are not there.
+        """
+        configs = [compose(job) for job in expand(overrides, is_sweep)]
+        checked: list[tuple[Any, ...]] = []
+        for config in configs:
+            experiment.strategy(config)  # its constructor checks what the schema cannot
+            parts = (config.model, config.data.name, config.data.root)
+            if parts not in checked:
+                experiment.source_files(config)
+                experiment.check_network(config)
+                checked.append(parts)
+        self._num_jobs, self._is_sweep = len(configs), is_sweep
+        key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
+        if not configs[0].resume or any(text.startswith(f"{key}=") for text in overrides):
+            return []
+        folder = newest(RUNS / configs[0].name, "*/0/" if is_sweep else "*/", configs[0])
+        return [] if folder is None else [f"{key}={folder.parent if is_sweep else folder}"]
+
+    def job(self, node: DictConfig) -> None:
+        """Run one job; an error is shown, kept, and does not stop the jobs after it."""
+        hydra = HydraConfig.get()
+        folder = Path(hydra.runtime.output_dir)
+        self._folder = Path(hydra.sweep.dir).absolute() if self._is_sweep else folder
+        label, group = "", ""
+        if self._is_sweep:
+            what = " ".join(hydra.overrides.task)
+            label = f"job {int(hydra.job.num) + 1}/{self._num_jobs} {what}"
+            group = "/".join(self._folder.parts[-2:])
+        (folder / "error.txt").unlink(missing_ok=True)
+        try:
+            self._run(from_omegaconf(node), folder, label, group)
+        except Exception as error:
+            (folder / "error.txt").write_text(traceback.format_exc())
+            log.info("failed", exc_info=True)  # to the log file; the terminal gets one line
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self.failed.append(f"{label or 'run'}: {lines[0]} ({folder / 'error.txt'})")
+            sys.stderr.write(f"error: {self.failed[-1]}\n")
+
+    def finish(self) -> None:
+        """End the workers, print the table, and write a sweep's summary files."""
+        self._simulator.close()
+        if self._folder is None:
+            return
+        print_table(write_report(self._folder) if self._is_sweep else collect(self._folder))
+        sys.stdout.write(f"{self._folder}\n")
+        for failure in self.failed if self._is_sweep else []:
+            sys.stderr.write(f"failed: {failure}\n")
+
+    def _run(self, config: Config, folder: Path, label: str, group: str) -> None:
+        identity = config_hash(config, experiment.strategy_class(config).reads)
+        # The engine does not change results, but who sweeps over it wants to see just that.
+        identity += json.dumps(asdict(config.engine))
+        before = self._finished.get(identity)
+        if config.resume and is_finished(folder, config):
+            sys.stderr.write(f"{label or folder}: finished already\n")
+        elif before is not None:
+            copy_results(before, folder)
+            sys.stderr.write(f"{label}: the same experiment as job {before.name}, not run again\n")
+        else:
+            self._simulator.run(config, folder, label, group)
+        self._finished.setdefault(identity, folder)
+
+
+def expand(overrides: Sequence[str], is_sweep: bool) -> list[list[str]]:
+    """Return the overrides of each job, as Hydra's basic sweeper divides them."""
+    if not is_sweep:
+        return [list(overrides)]
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    batches: list[list[list[str]]] = BasicSweeper.split_arguments(parsed, None)
+    return [job for batch in batches for job in batch]
+
+
+def newest(runs: Path, pattern: str, config: Config) -> Path | None:
+    """Return the newest folder under ``runs`` that holds this experiment, or None."""
+    mine = relevant(config, experiment.strategy_class(config).reads) | {"rounds": None}
+    found = [
+        path.parent
+        for path in runs.glob(f"{pattern}config.json")
+        if json.loads(path.read_text()) | {"rounds": None} == mine
+    ]
+    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def is_finished(folder: Path, config: Config) -> bool:
+    """Whether the folder's run has its summary, of as many rounds as are asked for."""
+    path = folder / "summary.json"
+    return path.exists() and bool(json.loads(path.read_text())["rounds"] == config.rounds)
+
+
+def copy_results(before: Path, folder: Path) -> None:
+    """Give an identical job the results of the one that ran."""
+    for name in COPIED:
+        shutil.copy2(before / name, folder / name)
+    summary = json.loads((before / "summary.json").read_text())
+    write_json(folder / "summary.json", summary | {"same_as": before.name})

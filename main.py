@@ -1,0 +1,47 @@
+"""Run one experiment, or a sweep with -m. `python main.py --help` lists what can be set."""
+
+import os
+import sys
+import warnings
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+# Hydra then raises its errors instead of printing them, and explain() makes one line of them.
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from app.config import CONF, explain, open_model_keys
+from app.session import Session
+
+SHOWS_ONLY = ("help", "hydra_help", "cfg", "info", "shell_completion")
+
+
+def main() -> int:
+    """Check every job, run them, compare them; return the exit code."""
+    flags = get_args_parser().parse_args()
+    session = Session()
+    run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(session.job)
+    try:
+        if any(getattr(flags, name) for name in SHOWS_ONLY):
+            run()
+            return 0
+        added = session.prepare(flags.overrides, is_sweep=flags.multirun)
+        sys.argv[1:] = open_model_keys([*sys.argv[1:], *added])
+        run()
+    except (HydraException, OmegaConfBaseException, ValueError, FileNotFoundError) as error:
+        sys.stderr.write(f"error: {explain(error)}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command with resume=true continues\n")
+        return 130
+    finally:
+        session.finish()
+    return 1 if session.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
