@@ -48,8 +48,10 @@ def codes(x: Tensor, step: Tensor, qn: int, qp: int, noise: Tensor | None = None
         noise: like ``x``, uniform in [0, 1); the result is unbiased inside the clip range.
     """
     scaled = (x / step).clamp_(qn, qp)
-    rounded = scaled.round_() if noise is None else scaled.add_(noise).floor_().clamp_(qn, qp)
-    return rounded.long()
+    if noise is None:
+        return scaled.round_().long()
+    below = scaled.floor()  # not floor(scaled + noise): that sum rounds up at the top
+    return (below + (noise < scaled - below)).long()
 
 
 def fake_quantize(x: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:
@@ -138,4 +140,6 @@ def _reduce(x: Tensor, channel_axis: int | None, how: str) -> Tensor:
     if channel_axis is None:
         return x.mean() if how == "mean" else x.amax()
     axes = [axis for axis in range(x.dim()) if axis != channel_axis]
+    if not axes:  # which torch would read as all of them
+        return x
     return x.mean(axes, keepdim=True) if how == "mean" else x.amax(axes, keepdim=True)

@@ -110,7 +110,7 @@ class Quantizer(nn.Module):
             return lsq(x, self.step.detach(), self.qn, self.qp, 1.0)
         if self.training:
             self.step.data.clamp_(min=MIN_STEP)
-        shared = x[0].numel() if self.per_sample else x.numel() // self.step.numel()
+        shared = math.prod(x.shape[1:]) if self.per_sample else x.numel() // self.step.numel()
         return lsq(x, self.step, self.qn, self.qp, 1 / math.sqrt(max(shared, 1) * self.qp))
 
     @torch.no_grad()
@@ -119,7 +119,7 @@ class Quantizer(nn.Module):
         if not bool(step.max() > 0):
             return False
         # A channel that is all zeros takes the mean of the others.
-        self.step.copy_(torch.where(step > 0, step, step.mean()).clamp(min=MIN_STEP))
+        self.step.copy_(torch.where(step > 0, step, step[step > 0].mean()).clamp(min=MIN_STEP))
         self.initialised.fill_(True)
         return True
 
@@ -193,12 +193,13 @@ _REWRITTEN: dict[type[nn.Module], type[_Quantized]] = {
 def quantize(model: nn.Module, spec: QuantSpec) -> nn.Module:
     """Return a copy of ``model`` whose convolutions and linear layers are quantized by ``spec``.
 
-    Layers of exactly the types Conv1d, Conv2d and Linear are rewritten, in place of the copy, under
-    the same names. The step of a weight is set from the weight here; the step of an input is set by
-    the first training batch. The first layer's input, which nobody needs a gradient of, has its
-    step calibrated by that batch and not learned. An input is unsigned where a ReLU or ReLU6 comes
-    before the layer (pooling, flattening, dropout and concatenation pass it on), else signed; a
-    model that torch.fx cannot trace has signed inputs throughout.
+    Layers of exactly the types Conv1d, Conv2d and Linear are rewritten under the same names; those
+    inside torch.nn's own composites, such as transformer layers, stay as they are. The step of a
+    weight is set from the weight here; the step of an input is set by the first training batch. The
+    first layer's input, which nobody needs a gradient of, has its step calibrated by that batch and
+    not learned. An input is unsigned where a ReLU or ReLU6 comes before the layer (pooling,
+    flattening, dropout and concatenation pass it on), else signed; a model that torch.fx cannot
+    trace has signed inputs throughout.
 
     Raises:
         ValueError: the model has no such layer, or is quantized already.
@@ -270,7 +271,7 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, _Quantized]]:
 def weight_quantizers(model: nn.Module) -> dict[str, Quantizer]:
     """The quantizer of each quantized weight, by the weight's name in ``state_dict``."""
     return {
-        f"{name}.weight": layer.weight_quantizer
+        f"{name}.weight".removeprefix("."): layer.weight_quantizer
         for name, layer in quantized_layers(model)
         if layer.weight_quantizer is not None
     }
@@ -299,15 +300,19 @@ def calibrate_minmax(model: nn.Module, batches: Iterable[Tensor]) -> None:
             largest[index] = torch.maximum(largest.get(index, peak), peak)
 
         hooks.append(layer.register_forward_pre_hook(observe))
-    was_training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
-    for batch in batches:
-        model(batch)
-    model.train(was_training)
-    for hook in hooks:
-        hook.remove()
+    try:
+        for batch in batches:
+            model(batch)
+    finally:
+        for module in training:
+            module.training = True
+        for hook in hooks:
+            hook.remove()
+        for layer, input_quantizer, weight_quantizer in kept:
+            layer.input_quantizer, layer.weight_quantizer = input_quantizer, weight_quantizer
     for index, (layer, input_quantizer, weight_quantizer) in enumerate(kept):
-        layer.input_quantizer, layer.weight_quantizer = input_quantizer, weight_quantizer
         if input_quantizer is not None and index in largest:
             input_quantizer.initialise(minmax_step(largest[index], input_quantizer.qp))
         if weight_quantizer is not None:
@@ -329,8 +334,12 @@ _PASS_ON = (
 
 def _layers_in_order(model: nn.Module) -> dict[str, bool]:
     """Names of the layers to rewrite in execution order, and whether their input is ≥ 0."""
+    if type(model) in _REWRITTEN:
+        return {"": False}
     try:
-        graph = fx.Tracer().trace(model)
+        # A copy: tracing runs forward, which may count its calls or keep what it computes.
+        with torch.random.fork_rng(devices=[]):
+            graph = fx.Tracer().trace(copy.deepcopy(model))
     except Exception as error:  # whatever somebody else's forward raises when given a proxy
         log.warning("signed quantizers throughout: torch.fx cannot trace the model: %s", error)
         return {n: False for n, module in model.named_modules() if type(module) in _REWRITTEN}
@@ -341,8 +350,9 @@ def _layers_in_order(model: nn.Module) -> dict[str, bool]:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         what = type(module) if module is not None else node.target
         parents = node.all_input_nodes
+        passed = parents if what is torch.cat else parents[:1]  # others are sizes
         if what in _NON_NEGATIVE or (
-            what in _PASS_ON and parents and all(parent in non_negative for parent in parents)
+            what in _PASS_ON and passed and all(parent in non_negative for parent in passed)
         ):
             non_negative.add(node)
         if module is not None and type(module) in _REWRITTEN:
