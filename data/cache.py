@@ -1,10 +1,13 @@
 """Prepared tensors on disk, mapped into memory by every worker instead of being prepared again."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,14 +26,16 @@ def cached(key: str, prepare: Callable[[], Mapping[str, Tensor]]) -> dict[str, T
     """
     path = cache_folder() / f"{key}.safetensors"
     if path.exists():
-        try:
+        with contextlib.suppress(SafetensorError, OSError):
             return load_file(path)
-        except Exception:  # safetensors raises a class of its own that it does not export
-            path.unlink(missing_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in prepare().items()}
+    # Copies: safetensors refuses tensors that share memory.
+    tensors = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in prepare().items()
+    }
     try:
         _write(tensors, path)
-    except OSError:
+    except (OSError, SafetensorError):  # the latter on a full disk
         return tensors
     return load_file(path)
 

@@ -5,6 +5,7 @@ http://yann.lecun.com/exdb/mnist describes the format. Nothing is downloaded.
 
 import gzip
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def read_idx(path: Path) -> Tensor:
     try:
         with opener(path, "rb") as file:
             content = file.read()
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip file: {error}") from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path}: no IDX file of unsigned bytes")
@@ -77,6 +78,10 @@ def _either(path: Path) -> Path | None:
 def prepare(files: dict[str, Path], mean: float, std: float) -> Dataset:
     """Scale pixels to [0, 1] and standardise by the training set's mean and standard deviation."""
     raw = {part: read_idx(path) for part, path in files.items()}
+    for part, values in raw.items():
+        wanted = 3 if part.endswith("_x") else 1
+        if values.dim() != wanted:
+            raise ValueError(f"{files[part]}: has {values.dim()} dimensions, not {wanted}")
     for part in ("train", "test"):
         if len(raw[f"{part}_x"]) != len(raw[f"{part}_y"]):
             raise ValueError(

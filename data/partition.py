@@ -33,7 +33,7 @@ def partition(
         labels: (N,) class of each training sample.
         scheme: ``iid``; ``dirichlet``, each class divided by Dirichlet(alpha) proportions (Hsu et
             al. 2019, arXiv 1909.06335); ``shards``, samples sorted by class, cut into two shards
-            per client (McMahan et al. 2017).
+            per client (McMahan et al. 2017); what does not fill a shard is unused.
         num_clients: how many clients share the samples.
         seed: the same seed gives the same division.
         alpha: concentration for ``dirichlet``; small is unequal.
@@ -42,6 +42,14 @@ def partition(
     Raises:
         ValueError: the data cannot be divided so; names the key.
     """
+    if scheme not in SCHEMES:
+        raise ValueError(f"data.partition={scheme}: takes {', '.join(SCHEMES)}")
+    if num_clients < 1:
+        raise ValueError(f"clients.total={num_clients}: takes 1 or more")
+    if not 0 < alpha < np.inf:
+        raise ValueError(f"data.alpha={alpha}: takes a finite number above 0")
+    if samples_per_client is not None and samples_per_client < 1:
+        raise ValueError(f"data.samples_per_client={samples_per_client}: takes 1 or more")
     order = np.random.default_rng(seed).permutation(len(labels))
     if samples_per_client is not None and scheme == "iid":
         needed = samples_per_client * num_clients
