@@ -1,5 +1,6 @@
 """Build a model from its dotted path, give it the data's sizes, and check that it takes them."""
 
+import copy
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -38,16 +39,25 @@ def build(
         "num_classes": num_classes,
         "input_shape": input_shape,
     }
-    parameters = inspect.signature(factory).parameters
+    try:
+        signature = inspect.signature(factory)
+    except ValueError as error:
+        raise ValueError(f"model._target_={target}: {error}") from error
+    parameters = signature.parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    arguments = {name: size for name, size in sizes.items() if takes_any or name in parameters}
+    arguments: dict[str, Any] = {name: size for name, size in sizes.items() if name in parameters}
     unknown = [name for name in options if name not in parameters and not takes_any]
     if unknown:
         accepted = ", ".join(name for name in parameters if name not in sizes) or "no options"
         raise ValueError(f"model.{unknown[0]}: {target} does not take it; it takes {accepted}")
+    arguments |= options
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"model.<option> of {target}: {error}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = factory(**{**arguments, **options})
+        model = factory(**arguments)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model._target_={target}: is no torch.nn.Module, but {type(model)}")
     # Two thirds to nine tenths of the time of a training step on a CPU (benchmarks/quant.py).
@@ -61,18 +71,28 @@ def check(model: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> N
         ValueError: the model cannot take the input, or its output is not (B, num_classes).
     """
     shape = "×".join(str(size) for size in input_shape)
-    was_training = model.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = model.eval()(torch.zeros(2, *input_shape))
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"it cannot take an input of {shape}: {reason}") from error
-    finally:
-        model.train(was_training)
+            output = copy.deepcopy(model).eval()(torch.zeros(2, *input_shape))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"it cannot take an input of {shape}: {_reason(error)}") from error
     if not isinstance(output, torch.Tensor) or output.shape != (2, num_classes):
         got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(f"two samples of {shape} give {got}, not (2, {num_classes}) logits")
+
+
+def check_batch_of_one(model: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """Run one empty sample through ``model`` in training.
+
+    Raises:
+        ValueError: the model cannot train on one sample; batch normalisation of 1×1 maps cannot.
+    """
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(model).train()(torch.zeros(1, *input_shape))
+    except (RuntimeError, ValueError) as error:
+        reason = _reason(error)
+        raise ValueError(f"train.batch_size=1: the model takes 2 or more: {reason}") from error
 
 
 def smallest_input(
@@ -101,11 +121,15 @@ def smallest_input(
     return high
 
 
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _locate(target: str) -> Callable[..., Any]:
     module_name, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"model._target_={target}: cannot be imported: {error}") from error
     if not callable(found):
         raise ValueError(f"model._target_={target}: is no class or function")
