@@ -23,6 +23,8 @@ def select(
     The draw depends on (seed, round) and the ids alone: not on the strategy, the engine, or the
     node ids, which Flower draws anew for each run.
     """
+    if not partitions:
+        raise ValueError("there are no clients to choose from")
     generator = random.Random(derive_seed(seed, "selection", server_round))
     count = num_selected(per_round, len(partitions))
     return sorted(generator.sample(sorted(partitions), count))

@@ -64,6 +64,9 @@ def combine(
         if state.keys() != states[0].keys():
             odd = sorted(state.keys() ^ states[0].keys())
             raise ValueError(f"clients returned different arrays: {', '.join(odd[:5])}")
+        wrong = [name for name, array in states[0].items() if state[name].shape != array.shape]
+        if wrong:
+            raise ValueError(f"clients returned arrays of different shapes: {', '.join(wrong[:5])}")
     return {
         name: np.asarray(_combine_one(name, states, num_examples, average), dtype=first.dtype)
         for name, first in states[0].items()

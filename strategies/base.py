@@ -15,8 +15,8 @@ A method's file holds a subclass of `FederatedStrategy` and the client half as t
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -42,12 +42,13 @@ class AllClientsFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one client in one round: an update, or the text of an error."""
+    """What came of one client in one round: an update and its state, or the text of an error."""
 
     partition: int
     num_examples: int
     bytes_down: int
     update: Update | None = None
+    state: Arrays = field(default_factory=dict)
     error: str | None = None
 
 
@@ -88,6 +89,7 @@ class FederatedStrategy(FedAvg):
         self.num_clients = num_clients
         self.nodes: dict[int, int] = {}  # partition id → node id
         self.num_examples: dict[int, int] = {}  # partition id → samples
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of the global model's arrays
 
     # What a method says of itself -----------------------------------------------------------
 
@@ -129,6 +131,7 @@ class FederatedStrategy(FedAvg):
             self.discover(grid)
         with_data = [p for p, count in self.num_examples.items() if count > 0]
         chosen = select(with_data, self.clients_per_round, self.seed, server_round)
+        self._shapes = {name: array.shape for name, array in arrays.items()}
         own = ConfigRecord({**self.client_config(), "seed": self.seed, **config})
         content = messages.request(self.encode(server_round, arrays), own, server_round)
         nodes = [self.nodes[partition] for partition in chosen]
@@ -237,11 +240,12 @@ class FederatedStrategy(FedAvg):
         self, outcomes: Sequence[Outcome]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average what came back; (None, None) if nothing did."""
-        updates = [outcome.update for outcome in outcomes if outcome.update is not None]
-        if not updates:
+        useful = [outcome for outcome in outcomes if outcome.update is not None]
+        if not useful:
             return None, None
-        states = [self.decode(update) for update in updates]
-        averaged = combine(states, [update.num_examples for update in updates], self.average)
+        updates = [outcome.update for outcome in useful if outcome.update is not None]
+        weights = [update.num_examples for update in updates]
+        averaged = combine([outcome.state for outcome in useful], weights, self.average)
         loss = train_loss(updates)
         return messages.to_record(averaged), MetricRecord({messages.LOSS: loss})
 
@@ -252,6 +256,7 @@ class FederatedStrategy(FedAvg):
             ValueError: two nodes hold the same partition, or there are more nodes than clients.
             RuntimeError: a node answers with an error, too few nodes come, or nobody has data.
         """
+        self.nodes, self.num_examples = {}, {}
         deadline = time.monotonic() + timeout
         while len(ids := sorted(grid.get_node_ids())) < (self.num_clients or 1):
             if time.monotonic() > deadline:
@@ -270,6 +275,9 @@ class FederatedStrategy(FedAvg):
             if self.nodes.setdefault(partition, node) != node:
                 raise ValueError(f"two nodes hold partition {partition}")
             self.num_examples[partition] = num_examples
+        silent = sorted(set(ids) - set(self.nodes.values()))
+        if silent:
+            raise RuntimeError(f"no answer from {len(silent)} of {len(ids)} nodes in {timeout} s")
         empty = [p for p, count in self.num_examples.items() if count == 0]
         if len(empty) == len(self.nodes):
             raise RuntimeError("no client has any data")
@@ -283,9 +291,29 @@ class FederatedStrategy(FedAvg):
         elif reply.has_error():
             error = reply.error.reason or f"error code {reply.error.code}"
         else:
-            update = messages.read_reply(reply)
-            bytes_down = update.work.bytes_down
-        return Outcome(partition, self.num_examples[partition], bytes_down, update, error)
+            try:
+                update = messages.read_reply(reply)
+                state = self.decode(update)
+                check_shapes(state, self._shapes)
+            except (KeyError, ValueError, TypeError) as problem:
+                update, error = None, f"its reply cannot be used: {problem!r}"
+        num_examples = self.num_examples[partition]
+        if update is None:
+            return Outcome(partition, num_examples, bytes_down, error=error)
+        return Outcome(partition, num_examples, update.work.bytes_down, update, state)
+
+
+def check_shapes(state: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a client's state that is not one of the global model.
+
+    Raises:
+        ValueError: names or shapes differ; names the first.
+    """
+    for name in sorted(state.keys() | shapes.keys()):
+        got = tuple(state[name].shape) if name in state else "absent"
+        wanted = tuple(shapes[name]) if name in shapes else "absent"
+        if got != wanted:
+            raise ValueError(f"array {name} is {got}, in the global model {wanted}")
 
 
 def report_failures(server_round: int, outcomes: Sequence[Outcome]) -> None:

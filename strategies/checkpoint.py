@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -62,8 +63,8 @@ class Checkpoints:
         part = self.folder / f"{checkpoint.round:06d}.part"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        save_file(checkpoint.arrays, part / "model.safetensors")
-        save_file(checkpoint.state, part / "strategy.safetensors")
+        save_file(_plain(checkpoint.arrays), part / "model.safetensors")
+        save_file(_plain(checkpoint.state), part / "strategy.safetensors")
         records = [record.to_dict() for record in checkpoint.records]
         (part / "records.json").write_text(json.dumps(records))
         for file in part.iterdir():
@@ -90,6 +91,11 @@ class Checkpoints:
     def _folders(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
         return sorted(path for path in self.folder.glob("*") if path.name.isdigit())
+
+
+def _plain(arrays: Arrays) -> Arrays:
+    """C order: safetensors writes memory as it lies, whatever the strides say."""
+    return {name: np.asarray(array, order="C") for name, array in arrays.items()}
 
 
 def _sync(path: Path) -> None:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fleet.seeds import derive_seed
 from fleet.work import Work
+from quant.functional import MIN_STEP
 from quant.layers import is_step
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -110,13 +111,16 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
     """Copy ``arrays`` into the parameters and buffers of ``model``, which keeps none of them.
 
     Raises:
-        ValueError: the names are not those of the model.
+        ValueError: the names or shapes are not those of the model.
     """
     state = model.state_dict()
     if state.keys() != arrays.keys():
         odd = sorted(state.keys() ^ arrays.keys())
         raise ValueError(f"the arrays are not those of the model: {', '.join(odd[:5])}")
     for name, tensor in state.items():
+        if tensor.shape != arrays[name].shape:
+            shapes = f"{tuple(arrays[name].shape)}, not {tuple(tensor.shape)}"
+            raise ValueError(f"the arrays are not those of the model: {name} is {shapes}")
         tensor.copy_(arrays[name])
 
 
@@ -178,6 +182,9 @@ def train_epochs(
         optimizer.step()
         total += loss.detach() * len(rows)
         count += len(rows)
+    for name, parameter in model.named_parameters():
+        if is_step(name):  # the last update may have left one below 0
+            parameter.data.clamp_(min=MIN_STEP)
     mean_loss = float(total) / count
     _check_finite(model, mean_loss, settings)
     return mean_loss

@@ -26,6 +26,7 @@ from app import messages
 from app.messages import unpack_settings
 from fleet.seeds import derive_seed
 from quant.codec import pack, unpack
+from quant.functional import initial_step
 from quant.layers import Quantizer, QuantSpec, quantize, weight_quantizers
 from strategies.base import FederatedStrategy
 from strategies.checkpoint import Arrays
@@ -88,10 +89,12 @@ class OQFL(FederatedStrategy):
 
     def encode(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         """Codes of the global weights where the wire is ``codes_both``."""
-        if self.wire.name != "codes_both":
+        if self.wire.name == "latent":
+            return arrays
+        model = self._layout()  # says before the first round if prepare() is missing
+        if self.wire.name == "codes":
             return arrays
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "wire", server_round))
-        model = self._layout()
         load_arrays(model, messages.to_tensors(arrays))
         return messages.to_record(encode_weights(model, generator))
 
@@ -136,8 +139,10 @@ def train(
 
 def encode_weights(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     """State of ``model`` with each quantized weight as packed codes, stochastically rounded."""
-    state = dict(model.state_dict())
+    state = dict(model.state_dict())  # shares memory with the model, its steps too
     for name, quantizer in weight_quantizers(model).items():
+        if not quantizer.initialised:  # a weight that was all zeros when the step was to be set
+            quantizer.initialise(initial_step(state[name], quantizer.qp, quantizer.channel_axis))
         noise = torch.rand(state[name].shape, generator=generator)
         state[name] = pack(quantizer.codes(state[name], noise) - quantizer.qn, quantizer.bits)
     return state
