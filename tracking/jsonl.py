@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ class JsonlSink:
 
     def round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
         """Append a round."""
-        self._clients.writelines(json.dumps(asdict(client)) + "\n" for client in clients)
+        self._clients.writelines(json.dumps(client.to_dict()) + "\n" for client in clients)
         self._clients.flush()
         self._rounds.write(json.dumps(record.to_dict()) + "\n")
         self._rounds.flush()

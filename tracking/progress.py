@@ -1,13 +1,15 @@
 """What the terminal shows of a run: a live bar, or plain lines where there is no terminal."""
 
 import logging
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from tracking.record import ClientRecord, RoundRecord
 
@@ -50,15 +52,15 @@ class ProgressSink:
         self._num_rounds = num_rounds
         self._label = label or "training"
         self._console = console or Console(stderr=True)
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
         self._first = len(done)
+        self._round_s: deque[float] = deque(maxlen=10)
         self._bar: Progress | None = None
         if self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[last]}"),
-                TimeRemainingColumn(compact=True),
                 console=self._console,
             )
             self._task = self._bar.add_task(
@@ -70,19 +72,19 @@ class ProgressSink:
 
     def round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
         """Show a round."""
+        self._round_s.append(record.wall_s)
+        if record.round == self._first + 2:  # the first round of a run also loads data and code
+            self._round_s.popleft()
+        left_s = statistics.mean(self._round_s) * (self._num_rounds - record.round)
+        is_last = record.round == self._num_rounds
+        figures = _figures(record) + ("" if is_last else f"  {_duration(left_s)} left")
         if self._bar is not None:
-            self._bar.update(self._task, completed=record.round, last=_figures(record))
+            self._bar.update(self._task, completed=record.round, last=figures)
             return
         now = time.monotonic()
-        is_last = record.round == self._num_rounds
         if is_last or now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
-            done = record.round - self._first
-            left = (now - self._started) / done * (self._num_rounds - record.round)
-            end = "" if is_last else f"  {left:.0f} s left"
-            self._print(
-                f"{self._label}: round {record.round}/{self._num_rounds}  {_figures(record)}{end}"
-            )
+            self._print(f"{self._label}: round {record.round}/{self._num_rounds}  {figures}")
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         """Leave the last state on the screen."""
@@ -94,6 +96,12 @@ class ProgressSink:
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def _figures(record: RoundRecord) -> str:

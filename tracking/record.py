@@ -1,5 +1,6 @@
 """What is recorded of a round and of each client in it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
@@ -43,7 +44,7 @@ class RoundRecord:
         """All fields in one flat dict, the method's own after the common ones."""
         row = asdict(self)
         row.update(row.pop("extra"))
-        return row
+        return finite(row)
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "RoundRecord":
@@ -51,6 +52,14 @@ class RoundRecord:
         own = {f.name for f in fields(cls)} - {"extra"}
         extra = {name: value for name, value in row.items() if name not in own}
         return cls(**{name: row[name] for name in own}, extra=extra)
+
+
+def finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``row`` with None for numbers that JSON has no word for (NaN and infinities)."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,10 @@ class ClientRecord:
     bytes_down: int
     sim_s: float | None
     energy_j: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return finite(asdict(self))
 
 
 class Sink(Protocol):

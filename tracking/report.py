@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 NOT_READ = "–"
 
@@ -64,7 +65,8 @@ def cells(row: dict[str, Any]) -> list[str]:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Return the table for a paper or an issue."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    escaped = ([cell.replace("|", "\\|") for cell in cells(row)] for row in rows)
+    lines += ["| " + " | ".join(row) + " |" for row in escaped]
     return "\n".join(lines) + "\n"
 
 
@@ -72,13 +74,14 @@ def print_table(rows: Sequence[dict[str, Any]], console: Console | None = None) 
     """Print the table; every row on one line where there is no terminal to fit it to."""
     console = console or Console()
     if not console.is_terminal:
-        console = Console(file=console.file, width=200)
+        widest = max((len(" ".join(cells(row))) for row in rows), default=0)
+        console = Console(file=console.file, width=widest + 100)
     table = Table()
     numbers = ("accuracy", "best", "up", "down", "seconds", "bits")
     for heading in HEADINGS:
         table.add_column(heading, justify="right" if heading in numbers else "left")
     for row in rows:
-        table.add_row(*cells(row))
+        table.add_row(*map(Text, cells(row)))  # not markup: overrides have brackets
     console.print(table)
 
 
@@ -86,13 +89,13 @@ def _row(run: Path) -> dict[str, Any]:
     overrides = run / ".hydra" / "overrides.yaml"
     given = yaml.safe_load(overrides.read_text()) if overrides.exists() else []
     row = {"job": run.name, "overrides": " ".join(given or []), "status": "unfinished"}
-    if (run / "error.txt").exists():
-        row["status"] = "failed"
     if (run / "summary.json").exists():
         summary = json.loads((run / "summary.json").read_text())
         versions = summary.pop("versions")
         row |= summary | {f"version_{name}": value for name, value in versions.items()}
         row["status"] = "finished" if "same_as" not in summary else f"same as {summary['same_as']}"
+    if (run / "error.txt").exists():  # also where a finished run was to grow and failed
+        row["status"] = "failed"
     return row
 
 
@@ -111,7 +114,7 @@ def _bytes(value: float | None) -> str:
     if value is None:
         return ""
     units = ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
+    while value >= 999.5 and len(units) > 1:
         value /= 1000
         del units[0]
     return f"{value:.3g} {units[0]}"

@@ -44,7 +44,7 @@ class WandbSink:
             return
         import wandb  # a second to import, so only where it is used
 
-        if done and settings.mode == "offline":
+        if settings.mode == "offline":  # what an earlier start of this run left
             for old in (folder / "wandb").glob("offline-run-*"):
                 shutil.rmtree(old)
         self._run = wandb.init(
