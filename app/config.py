@@ -7,6 +7,7 @@ together. Whatever is wrong becomes one line that names the key, what it got and
 import difflib
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -222,10 +223,13 @@ def refuse_additions(overrides: Sequence[str]) -> None:
     Raises:
         ValueError: names the key.
     """
+    known = _flatten(_keys(Config))
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
-        if override.is_add() and not key.startswith(("model.", "hydra")):
-            raise ValueError(f"+{key}: unknown key; keys cannot be added{nearest(key)}")
+        is_new = override.is_add() or (override.is_force_add() and key not in known)
+        if is_new and not key.startswith(("model.", "hydra")):
+            sign = "++" if override.is_force_add() else "+"
+            raise ValueError(f"{sign}{key}: unknown key; keys cannot be added{nearest(key)}")
 
 
 # Checks -----------------------------------------------------------------------------------------
@@ -258,8 +262,8 @@ def validate(config: Config) -> None:
         raise ValueError(f"name={config.name!r}: takes a folder name under runs/")
     _check_per_round(clients)
     _one_of("data.partition", data.partition, SCHEMES)
-    if not data.alpha > 0:
-        raise ValueError(f"data.alpha={data.alpha}: takes a number above 0")
+    if not 0 < data.alpha < math.inf:
+        raise ValueError(f"data.alpha={data.alpha}: takes a finite number above 0")
     _one_of("strategy.average", config.strategy.get("average", "mean"), tuple(AVERAGES))
     _one_of("quant.wire", quant.wire, WIRES)
     _one_of("tracker.wandb.mode", config.tracker.wandb.mode, WANDB_MODES)
@@ -313,8 +317,9 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     assert isinstance(container, dict)
     flat = _flatten(container)
     skipped = {*_NOT_HASHED, *(group for group in _OPTIONAL_GROUPS if group not in reads)}
+    # Through JSON, so that what is compared with a file is equal to what was written to it.
     return {
-        key: value
+        key: json.loads(json.dumps(value))
         for key, value in flat.items()
         if key.split(".")[0] not in skipped and key != "data.root"
     }
@@ -339,7 +344,9 @@ def _flatten(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 def explain(error: BaseException) -> str:
     """Return one line for an error of Hydra, OmegaConf or our own."""
-    chain = [error]
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return _first_line(error)
+    chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     text = "\n".join(str(link) for link in chain)
@@ -361,12 +368,19 @@ def explain(error: BaseException) -> str:
         r"Value '(.*?)' .*could not be converted to (\w+)\s+full_key: (\S+)", text
     ):
         return f"{found[3]}={found[1]}: takes {_KINDS.get(found[2], found[2])}"
+    if found := re.search(r"Value '(.*?)' is not a valid (\w+).*full_key: (\S+)", text, re.S):
+        return f"{found[3]}={found[1]}: takes {_KINDS.get(found[2], found[2])}"
     if found := re.search(r"full_key: (\S+)", text):
         return f"{found[1]}: {_first_line(chain[-1])}"
     return _first_line(chain[-1])
 
 
-_KINDS = {"Integer": "an integer", "Float": "a number", "Boolean": "true or false"}
+_KINDS = {
+    "Integer": "an integer",
+    "Float": "a number",
+    "Boolean": "true or false",
+    "bool": "true or false",
+}
 
 
 def nearest(key: str) -> str:

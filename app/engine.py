@@ -206,6 +206,7 @@ class Workers:
     def __init__(self, count: int | None = None, address: str | None = None) -> None:
         self.count = count
         self.address = address
+        self._started_ray = False
         self.actors: list[Any] = []  # ray.actor.ActorHandle, which knows no methods
 
     def start(self) -> None:
@@ -214,6 +215,7 @@ class Workers:
             return
         if not ray.is_initialized():
             _start_ray(self.count, self.address)
+            self._started_ray = True
         resources = ray.cluster_resources()
         count = self.count or max(1, int(resources.get("CPU", 1)))
         self.actors = [self._new_actor() for _ in range(count)]
@@ -225,11 +227,12 @@ class Workers:
 
     def close(self) -> None:
         """End the actors, and Ray if it is ours."""
-        for actor in self.actors:
+        for actor in self.actors if ray.is_initialized() else []:
             ray.kill(actor)
         self.actors = []
-        if ray.is_initialized():
+        if self._started_ray:
             ray.shutdown()
+            self._started_ray = False
 
     def _new_actor(self) -> Any:
         return ray.remote(num_cpus=1)(Worker).remote()

@@ -23,7 +23,7 @@ from data.cache import cached
 from data.dataset import Dataset
 from data.partition import partition
 from fleet.seeds import derive_seed
-from models.build import build, check, smallest_input
+from models.build import build, check, check_batch_of_one, smallest_input
 from strategies.aggregate import AVERAGES
 from strategies.base import FederatedStrategy
 from strategies.local import ClientData
@@ -75,8 +75,10 @@ def check_network(config: Config) -> None:
     target = config.model["_target_"]
     try:
         check(network(config), shape, num_classes)
+        if config.train.batch_size == 1:
+            check_batch_of_one(network(config), shape)
     except (ValueError, RuntimeError, TypeError) as error:
-        if str(error).startswith("model."):
+        if str(error).startswith(("model.", "train.")):
             raise ValueError(str(error)) from error
         options = {str(key): value for key, value in config.model.items() if key != "_target_"}
         smallest = smallest_input(target, options, shape, num_classes)

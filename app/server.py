@@ -71,12 +71,13 @@ def run(
     checkpoints = Checkpoints(
         folder / "checkpoint", config.checkpoint.every, config.checkpoint.keep
     )
-    resume_from = claim(folder, config, strategy, checkpoints)
+    resume_from = claim(folder, config)
+    write_json(folder / "config.json", identity(config))
     model = strategy.prepare(experiment.network(config))
     done = list(resume_from.records) if resume_from else []
     sinks: list[Sink] = [
         JsonlSink(folder, done),
-        WandbSink(config.tracker.wandb, folder, relevant(config, strategy.reads), group, done),
+        WandbSink(config.tracker.wandb, folder, identity(config), group, done),
         ProgressSink(config.rounds, label, done),
     ]
     summary = None
@@ -122,37 +123,39 @@ def test(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, flo
     return correct / len(y), loss / len(y)
 
 
-def claim(
-    folder: Path, config: Config, strategy: FederatedStrategy, checkpoints: Checkpoints
-) -> Checkpoint | None:
-    """Make ``folder`` this run's, and return the checkpoint to continue from, if any.
+def claim(folder: Path, config: Config) -> Checkpoint | None:
+    """Return the checkpoint in ``folder`` that this run continues from, if any.
 
     Raises:
         ValueError: it holds a run that is not to be continued, or one of another configuration;
             names the differing keys.
     """
     path = folder / "config.json"
-    mine = relevant(config, strategy.reads)
-    if path.exists() and not config.resume:
+    if not path.exists():
+        return None
+    if not config.resume:
         raise ValueError(
             f"hydra.run.dir={folder}: holds a run already; resume=true continues it, another "
             "folder starts anew"
         )
-    found = None
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        different = [
-            f"{key} (was {theirs.get(key)}, is {mine.get(key)})"
-            for key in sorted(theirs.keys() | mine.keys())
-            if key != "rounds" and theirs.get(key) != json.loads(json.dumps(mine.get(key)))
-        ]
-        if different:
-            raise ValueError(f"resume: {folder} holds another experiment: {', '.join(different)}")
-        found = checkpoints.latest()
-        if found is not None and found.round > config.rounds:
-            raise ValueError(f"rounds={config.rounds}: {folder} is at round {found.round} already")
-    write_json(path, mine)
+    mine = identity(config)
+    theirs = json.loads(path.read_text())
+    different = [
+        f"{key} (was {theirs.get(key)}, is {mine.get(key)})"
+        for key in sorted(theirs.keys() | mine.keys())
+        if key != "rounds" and theirs.get(key) != mine.get(key)
+    ]
+    if different:
+        raise ValueError(f"resume: {folder} holds another experiment: {', '.join(different)}")
+    found = Checkpoints(folder / "checkpoint").latest()
+    if found is not None and found.round > config.rounds:
+        raise ValueError(f"rounds={config.rounds}: {folder} is at round {found.round} already")
     return found
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """Return what the results depend on, as flat keys; config.json holds it."""
+    return relevant(config, experiment.strategy_class(config).reads)
 
 
 def describe(

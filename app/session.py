@@ -16,9 +16,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from app import experiment
-from app.config import Config, compose, config_hash, from_omegaconf, relevant
+from app.config import Config, compose, config_hash, from_omegaconf
 from app.engine import Simulator
-from app.server import write_json
+from app.server import claim, identity, write_json
 from tracking.report import collect, print_table, write_report
 
 RUNS = Path("runs")
@@ -51,11 +51,12 @@ class Session:
         checked: list[tuple[Any, ...]] = []
         for config in configs:
             experiment.strategy(config)  # its constructor checks what the schema cannot
-            parts = (config.model, config.data.name, config.data.root)
-            if parts not in checked:
-                experiment.source_files(config)
+            if (parts := (config.model, config.data.name)) not in checked:
                 experiment.check_network(config)
                 checked.append(parts)
+            experiment.division(config)  # loads the data, and leaves both in the cache
+            if not is_sweep and (folder := given_folder(overrides)) is not None:
+                claim(folder, config)
         self._num_jobs, self._is_sweep = len(configs), is_sweep
         key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
         if not configs[0].resume or any(text.startswith(f"{key}=") for text in overrides):
@@ -86,7 +87,7 @@ class Session:
     def finish(self) -> None:
         """End the workers, print the table, and write a sweep's summary files."""
         self._simulator.close()
-        if self._folder is None:
+        if self._folder is None or (self.failed and not self._is_sweep):
             return
         print_table(write_report(self._folder) if self._is_sweep else collect(self._folder))
         sys.stdout.write(f"{self._folder}\n")
@@ -94,10 +95,10 @@ class Session:
             sys.stderr.write(f"failed: {failure}\n")
 
     def _run(self, config: Config, folder: Path, label: str, group: str) -> None:
-        identity = config_hash(config, experiment.strategy_class(config).reads)
+        key = config_hash(config, experiment.strategy_class(config).reads)
         # The engine does not change results, but who sweeps over it wants to see just that.
-        identity += json.dumps(asdict(config.engine))
-        before = self._finished.get(identity)
+        key += json.dumps(asdict(config.engine))
+        before = self._finished.get(key)
         if config.resume and is_finished(folder, config):
             sys.stderr.write(f"{label or folder}: finished already\n")
         elif before is not None:
@@ -105,7 +106,7 @@ class Session:
             sys.stderr.write(f"{label}: the same experiment as job {before.name}, not run again\n")
         else:
             self._simulator.run(config, folder, label, group)
-        self._finished.setdefault(identity, folder)
+        self._finished.setdefault(key, folder)
 
 
 def expand(overrides: Sequence[str], is_sweep: bool) -> list[list[str]]:
@@ -117,9 +118,16 @@ def expand(overrides: Sequence[str], is_sweep: bool) -> list[list[str]]:
     return [job for batch in batches for job in batch]
 
 
+def given_folder(overrides: Sequence[str]) -> Path | None:
+    """Return the run's folder if the command line names one in plain letters."""
+    prefix = "hydra.run.dir="
+    given = [text.removeprefix(prefix) for text in overrides if text.startswith(prefix)]
+    return None if not given or "$" in given[-1] else Path(given[-1])
+
+
 def newest(runs: Path, pattern: str, config: Config) -> Path | None:
     """Return the newest folder under ``runs`` that holds this experiment, or None."""
-    mine = relevant(config, experiment.strategy_class(config).reads) | {"rounds": None}
+    mine = identity(config) | {"rounds": None}
     found = [
         path.parent
         for path in runs.glob(f"{pattern}config.json")
