@@ -1,0 +1,45 @@
+"""A method whose clients fail on demand, for the tests of what happens then.
+
+`strategy._target_=tests.app.faulty.Faulty`; which clients fail is given in environment variables,
+because the strategy's own settings are checked.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from strategies import fedavg
+from strategies.local import ClientData, Streams, Update
+
+prepare = fedavg.prepare
+
+
+class Faulty(fedavg.FedAvg):
+    """Server half: FedAvg's."""
+
+
+def train(
+    model: nn.Module,
+    arrays: Mapping[str, Tensor],
+    data: ClientData,
+    config: Mapping[str, object],
+    streams: Streams,
+) -> Update:
+    """Client half: FedAvg's, unless the file that FAULTS names says otherwise."""
+    faults = dict(line.split() for line in Path(os.environ["FAULTS"]).read_text().splitlines())
+    fault = faults.get(str(streams.partition))
+    if fault == "raise":
+        raise ArithmeticError("this phone is broken")
+    if fault == "die":
+        os._exit(1)
+    if fault == "die-once":
+        marker = Path(os.environ["FAULTS"]).with_suffix(f".{streams.partition}")
+        if not marker.exists():
+            marker.touch()
+            os._exit(1)
+    if fault == "hang":
+        time.sleep(600)
+    return fedavg.train(model, arrays, data, config, streams)

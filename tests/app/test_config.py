@@ -1,0 +1,160 @@
+"""The command line: what is accepted, and one clear line for what is not."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, small
+
+from app.config import compose, config_hash, relevant
+from app.session import Session, expand
+
+WRONG = [
+    ("strategy=nothing", "strategy=nothing: takes fedavg, oqfl"),
+    ("data=imagenet", "data=imagenet: takes digits, fashion_mnist, mnist"),
+    ("foo=1", "foo: unknown key"),
+    ("quant.bit=4", "quant.bit: unknown key; did you mean quant.bits"),
+    ("batch_size=4", "batch_size: unknown key; did you mean train.batch_size"),
+    ("strategy.mu=1", "strategy.mu: unknown key"),
+    ("+foo=1", "+foo: unknown key"),
+    ("+train.foo=1", "+train.foo: unknown key"),
+    ("++train.foo=1", "++train.foo: unknown key"),
+    ("rounds=abc", "rounds=abc: takes an integer"),
+    ("rounds=1.5", "rounds=1.5: takes an integer"),
+    ("rounds=0", "rounds=0: takes 1 or more"),
+    ("seed=-1", "seed=-1: takes 0 or more"),
+    ("clients.total=0", "clients.total=0: takes 1 or more"),
+    (
+        "clients.per_round=101",
+        "clients.per_round=101: takes an integer from 1 to clients.total=100",
+    ),
+    ("clients.per_round=1.5", "clients.per_round=1.5: takes"),
+    ("clients.per_round=0", "clients.per_round=0: takes"),
+    ("clients.per_round=all", "clients.per_round=all: takes"),
+    ("clients.per_round=true", "clients.per_round=True: takes"),
+    ("quant.bits=1", "quant.bits=1: takes 2 to 8, 32 or null"),
+    ("quant.bits=9", "quant.bits=9: takes 2 to 8, 32 or null"),
+    ("quant.edge_bits=0", "quant.edge_bits=0: takes 2 to 8, 32 or null"),
+    ("quant.wire=zip", "quant.wire=zip: takes latent, codes, codes_both"),
+    ("quant.learn_step=maybe", "quant.learn_step=maybe: takes true or false"),
+    ("train.lr=-0.1", "train.lr=-0.1: takes 0 or more"),
+    ("train.lr=fast", "train.lr=fast: takes a number"),
+    ("train.optimizer=lion", "train.optimizer=lion: takes sgd, adam, adamw"),
+    ("train.epochs=0", "train.epochs=0: takes 1 or more"),
+    ("data.partition=random", "data.partition=random: takes iid, dirichlet, shards"),
+    ("data.alpha=0", "data.alpha=0.0: takes a finite number above 0"),
+    ("target_accuracy=90", "target_accuracy=90.0: takes a share in (0, 1]"),
+    ("name=../elsewhere", "name='../elsewhere': takes a folder name under runs/"),
+    ("strategy.average=mode", "strategy.average=mode: takes mean, median, trimmed_mean"),
+    ("tracker.wandb.mode=on", "tracker.wandb.mode=on: takes offline, online, disabled"),
+    ("checkpoint.keep=0", "checkpoint.keep=0: takes 1 or more"),
+    ("engine.workers=0", "engine.workers=0: takes 1 or more"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG)
+def test_wrong_values_name_key_value_and_what_is_taken(override: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        compose([override])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_contradictory_bits() -> None:
+    with pytest.raises(ValueError, match=r"quant\.bits=4: contradicts"):
+        compose(["quant.bits=4", "quant.weight_bits=2", "quant.act_bits=8"])
+    spec = compose(["quant.bits=4", "quant.weight_bits=2"]).quant.spec(32)
+    assert (spec.weight_bits, spec.act_bits) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["model=lenet5"],
+            "model=lenet5 with data=digits: .*at least 12×12.*smallest it takes is 12",
+        ),
+        (["model._target_=nowhere.Net"], r"model\._target_=nowhere\.Net: cannot be imported"),
+        (
+            ["model.depth=9"],
+            r"model\.depth: models\.cnn\.CNN does not take it; it takes width, norm",
+        ),
+        (["model.width=7"], r"model\.width=7: takes a positive multiple of 4"),
+        (["data.samples_per_client=500"], r"data\.samples_per_client=500: 100 clients need 50000"),
+        (
+            ["clients.total=2000", "data.partition=shards"],
+            r"data\.partition=shards: 2000 clients need",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_stops_before_the_run(
+    overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Session().prepare(overrides, is_sweep=False)
+
+
+def test_every_job_of_a_sweep_is_checked_before_the_first() -> None:
+    with pytest.raises(ValueError, match="model=lenet5 with data=digits"):
+        Session().prepare(["model=cnn,lenet5", "clients.total=3"], is_sweep=True)
+
+
+def test_missing_data_say_what_was_looked_for_and_where() -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"data\.root=/nowhere: no MNIST there.*CUTBIT_DATA"
+    ):
+        Session().prepare(["data=mnist", "data.root=/nowhere"], is_sweep=False)
+
+
+def test_expand_is_the_product() -> None:
+    jobs = expand(["strategy=fedavg,oqfl", "quant.bits=2,4", "seed=0"], is_sweep=True)
+    assert len(jobs) == 4
+    assert jobs[1] == ["strategy=fedavg", "quant.bits=4", "seed=0"]
+
+
+def test_an_integer_counts_clients_and_a_float_is_a_share() -> None:
+    assert compose(["clients.per_round=1"]).clients.per_round == 1
+    assert isinstance(compose(["clients.per_round=1"]).clients.per_round, int)
+    assert isinstance(compose(["clients.per_round=1.0"]).clients.per_round, float)
+
+
+# What identifies an experiment --------------------------------------------------------------------
+
+
+def test_hash_leaves_out_what_changes_nothing() -> None:
+    base = config_hash(small(), ("quant",))
+    same = ["name=other", "engine.workers=7", "tracker.wandb.project=p", "checkpoint.keep=9"]
+    for override in [*same, "resume=true", "data.root=/elsewhere"]:
+        assert config_hash(small(override), ("quant",)) == base, override
+    for override in ["seed=1", "rounds=9", "quant.bits=3", "train.lr=0.2", "model.width=8"]:
+        assert config_hash(small(override), ("quant",)) != base, override
+
+
+def test_hash_leaves_out_what_the_method_does_not_read() -> None:
+    two, four = (small("strategy=fedavg", f"quant.bits={bits}") for bits in (2, 4))
+    assert config_hash(two, ()) == config_hash(four, ())
+    assert not any(key.startswith("quant.") for key in relevant(two, ()))
+
+
+# The process --------------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "main.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["rounds=0"], ["-m", "quant.bits=4,9"], ["-m", "bits=2,4"]])
+def test_exit_code_and_one_line(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_help_and_cfg() -> None:
+    assert "python main.py -m strategy=oqfl quant.bits=2,3,4,8" in run("--help").stdout
+    shown = run("--cfg", "job", "quant.bits=3")
+    assert shown.returncode == 0
+    assert "bits: 3" in shown.stdout

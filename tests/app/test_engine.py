@@ -1,0 +1,192 @@
+"""Our grids: faults of clients and workers, and what Flower expects of a grid."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import FAULTS, assert_same_run, rounds, simulate
+from flwr.app import Message, RecordDict
+
+from app import messages
+from app.engine import RayGrid, SerialGrid, Simulator, Workers
+from strategies.base import AllClientsFailedError
+
+FAULTY = ("strategy=fedavg", "strategy._target_=tests.app.faulty.Faulty", "clients.total=12")
+ON_RAY = ("engine=ray", "engine.workers=2")
+
+
+@pytest.fixture
+def simulator(ray_simulator: Simulator) -> Simulator:
+    return ray_simulator
+
+
+@pytest.fixture
+def faults() -> Iterator[Callable[..., None]]:
+    def say(**kinds: str) -> None:
+        FAULTS.write_text("\n".join(f"{k.removeprefix('c')} {v}" for k, v in kinds.items()))
+
+    for marker in FAULTS.parent.glob("faults.*"):
+        marker.unlink()
+    yield say
+    FAULTS.write_text("")
+
+
+def statuses(folder: Path) -> dict[tuple[int, int], str]:
+    rows = map(json.loads, (folder / "clients.jsonl").read_text().splitlines())
+    return {(row["round"], row["partition"]): row["status"] for row in rows}
+
+
+@pytest.mark.parametrize("engine", [("engine=serial",), ON_RAY], ids=["serial", "ray"])
+def test_a_client_that_raises_is_shown_counted_and_left_out(
+    engine: tuple[str, ...],
+    tmp_path: Path,
+    simulator: Simulator,
+    faults: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    faults(c3="raise", c7="raise")
+    summary = simulate(tmp_path, *FAULTY, *engine, simulator=simulator)
+    assert summary["num_failed"] == 4
+    assert [(r["num_clients"], r["num_failed"]) for r in rounds(tmp_path)] == [(10, 2), (10, 2)]
+    assert {p for (_, p), status in statuses(tmp_path).items() if status == "failed"} == {3, 7}
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == 2  # one for each round, not one for each client
+    assert "client 3, 7 failed" in warnings[0]
+    assert "Traceback" in warnings[0]
+    assert "ArithmeticError: this phone is broken" in warnings[0]
+
+
+@pytest.mark.parametrize("engine", [("engine=serial",), ON_RAY], ids=["serial", "ray"])
+def test_all_clients_failing_ends_the_run(
+    engine: tuple[str, ...], tmp_path: Path, simulator: Simulator, faults: Callable[..., None]
+) -> None:
+    faults(**{f"c{i}": "raise" for i in range(12)})
+    with pytest.raises(AllClientsFailedError, match="all 12 clients failed; ArithmeticError"):
+        simulate(tmp_path, *FAULTY, *engine, simulator=simulator)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_worker_that_dies_is_replaced_and_its_clients_run_again(
+    tmp_path: Path, simulator: Simulator, faults: Callable[..., None]
+) -> None:
+    simulate(tmp_path / "well", *FAULTY, *ON_RAY, simulator=simulator)
+    faults(c2="die-once", c9="die-once")
+    simulate(tmp_path / "died", *FAULTY, *ON_RAY, simulator=simulator)
+    assert_same_run(tmp_path / "well", tmp_path / "died")
+
+
+def test_a_client_that_kills_every_worker_is_given_up(
+    tmp_path: Path, simulator: Simulator, faults: Callable[..., None]
+) -> None:
+    faults(c5="die")
+    simulate(tmp_path, *FAULTY, *ON_RAY, simulator=simulator)
+    failed = {p for (_, p), status in statuses(tmp_path).items() if status == "failed"}
+    assert failed == {5}
+
+
+def test_a_client_that_hangs_is_left_behind(
+    tmp_path: Path, simulator: Simulator, faults: Callable[..., None]
+) -> None:
+    from conftest import small
+
+    from app import experiment
+
+    faults(c1="hang")
+    config = small(*FAULTY, *ON_RAY)
+    grid = simulator._grid(config)
+    strategy = experiment.strategy(config)
+    strategy.discover(grid)
+    arrays = messages.to_record(experiment.network(config).state_dict())
+    from flwr.app import ConfigRecord
+
+    sent = list(strategy.configure_train(1, arrays, ConfigRecord(), grid))
+    replies = list(grid.send_and_receive(sent, timeout=8))
+    assert 6 <= len(replies) < 12
+    faults()
+    assert len(list(grid.send_and_receive(sent, timeout=60))) == 12  # the workers are well again
+
+
+def test_two_sizes_of_pool_in_one_session(tmp_path: Path, simulator: Simulator) -> None:
+    one = simulate(tmp_path / "1", "engine=ray", "engine.workers=1", simulator=simulator)
+    two = simulate(tmp_path / "2", *ON_RAY, simulator=simulator)
+    assert one["final_accuracy"] == two["final_accuracy"]
+    assert simulator._workers is not None
+    assert len(simulator._workers.actors) == 2
+
+
+# Flower's contract ------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["serial", "ray"])
+def grid(request: pytest.FixtureRequest, simulator: Simulator) -> SerialGrid | RayGrid:
+    from conftest import small
+
+    engine = ("engine=serial",) if request.param == "serial" else ON_RAY
+    return simulator._grid(small("clients.total=5", *engine))  # type: ignore[return-value]
+
+
+def query(node: int) -> Message:
+    return Message(RecordDict(), node, "query")
+
+
+def test_replies_come_in_the_order_of_the_messages(grid: SerialGrid | RayGrid) -> None:
+    replies = list(grid.send_and_receive([query(n) for n in (4, 0, 2)]))
+    assert [messages.read_introduction(reply)[0] for reply in replies] == [4, 0, 2]
+    assert [reply.metadata.src_node_id for reply in replies] == [4, 0, 2]
+
+
+def test_nothing_sent_nothing_received(grid: SerialGrid | RayGrid) -> None:
+    assert list(grid.send_and_receive([])) == []
+
+
+def test_push_and_pull(grid: SerialGrid | RayGrid) -> None:
+    ids = list(grid.push_messages([query(1), query(3)]))
+    assert len(set(ids)) == 2
+    replies = list(grid.pull_messages(ids))
+    assert [r.metadata.reply_to_message_id for r in replies] == ids
+    assert list(grid.pull_messages(ids)) == []
+
+
+def test_an_unknown_message_type_is_an_error_reply(grid: SerialGrid | RayGrid) -> None:
+    message = Message(RecordDict(), 0, "evaluate")
+    (reply,) = grid.send_and_receive([message])
+    assert reply.has_error()
+    assert "No evaluate function" in reply.error.reason
+
+
+def test_a_client_beyond_the_total_is_an_error_reply(grid: SerialGrid | RayGrid) -> None:
+    (reply,) = grid.send_and_receive([query(5)])
+    assert "there is no client 5" in reply.error.reason
+
+
+def test_several_contents_in_one_send(grid: SerialGrid | RayGrid) -> None:
+    """Each client gets its own content, also where a worker remembers another."""
+    from conftest import small
+    from flwr.app import ConfigRecord
+
+    from app import experiment
+
+    config = small("clients.total=5")
+    strategy = experiment.strategy(config)
+    strategy.discover(grid)
+    state = experiment.network(config).state_dict()
+    state = strategy.prepare(experiment.network(config)).state_dict()
+    sent = []
+    for node in range(5):
+        arrays = messages.to_record(
+            {k: v * 0 + node if v.is_floating_point() else v for k, v in state.items()}
+        )
+        config_record = ConfigRecord({**strategy.client_config(), "seed": 0, "train.lr": 0.0})
+        content = messages.request(arrays, config_record, 1)
+        sent.append(Message(content, node, "train"))
+    for _ in range(2):
+        for node, reply in enumerate(grid.send_and_receive(sent)):
+            returned = messages.read_reply(reply).arrays["head.linear.bias"]
+            assert (returned == node).all()
+
+
+def test_workers_can_be_closed_twice() -> None:
+    workers = Workers(1)
+    workers.close()
+    workers.close()

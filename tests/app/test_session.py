@@ -1,0 +1,123 @@
+"""Whole command lines, in processes of their own: sweeps, failures, kill and resume."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import FAULTS, ROOT, assert_same_run
+
+SERIAL = (
+    "engine=serial", "clients.total=6", "data.max_train=240", "train.epochs=1", "rounds=2",
+)  # fmt: skip
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "main.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_sweep_ends_in_a_table_and_runs_identical_jobs_once(tmp_path: Path) -> None:
+    result = run(
+        "-m", "strategy=fedavg,oqfl", "quant.bits=2,4", *SERIAL, f"hydra.sweep.dir={tmp_path}"
+    )
+    assert result.returncode == 0, result.stderr
+    jobs = [json.loads((tmp_path / str(i) / "summary.json").read_text()) for i in range(4)]
+    assert [job["strategy"] for job in jobs] == ["fedavg", "fedavg", "oqfl", "oqfl"]
+    assert [job.get("same_as") for job in jobs] == [None, "0", None, None]
+    assert "the same experiment as job 0, not run again" in result.stderr
+    assert_same_run(tmp_path / "0", tmp_path / "1")
+    assert [job.get("weight_bits") for job in jobs] == [None, None, 2, 4]
+    lines = [line for line in result.stdout.splitlines() if line.startswith("│")]
+    assert len(lines) == 4
+    for job, line in zip(jobs, lines, strict=True):
+        assert f"{job['final_accuracy']:.4f}" in line
+    with (tmp_path / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["final_accuracy"]) for row in rows] == [j["final_accuracy"] for j in jobs]
+    assert "| fedavg | – |" in (tmp_path / "summary.md").read_text()
+    offline = list(tmp_path.glob("*/wandb/offline-run-*"))
+    assert len(offline) == 3  # one per experiment that ran
+
+
+def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
+    FAULTS.write_text("\n".join(f"{i} raise" for i in range(6)))
+    target = "strategy._target_=tests.app.faulty.Faulty,strategies.fedavg.FedAvg"
+    try:
+        result = run("-m", "strategy=fedavg", target, *SERIAL, f"hydra.sweep.dir={tmp_path}")
+    finally:
+        FAULTS.write_text("")
+    assert result.returncode == 1
+    assert "failed: job 1/2" in result.stderr
+    assert "all 6 clients failed; ArithmeticError: this phone is broken" in result.stderr
+    assert str(tmp_path / "0" / "error.txt") in result.stderr
+    assert "Traceback" in (tmp_path / "0" / "error.txt").read_text()
+    assert not (tmp_path / "0" / "summary.json").exists()
+    assert (tmp_path / "1" / "summary.json").exists()
+    statuses = [line.split("│")[-2].strip() for line in result.stdout.splitlines() if "│" in line]
+    assert statuses == ["failed", "finished"]
+
+
+def test_a_run_that_fails_says_so_in_its_exit_code(tmp_path: Path) -> None:
+    result = run(*SERIAL, "train.lr=1e30", f"hydra.run.dir={tmp_path}")
+    assert result.returncode == 1
+    assert "training diverged" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "oqfl"])
+def test_killed_and_resumed_equals_uninterrupted(strategy: str, tmp_path: Path) -> None:
+    chosen = (f"strategy={strategy}", *SERIAL, "rounds=6", "checkpoint.every=2", "seed=5")
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "main.py", *chosen, f"hydra.run.dir={killed}"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while _num_lines(killed / "rounds.jsonl") < 3:
+        assert process.poll() is None, "ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "summary.json").exists()
+
+    refused = run(*chosen, f"hydra.run.dir={killed}")
+    assert refused.returncode == 1
+    assert "holds a run already; resume=true continues it" in refused.stderr
+    refused = run(*chosen, "train.lr=0.3", "resume=true", f"hydra.run.dir={killed}")
+    assert refused.returncode == 1
+    assert "holds another experiment: train.lr (was 0.1, is 0.3)" in refused.stderr
+
+    resumed = run(*chosen, "resume=true", f"hydra.run.dir={killed}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "continued after round" in resumed.stderr
+    whole = run(*chosen, f"hydra.run.dir={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+    assert_same_run(tmp_path / "whole", killed)
+    assert len(list(killed.glob("wandb/offline-run-*"))) == 1
+
+
+def test_resume_finds_the_newest_run_of_the_same_experiment(tmp_path: Path) -> None:
+    chosen = (*SERIAL, f"name=test_resume/{tmp_path.name}", "tracker.wandb.mode=disabled")
+    first = run(*chosen)
+    folder = Path(first.stdout.splitlines()[-1])
+    try:
+        grown = run(*chosen, "rounds=4", "resume=true")
+        assert grown.returncode == 0, grown.stderr
+        assert Path(grown.stdout.splitlines()[-1]) == folder
+        assert _num_lines(folder / "rounds.jsonl") == 4
+        again = run(*chosen, "rounds=4", "resume=true")
+        assert "finished already" in again.stderr
+    finally:
+        import shutil
+
+        shutil.rmtree(ROOT / "runs" / "test_resume")
+
+
+def _num_lines(path: Path) -> int:
+    return len(path.read_bytes().splitlines()) if path.exists() else 0

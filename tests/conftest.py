@@ -1,0 +1,92 @@
+"""Settings and helpers that all tests share."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+# Which clients of tests/app/faulty.py fail; named before any worker starts and inherits it.
+FAULTS = Path(tempfile.mkdtemp(prefix="cutbit-test-")) / "faults"
+FAULTS.touch()
+os.environ["FAULTS"] = str(FAULTS)
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from app.config import Config, compose
+from app.engine import Simulator, Workers
+
+ROOT = Path(__file__).resolve().parent.parent
+# Small enough for a test, large enough for everything to happen: several clients, batches, rounds.
+SMALL = (
+    "engine=serial", "rounds=2", "clients.total=6", "data.max_train=240", "train.epochs=1",
+    "train.batch_size=16", "tracker.wandb.mode=disabled", "checkpoint.every=1",
+)  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate-golden", action="store_true", help="write tests/golden anew")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def ray_simulator() -> Iterator[Simulator]:
+    """Two workers, shared by all tests that run on Ray; ask for engine.workers=2."""
+    simulator = Simulator()
+    simulator._workers = Workers(2, None)
+    yield simulator
+    simulator.close()
+
+
+def small(*overrides: str) -> Config:
+    """A small experiment."""
+    return compose([*SMALL, *overrides])
+
+
+def simulate(folder: Path, *overrides: str, simulator: Simulator | None = None) -> dict[str, Any]:
+    """Run a small experiment into ``folder`` and return its summary."""
+    return (simulator or Simulator()).run(small(*overrides), folder)
+
+
+def rounds(folder: Path) -> list[dict[str, Any]]:
+    """rounds.jsonl without what is measured by the clock."""
+    lines = (folder / "rounds.jsonl").read_text().splitlines()
+    return [_timeless(json.loads(line)) for line in lines]
+
+
+def _timeless(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith("wall_")}
+
+
+def assert_same_run(one: Path, *others: Path) -> None:
+    """Records, client records and weights are equal bit for bit."""
+    for other in others:
+        assert rounds(one) == rounds(other)
+        assert (one / "clients.jsonl").read_text() == (other / "clients.jsonl").read_text()
+        assert_same_arrays(
+            load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+        )
+
+
+def assert_same_arrays(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        assert array.dtype == other[name].dtype
+        assert np.array_equal(array, other[name]), name
+
+
+def strategies() -> Sequence[str]:
+    """Every method there is."""
+    return sorted(path.stem for path in (ROOT / "conf" / "strategy").glob("*.yaml"))

@@ -1,0 +1,95 @@
+"""What every method must do. A method without a row here cannot exist."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, assert_same_run, rounds, simulate, small, strategies
+from safetensors.numpy import load_file
+
+from app import experiment
+from app.engine import Simulator
+
+# Overrides that a method needs to run small; the variants of it that must conform as well.
+ROWS: dict[str, list[tuple[str, ...]]] = {
+    "fedavg": [(), ("strategy.average=median",), ("strategy.average=trimmed_mean",)],
+    "oqfl": [
+        (),
+        ("quant.bits=2", "quant.per_channel=true"),
+        ("quant.weight_bits=3", "quant.act_bits=32"),
+        ("quant.learn_step=false",),
+        ("quant.wire=codes",),
+        ("quant.wire=codes_both",),
+    ],
+}
+CASES = [pytest.param(s, o, id=" ".join((s, *o))) for s, rows in ROWS.items() for o in rows]
+
+
+def test_every_method_has_a_row_a_page_and_a_file() -> None:
+    assert sorted(ROWS) == strategies()
+    for name in ROWS:
+        assert (ROOT / "strategies" / f"{name}.py").exists()
+        page = (ROOT / "strategies" / f"{name}.md").read_text()
+        for heading in ("Use", "Deviations", "Suggested settings", "Trade-offs", "Citation"):
+            assert f"## {heading}" in page, f"{name}.md has no section {heading}"
+
+
+@pytest.mark.parametrize(("strategy", "overrides"), CASES)
+def test_two_rounds(
+    strategy: str, overrides: tuple[str, ...], tmp_path: Path, ray_simulator: Simulator
+) -> None:
+    chosen = (f"strategy={strategy}", *overrides)
+    summary = simulate(tmp_path / "serial", *chosen)
+    simulate(tmp_path / "again", *chosen)
+    on_ray = ("engine=ray", "engine.workers=2")
+    simulate(tmp_path / "ray", *chosen, *on_ray, simulator=ray_simulator)
+    assert_same_run(tmp_path / "serial", tmp_path / "again", tmp_path / "ray")
+
+    records = rounds(tmp_path / "serial")
+    assert [record["round"] for record in records] == [1, 2]
+    for record in records:
+        assert np.isfinite([record["accuracy"], record["loss"], record["train_loss"]]).all()
+        assert (record["num_clients"], record["num_failed"], record["num_dropped"]) == (6, 0, 0)
+        assert record["bytes_up"] > 0 < record["bytes_down"]
+    clients = [json.loads(line) for line in (tmp_path / "serial" / "clients.jsonl").open()]
+    for direction in ("bytes_up", "bytes_down"):
+        by_round = [sum(c[direction] for c in clients if c["round"] == r) for r in (1, 2)]
+        assert by_round == [record[direction] for record in records]
+        assert summary[f"total_{direction}"] == sum(by_round)
+
+
+@pytest.mark.parametrize(("strategy", "overrides"), CASES)
+def test_names_and_types_stay_those_of_the_model(
+    strategy: str, overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = small(f"strategy={strategy}", *overrides)
+    model = experiment.strategy(config).prepare(experiment.network(config))
+    simulate(tmp_path, f"strategy={strategy}", *overrides)
+    arrays = load_file(tmp_path / "model.safetensors")
+    state = model.state_dict()
+    assert arrays.keys() == state.keys()
+    for name, tensor in state.items():
+        assert arrays[name].shape == tuple(tensor.shape)
+        assert arrays[name].dtype == tensor.numpy().dtype
+        assert np.isfinite(arrays[name]).all()
+
+
+@pytest.mark.parametrize("strategy", strategies())
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(("clients.total=1",), id="one client"),
+        pytest.param(("data.max_train=4",), id="empty clients"),
+        pytest.param(("data.max_train=6", "model.norm=batch"), id="one sample each"),
+        pytest.param(("data.max_train=102", "model.norm=batch"), id="a last batch of one"),
+        pytest.param(("train.batch_size=1", "data.max_train=24"), id="batches of one"),
+        pytest.param(("train.batch_size=100000",), id="a batch larger than the data"),
+        pytest.param(("data.partition=shards", "data.max_train=60"), id="one class or two"),
+        pytest.param(("clients.per_round=1",), id="one client a round"),
+    ],
+)
+def test_odd_sizes(strategy: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
+    summary = simulate(tmp_path, f"strategy={strategy}", *overrides)
+    assert summary["num_failed"] == 0
+    assert summary["rounds"] == 2

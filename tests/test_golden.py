@@ -1,0 +1,55 @@
+"""Training losses that must not change unnoticed.
+
+tests/golden/<method>.json holds the loss of each of 20 steps of one client on digits, as of the
+commit that wrote it. `pytest tests/test_golden.py --regenerate-golden` writes them anew: say in the
+commit's message why they changed.
+"""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from conftest import ROOT, small, strategies
+
+from app import experiment
+from app.client import _key
+from app.messages import ROUND
+from strategies import local
+
+STEPS = 20
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Every cross-entropy that local training computes."""
+    found: list[float] = []
+    original = local.F.cross_entropy
+
+    def record(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = original(logits, labels)
+        found.append(float(loss.detach()))
+        return loss
+
+    monkeypatch.setattr(local.F, "cross_entropy", record)
+    yield found
+
+
+@pytest.mark.parametrize("strategy", strategies())
+def test_losses(strategy: str, losses: list[float], request: pytest.FixtureRequest) -> None:
+    config = small(
+        f"strategy={strategy}", "clients.total=1", "train.epochs=2", f"train.max_batches={STEPS}"
+    )
+    server = experiment.strategy(config)
+    settings = {**server.client_config(), "seed": 0, ROUND: 1}
+    assert _key(settings)  # as the app keys its model by them
+    method = experiment.method(config)
+    model = method.prepare(experiment.network(config), settings)
+    arrays = server.prepare(experiment.network(config)).state_dict()
+    data = experiment.client_data(config, 0)
+    method.train(model, arrays, data, settings, local.Streams(0, 1, 0))
+    assert len(losses) == STEPS
+    path = ROOT / "tests" / "golden" / f"{strategy}.json"
+    if request.config.getoption("--regenerate-golden"):
+        path.write_text(json.dumps(losses, indent=1) + "\n")
+    assert losses == pytest.approx(json.loads(path.read_text()), rel=1e-4)

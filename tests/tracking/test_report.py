@@ -1,0 +1,193 @@
+"""Tables over folders that the test makes."""
+
+import csv
+import io
+import json
+
+import pytest
+import yaml
+from rich.console import Console
+
+from tracking.report import HEADINGS, cells, collect, main, markdown, print_table, write_report
+
+SUMMARY = {
+    "final_accuracy": 0.91234, "best_accuracy": 0.95, "rounds": 5, "total_bytes_up": 1_500_000,
+    "total_bytes_down": 999, "total_wall_s": 12.345, "weight_bits": 4, "act_bits": 4,
+    "strategy": "oqfl", "seed": 0, "versions": {"torch": "2.13", "flwr": "1.41"},
+}  # fmt: skip
+
+
+def make_run(folder, overrides=(), summary=None, error=None, config=True):
+    folder.mkdir(parents=True)
+    if config:
+        (folder / "config.json").write_text("{}")
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
+    if summary is not None:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    if error is not None:
+        (folder / "error.txt").write_text(error)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Five jobs: finished, failed while it ran, stopped, failed before it had a config, a copy."""
+    make_run(tmp_path / "0", ["strategy=oqfl", "quant.bits=4"], SUMMARY)
+    make_run(tmp_path / "1", ["strategy=fedavg"], error="Traceback …\nValueError: x\n")
+    make_run(tmp_path / "2", ["seed=2"])
+    make_run(tmp_path / "3", ["seed=3"], error="x", config=False)
+    without_bits = {k: v for k, v in SUMMARY.items() if not k.endswith("_bits")}
+    make_run(tmp_path / "10", ["seed=4"], without_bits | {"same_as": "0"})
+    (tmp_path / "not_a_run").mkdir()
+    return tmp_path
+
+
+def test_one_row_a_run_in_the_order_of_the_jobs(sweep):
+    rows = collect(sweep)
+    assert [(row["job"], row["overrides"], row["status"]) for row in rows] == [
+        ("0", "strategy=oqfl quant.bits=4", "finished"),
+        ("1", "strategy=fedavg", "failed"),
+        ("2", "seed=2", "unfinished"),
+        ("3", "seed=3", "failed"),
+        ("10", "seed=4", "same as 0"),
+    ]
+    assert {k: rows[0][k] for k in SUMMARY if k != "versions"} == {
+        k: v for k, v in SUMMARY.items() if k != "versions"
+    }
+    assert (rows[0]["version_torch"], rows[0]["version_flwr"]) == ("2.13", "1.41")
+    assert "versions" not in rows[0]
+
+
+def test_cells(sweep):
+    rows = collect(sweep)
+    assert cells(rows[0]) == [
+        "0", "strategy=oqfl quant.bits=4", "oqfl", "4", "0.9123", "0.9500", "1.5 MB", "999 B",
+        "12.3", "finished",
+    ]  # fmt: skip
+    assert cells(rows[1]) == ["1", "strategy=fedavg", "", "–", "", "", "", "", "", "failed"]
+    assert cells(rows[4])[3] == "–"
+
+
+@pytest.mark.parametrize(
+    ("changes", "heading", "text"),
+    [
+        ({"weight_bits": 2, "act_bits": 8}, "bits", "w2 a8"),
+        ({"weight_bits": 32, "act_bits": 32}, "bits", "32"),
+        ({"final_accuracy": 0.0}, "accuracy", "0.0000"),
+        ({"final_accuracy": None}, "accuracy", ""),
+        ({"total_bytes_up": 0}, "up", "0 B"),
+        ({"total_bytes_up": 1000}, "up", "1 kB"),
+        ({"total_bytes_up": 123_456_789_000}, "up", "123 GB"),
+        ({"total_bytes_up": 5 * 10**16}, "up", "5e+04 TB"),
+        ({"total_wall_s": 0.0}, "seconds", "0.0"),
+    ],
+)
+def test_one_cell(tmp_path, changes, heading, text):
+    make_run(tmp_path / "0", summary=SUMMARY | changes)
+    (row,) = collect(tmp_path)
+    assert cells(row)[HEADINGS.index(heading)] == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(999_600, "1 MB"), (999_999_999, "1 GB")])
+def test_bytes_just_below_the_next_unit(tmp_path, value, text):
+    make_run(tmp_path / "0", summary=SUMMARY | {"total_bytes_up": value})
+    (row,) = collect(tmp_path)
+    assert cells(row)[HEADINGS.index("up")] == text
+
+
+def test_markdown(sweep):
+    lines = markdown(collect(sweep)).splitlines()
+    assert len(lines) == 2 + 5
+    assert [part.strip() for part in lines[0].strip("|").split("|")] == list(HEADINGS)
+    assert set(lines[1]) == {"|", "-"}
+    assert lines[2].startswith("| 0 | strategy=oqfl quant.bits=4 | oqfl | 4 | 0.9123 |")
+    assert {line.count("|") for line in lines} == {len(HEADINGS) + 1}
+
+
+def test_a_bar_in_an_override_does_not_break_the_table(tmp_path):
+    make_run(tmp_path / "0", ["name=a|b"], SUMMARY)
+    line = markdown(collect(tmp_path)).splitlines()[2]
+    assert line.replace("\\|", "").count("|") == len(HEADINGS) + 1
+
+
+def test_report_files(sweep):
+    rows = write_report(sweep)
+    assert (sweep / "summary.md").read_text(encoding="utf-8") == markdown(rows)
+    with (sweep / "summary.csv").open(newline="", encoding="utf-8") as file:
+        read = list(csv.DictReader(file))
+    assert [row["job"] for row in read] == ["0", "1", "2", "3", "10"]
+    assert [row["status"] for row in read] == [row["status"] for row in rows]
+    assert float(read[0]["final_accuracy"]) == SUMMARY["final_accuracy"]
+    assert read[1]["final_accuracy"] == ""
+    assert read[4]["same_as"] == "0"
+    assert read[0]["version_torch"] == "2.13"
+    assert write_report(sweep) == rows  # its own files do not count as runs
+
+
+def test_csv_quotes_what_hydra_lets_through(tmp_path):
+    make_run(tmp_path / "0", ['model.widths=[1,2,"x"]', "name=ä\nb"], SUMMARY)
+    (expected,) = write_report(tmp_path)
+    with (tmp_path / "summary.csv").open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert row["overrides"] == expected["overrides"] == 'model.widths=[1,2,"x"] name=ä\nb'
+
+
+def test_a_single_run(tmp_path):
+    make_run(tmp_path / "2026-01-01", ["rounds=5"], SUMMARY)
+    (row,) = collect(tmp_path / "2026-01-01")
+    assert (row["job"], row["status"]) == ("2026-01-01", "finished")
+
+
+def test_a_run_without_hydra(tmp_path):
+    """Under `flwr run` there is no .hydra folder."""
+    (tmp_path / "config.json").write_text("{}")
+    (row,) = collect(tmp_path)
+    assert (row["overrides"], row["status"]) == ("", "unfinished")
+
+
+def test_a_finished_run_that_failed_when_it_was_to_grow_is_failed(tmp_path):
+    make_run(tmp_path / "0", ["rounds=9"], SUMMARY, error="Traceback")
+    assert collect(tmp_path)[0]["status"] == "failed"
+
+
+def test_nothing_there(tmp_path, capsys):
+    assert write_report(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+    assert main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}: no run there\n"
+    assert main([str(tmp_path / "nowhere")]) == 1
+
+
+def test_command_line(sweep, capsys):
+    assert main([str(sweep)]) == 0
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if line.startswith("│")]
+    assert len(rows) == 5
+    assert "strategy=oqfl quant.bits=4" in rows[0]
+    assert (sweep / "summary.csv").exists()
+    assert main([]) == 1
+    assert main(["--help"]) == 0
+    assert "python -m tracking.report" in capsys.readouterr().out
+
+
+def shown(rows, **options):
+    console = Console(file=io.StringIO(), **options)
+    print_table(rows, console)
+    return console.file.getvalue()
+
+
+def test_every_row_is_one_line_where_there_is_no_terminal(sweep):
+    out = shown(collect(sweep), width=40)
+    assert len([line for line in out.splitlines() if line.startswith("│")]) == 5
+
+
+def test_also_a_long_row(tmp_path):
+    make_run(tmp_path / "0", [f"train.some_option_{i}=value_{i}" for i in range(8)], SUMMARY)
+    out = shown(collect(tmp_path))
+    assert len([line for line in out.splitlines() if line.startswith("│")]) == 1
+
+
+@pytest.mark.parametrize("override", ["split.cut=[stage1,stage2]", "name=[/x]"])
+def test_brackets_in_an_override_are_shown_as_they_are(tmp_path, override):
+    make_run(tmp_path / "0", [override], SUMMARY)
+    assert override in shown(collect(tmp_path))

@@ -1,0 +1,228 @@
+"""What lies in an offline run's file, read back byte by byte."""
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import wandb_reader
+from wandb_reader import offline_runs, read_only_run, read_run
+
+from tracking.record import RoundRecord
+from tracking.wandb_sink import WandbSink
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = {
+    "strategy.name": "oqfl", "data.name": "digits", "quant.bits": 4, "train.lr": 0.1,
+    "target_accuracy": None, "clients.per_round": 1.0, "data.shape": [1, 8, 8], "resume": False,
+}  # fmt: skip
+
+
+@dataclass
+class Settings:
+    mode: str = "offline"
+    project: str = "cutbit-test"
+    entity: str | None = None
+
+
+@pytest.fixture(autouse=True)
+def no_wandb_environment(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+
+def record(server_round, **changes):
+    values = {
+        "round": server_round, "accuracy": server_round / 10, "loss": 1.5, "train_loss": 2.0,
+        "num_clients": 5, "num_failed": 1, "num_dropped": 0, "bytes_up": 2**40,
+        "bytes_down": server_round, "sim_s": None, "energy_j": None, "wall_s": 0.25,
+    }  # fmt: skip
+    return RoundRecord(**{**values, **changes})
+
+
+def expected_rows(records):
+    rows, total = [], 0
+    for step, r in enumerate(records):
+        total += r.bytes_up + r.bytes_down
+        row = {name: value for name, value in r.to_dict().items() if value is not None}
+        rows.append({**row, "total_bytes": total, "_step": step})
+    return rows
+
+
+def without_clock(rows):
+    return [{k: v for k, v in r.items() if k not in ("_timestamp", "_runtime")} for r in rows]
+
+
+def write(folder, records, summary, done=(), group="sweep/now"):
+    sink = WandbSink(Settings(), folder, CONFIG, group, done)
+    for r in records:
+        sink.round(r, ())
+    sink.finish(summary)
+    return read_only_run(folder)
+
+
+def test_a_finished_run_is_whole(tmp_path):
+    folder = tmp_path / "digits" / "7"
+    folder.mkdir(parents=True)
+    records = [
+        record(1),
+        record(2, accuracy=None, loss=None),
+        record(3, sim_s=1.5, energy_j=2.5, extra={"dcor_max": 0.75}),
+    ]
+    summary = {"final_accuracy": 0.3, "rounds": 3, "versions": {"torch": "x"}, "to_target": None}
+    run = write(folder, records, summary)
+    assert without_clock(run.history) == expected_rows(records)
+    assert {k: run.config[k] for k in CONFIG} == CONFIG
+    assert run.group == "sweep/now"
+    assert run.name == "digits/7"
+    assert run.project == "cutbit-test"
+    assert set(run.tags) == {"oqfl", "digits"}
+    assert run.exit_code == 0
+    for name in ("final_accuracy", "rounds"):
+        assert run.summary[name] == summary[name]
+    assert run.summary["dcor_max"] == 0.75  # the last row of history is there too
+    assert run.summary["total_bytes"] == 3 * 2**40 + 6
+    for name in ("round", "total_bytes"):
+        assert name in run.metrics
+    assert run.metrics["*"].step_metric == "round"
+
+
+def test_a_long_run_crosses_blocks(tmp_path):
+    """More than 32 KiB, so that records are cut into pieces."""
+    records = [record(r, extra={f"metric_{i}": r / 7 + i for i in range(30)}) for r in range(1, 61)]
+    run = write(tmp_path, records, {"rounds": 60})
+    (path,) = offline_runs(tmp_path)
+    assert path.stat().st_size > 2 * wandb_reader.BLOCK
+    assert without_clock(run.history) == expected_rows(records)
+
+
+def test_without_a_summary_the_run_has_failed(tmp_path):
+    run = write(tmp_path, [record(1), record(2)], None)
+    assert run.exit_code == 1
+    assert [row["round"] for row in run.history] == [1, 2]
+
+
+def test_without_a_group_and_names_there_are_none(tmp_path):
+    sink = WandbSink(Settings(), tmp_path, {"seed": 3})
+    sink.finish({})
+    run = read_only_run(tmp_path)
+    assert (run.group, run.tags, run.history) == ("", (), [])
+    assert run.config["seed"] == 3
+
+
+def test_continuing_writes_a_whole_run_in_place_of_the_old_one(tmp_path):
+    interrupted = write(tmp_path, [record(1), record(2), record(3)], None)
+    assert interrupted.exit_code == 1
+    (old,) = offline_runs(tmp_path)
+    kept = tmp_path / "wandb" / "notes.txt"
+    kept.write_text("mine")
+    records = [record(r) for r in range(1, 6)]
+    run = write(tmp_path, records[2:], {"rounds": 5}, done=records[:2])  # round 3 is run again
+    assert without_clock(run.history) == expected_rows(records)
+    assert run.exit_code == 0
+    assert run.summary["rounds"] == 5
+    assert offline_runs(tmp_path) != [old]
+    assert kept.exists()
+
+
+def test_starting_over_before_the_first_checkpoint_leaves_one_run(tmp_path):
+    """resume=true, but the run stopped before its first checkpoint: nothing is done."""
+    write(tmp_path, [record(1)], None)
+    sink = WandbSink(Settings(), tmp_path, CONFIG, "", done=())
+    sink.finish({})
+    assert len(offline_runs(tmp_path)) == 1
+
+
+def test_disabled_writes_nothing(tmp_path):
+    sink = WandbSink(Settings(mode="disabled"), tmp_path, CONFIG, "group", [record(1)])
+    sink.round(record(2), ())
+    sink.finish({"rounds": 2})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disabled_does_not_import_wandb(tmp_path):
+    code = f"""
+        import sys, pathlib, types
+        from tracking.wandb_sink import WandbSink
+        settings = types.SimpleNamespace(mode="disabled", project="p", entity=None)
+        WandbSink(settings, pathlib.Path({str(tmp_path)!r}), {{}}).finish({{}})
+        assert "wandb" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=ROOT)
+
+
+def test_runs_one_after_another_do_not_mix(tmp_path):
+    """Jobs of a sweep share a process; the one before may not have been finished."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    left = WandbSink(Settings(), tmp_path / "a", CONFIG)
+    left.round(record(1), ())
+    second = WandbSink(Settings(), tmp_path / "b", {"strategy.name": "fedavg"})
+    second.round(record(1, accuracy=0.75), ())
+    second.round(record(2, accuracy=0.875), ())
+    second.finish({"rounds": 2})
+    a, b = read_only_run(tmp_path / "a"), read_only_run(tmp_path / "b")
+    assert [row["accuracy"] for row in a.history] == [0.1]
+    assert [row["accuracy"] for row in b.history] == [0.75, 0.875]
+    assert (set(a.tags), set(b.tags)) == ({"oqfl", "digits"}, {"fedavg"})
+    assert b.exit_code == 0
+
+
+def test_nothing_is_printed(tmp_path, capfd):
+    write(tmp_path, [record(1)], {"rounds": 1})
+    out, err = capfd.readouterr()
+    assert out == err == ""
+
+
+def test_a_killed_run_keeps_its_rounds(tmp_path):
+    code = f"""
+        import os, signal, sys, time
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import pathlib
+        from test_wandb_sink import CONFIG, Settings, record
+        from tracking.wandb_sink import WandbSink
+        sink = WandbSink(Settings(), pathlib.Path({str(tmp_path)!r}), CONFIG)
+        for server_round in range(1, 6):
+            sink.round(record(server_round), ())
+        time.sleep(1.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT)
+    assert ended.returncode == -signal.SIGKILL
+    (path,) = offline_runs(tmp_path)
+    run = read_run(path)
+    assert [row["round"] for row in run.history] == [1, 2, 3, 4, 5]
+
+
+# The reader itself ------------------------------------------------------------------------------
+
+
+def piece(data, kind):
+    crc = zlib.crc32(data, zlib.crc32(bytes([kind])))
+    return struct.pack("<IHB", crc, len(data), kind) + data
+
+
+HEADER = b":W&B" + struct.pack("<HB", 0xBEE1, 0)
+
+
+def test_reader_joins_pieces_and_skips_padding():
+    first = b"a" * (wandb_reader.BLOCK - len(HEADER) - 7 - 3)  # leaves three bytes of padding
+    data = HEADER + piece(first, 2) + b"\0" * 3 + piece(b"b", 3) + piece(b"c", 4) + piece(b"d", 1)
+    assert wandb_reader.payloads(data) == [first + b"bc", b"d"]
+
+
+def test_reader_refuses_what_is_damaged():
+    data = HEADER + piece(b"hello", 1)
+    assert wandb_reader.payloads(data) == [b"hello"]
+    with pytest.raises(AssertionError, match="checksum"):
+        wandb_reader.payloads(data[:-1] + b"!")
+    with pytest.raises(AssertionError, match="cut off"):
+        wandb_reader.payloads(data[:-1])
+    with pytest.raises(AssertionError, match="not a wandb file"):
+        wandb_reader.payloads(b"x" * 20)

@@ -1,0 +1,110 @@
+"""A reader of wandb's offline files, of which wandb 0.31 has none in Python.
+
+A .wandb file is a LevelDB log behind a header of its own: ``:W&B``, 0xBEE1 little-endian, version
+0; blocks of 32 KiB; records ``<IHB`` crc, length, type (1 whole, 2 first, 3 middle, 4 last). crc
+is zlib's over the type's byte and the data. A whole record is a `wandb_internal_pb2.Record`.
+"""
+
+import json
+import struct
+import time
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BLOCK = 32 * 1024
+HEADER = struct.Struct("<4sHB")
+RECORD = struct.Struct("<IHB")
+WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+@dataclass
+class OfflineRun:
+    """What an offline run would upload."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    group: str = ""
+    name: str = ""
+    project: str = ""
+    entity: str = ""
+    tags: tuple[str, ...] = ()
+    exit_code: int | None = None
+
+
+def offline_runs(folder: Path) -> list[Path]:
+    """The .wandb files under a run's folder, oldest first; the link to the latest is no run."""
+    return sorted(path for path in folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+def payloads(data: bytes) -> list[bytes]:
+    """The records of a file's bytes, with every checksum checked."""
+    assert HEADER.unpack_from(data) == (b":W&B", 0xBEE1, 0), "not a wandb file"
+    found, parts, at = [], [], HEADER.size
+    while at < len(data):
+        if BLOCK - at % BLOCK < RECORD.size:  # padding at the end of a block
+            at += BLOCK - at % BLOCK
+            continue
+        crc, length, kind = RECORD.unpack_from(data, at)
+        at += RECORD.size
+        piece = data[at : at + length]
+        assert len(piece) == length, "cut off"
+        assert zlib.crc32(piece, zlib.crc32(bytes([kind]))) == crc, "checksum"
+        at += length
+        parts = [piece] if kind in (WHOLE, FIRST) else [*parts, piece]
+        if kind in (WHOLE, LAST):
+            found.append(b"".join(parts))
+    return found
+
+
+def read_run(path: Path) -> OfflineRun:
+    """Read one .wandb file."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    run = OfflineRun()
+    for payload in payloads(path.read_bytes()):
+        record = Record.FromString(payload)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            _take_run(run, record.run)
+        elif kind == "history":
+            run.history.append(_items(record.history.item))
+        elif kind == "summary":
+            run.summary |= _items(record.summary.update)
+        elif kind == "config":
+            run.config |= _items(record.config.update)
+        elif kind == "metric":
+            run.metrics[record.metric.name or record.metric.glob_name] = record.metric
+        elif kind == "exit":
+            run.exit_code = record.exit.exit_code
+    return run
+
+
+def read_only_run(folder: Path, timeout_s: float = 5.0) -> OfflineRun:
+    """Read the one run under a folder, waiting for its end: wandb-core writes in its own process.
+
+    Read at once, a run was found without its history once in some forty times.
+    """
+    (path,) = offline_runs(folder)
+    deadline = time.monotonic() + timeout_s
+    while (run := read_run(path)).exit_code is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return run
+
+
+def _take_run(run: OfflineRun, record: Any) -> None:
+    run.group, run.name = record.run_group, record.display_name
+    run.project, run.entity = record.project, record.entity
+    run.tags = tuple(record.tags)
+    run.config |= _items(record.config.update)
+
+
+def _items(items: Any) -> dict[str, Any]:
+    """Keys, nested ones joined by dots, and values from JSON."""
+    return {
+        ".".join(item.nested_key) if item.nested_key else item.key: json.loads(item.value_json)
+        for item in items
+    }
