@@ -17,6 +17,7 @@ from torch import nn
 
 from app import experiment, messages
 from app.config import Config, config_hash, from_run_config, relevant
+from models.cost import cost
 from strategies.base import FederatedStrategy
 from strategies.checkpoint import Checkpoint, Checkpoints
 from strategies.local import load_arrays
@@ -162,13 +163,13 @@ def describe(
     config: Config, strategy: FederatedStrategy, model: nn.Module, folder: Path
 ) -> dict[str, Any]:
     """Return summary.json: totals over rounds.jsonl, the client's model, and what ran."""
-    parameters = sum(p.numel() for p in model.parameters())
+    client = cost(model, tuple(config.data.shape))
     return {
         **summarise(folder, config.target_accuracy),
-        "client_params": parameters,
-        "client_model_bytes": sum(
-            t.numel() * t.element_size() for t in model.state_dict().values()
-        ),
+        "client_params": client.params,
+        "client_model_bytes": client.packed_bytes,
+        "client_flops_per_sample": client.flops_forward + client.flops_backward,
+        "client_bops_per_sample": client.bops,
         **strategy.describe(),
         "strategy": config.strategy["name"],
         "model": experiment.model_name(config),

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.blocks import by
+
 
 def build(
     target: str,
@@ -70,7 +72,7 @@ def check(model: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> N
     Raises:
         ValueError: the model cannot take the input, or its output is not (B, num_classes).
     """
-    shape = "×".join(str(size) for size in input_shape)
+    shape = by(input_shape)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = copy.deepcopy(model).eval()(torch.zeros(2, *input_shape))

@@ -10,6 +10,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from models.blocks import check_image
+
 GROUPS = 4
 
 
@@ -35,8 +37,7 @@ class CNN(nn.Module):
         norm: str = "group",
     ) -> None:
         super().__init__()
-        if len(input_shape) != 3 or min(input_shape[1:]) < 4:
-            raise ValueError(f"cnn takes images of at least 4×4, got {_by(input_shape)}")
+        check_image("cnn", input_shape, 4)
         if norm not in ("group", "batch"):
             raise ValueError(f"model.norm={norm}: takes group, batch")
         if width < 1 or width % GROUPS:
@@ -73,7 +74,3 @@ def _stage(in_channels: int, out_channels: int, norm: str, pool: bool) -> nn.Seq
     if pool:
         layers["pool"] = nn.MaxPool2d(2)
     return nn.Sequential(layers)
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "×".join(str(size) for size in shape)

@@ -9,6 +9,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from models.blocks import check_image
+
 
 class LeNet5(nn.Module):
     """Two convolutional stages and a head of three linear layers.
@@ -28,9 +30,7 @@ class LeNet5(nn.Module):
         input_shape: tuple[int, ...] = (1, 28, 28),
     ) -> None:
         super().__init__()
-        if len(input_shape) != 3 or min(input_shape[1:]) < 12:
-            got = "×".join(str(size) for size in input_shape)
-            raise ValueError(f"lenet5 takes images of at least 12×12, got {got}")
+        check_image("lenet5", input_shape, 12)
         height, width = ((size // 2 - 4) // 2 for size in input_shape[1:])
         self.stage1 = nn.Sequential(
             OrderedDict(

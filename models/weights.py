@@ -1,0 +1,112 @@
+"""Load a local file of published weights, such as torchvision's .pth files, by name."""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+NUM_NAMED = 3
+"""Names given in an error before it says how many more there are."""
+
+_SKIPPED = ("AuxLogits.",)
+"""Parts of published networks that the backbones here leave out: Inception's auxiliary head."""
+
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+"""torchvision's DenseNet files say norm.1 where its model, and ours, says norm1."""
+
+
+def load_weights(model: nn.Module, path: str | Path, replace_head: bool = False) -> None:
+    """Load the state dict in the file ``path`` into ``model``, in place, or leave it as it was.
+
+    Every name and shape must agree. Exceptions: ``num_batches_tracked``, which older files lack,
+    stays as it is; Inception's auxiliary head is skipped; DenseNet's older names are understood.
+
+    Args:
+        model: any model; its head is its last linear layer.
+        path: file written by ``torch.save`` of a state dict; only tensors are unpickled.
+        replace_head: keep the fresh initialisation of the head, and of what else in the same
+            top-level part (such as ``classifier``) does not fit the file.
+
+    Raises:
+        ValueError: the file cannot be read, or does not fit; one line that lists the first names.
+    """
+    own = model.state_dict()
+    found = _read(Path(path))
+    head = _head(model)
+    if replace_head and head is not None:
+        found = _without_head(found, own, head)
+    missing = [name for name in own if name not in found and not name.endswith(_COUNTER)]
+    unexpected = [name for name in found if name not in own]
+    if missing or unexpected:
+        raise ValueError(f"{path} does not fit: {_listed('missing', missing, unexpected)}")
+    unlike = [name for name in found if found[name].shape != own[name].shape]
+    if head is not None and unlike and all(name.startswith(f"{head}.") for name in unlike):
+        classes = [weights[f"{head}.weight"].shape[0] for weights in (found, own)]
+        raise ValueError(
+            f"{path} has a head for {classes[0]} classes, the model one for {classes[1]}: "
+            f"load it with replace_head to train a new {head}"
+        )
+    if unlike:
+        raise ValueError(f"{path} does not fit: {_shapes(unlike, found, own)}")
+    model.load_state_dict({**own, **found})
+
+
+_COUNTER = "num_batches_tracked"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The file's tensors by the names used here."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no file of weights saved by torch.save") from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds no state dict (names → tensors)")
+    return {
+        _OLD_DENSENET.sub(r"\1\2", name): tensor
+        for name, tensor in state.items()
+        if not name.startswith(_SKIPPED)
+    }
+
+
+def _head(model: nn.Module) -> str | None:
+    """Name of the last linear layer."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return linear[-1] if linear else None
+
+
+def _without_head(
+    found: Mapping[str, Tensor], own: Mapping[str, Tensor], head: str
+) -> dict[str, Tensor]:
+    """``found`` with the model's own tensors for the head and what does not fit in its part."""
+    part = head.split(".")[0] + "."
+    body = {name: tensor for name, tensor in found.items() if not name.startswith(part)}
+    for name, tensor in own.items():
+        if name.startswith(part):
+            fits = name in found and found[name].shape == tensor.shape
+            body[name] = found[name] if fits and not name.startswith(f"{head}.") else tensor
+    return body
+
+
+def _listed(what: str, missing: list[str], unexpected: list[str]) -> str:
+    named = ((what, missing), ("unexpected", unexpected))
+    return "; ".join(f"{kind} {_first(names)}" for kind, names in named if names)
+
+
+def _shapes(unlike: list[str], found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    return _first(
+        f"{name} is {tuple(found[name].shape)} there, {tuple(own[name].shape)} in the model"
+        for name in unlike
+    )
+
+
+def _first(names: Iterable[str]) -> str:
+    names = list(names)
+    more = len(names) - NUM_NAMED
+    return ", ".join(names[:NUM_NAMED]) + (f" and {more} more" if more > 0 else "")
