@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.dataset import Dataset
 
+NUM_CLASSES = 10
 FILES = {
     "train_x": "train-images-idx3-ubyte",
     "train_y": "train-labels-idx1-ubyte",
@@ -88,10 +89,15 @@ def prepare(files: dict[str, Path], mean: float, std: float) -> Dataset:
                 f"{files[f'{part}_x']}: {len(raw[f'{part}_x'])} images but "
                 f"{len(raw[f'{part}_y'])} labels in {files[f'{part}_y']}"
             )
+    for part in ("train_y", "test_y"):
+        if raw[part].numel() and int(raw[part].max()) >= NUM_CLASSES:
+            raise ValueError(
+                f"{files[part]}: has class {int(raw[part].max())}, there are {NUM_CLASSES}"
+            )
     return Dataset(
         train_x=raw["train_x"].unsqueeze(1).float().div_(255).sub_(mean).div_(std),
         train_y=raw["train_y"].long(),
         test_x=raw["test_x"].unsqueeze(1).float().div_(255).sub_(mean).div_(std),
         test_y=raw["test_y"].long(),
-        num_classes=10,
+        num_classes=NUM_CLASSES,
     )

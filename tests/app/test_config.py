@@ -11,7 +11,7 @@ from app.session import Session, expand
 
 WRONG = [
     ("strategy=nothing", "strategy=nothing: takes fedavg, oqfl"),
-    ("data=imagenet", "data=imagenet: takes digits, fashion_mnist, mnist"),
+    ("data=imagenet", "data=imagenet: takes cifar10, digits, fashion_mnist, mitbih, mnist"),
     ("foo=1", "foo: unknown key"),
     ("quant.bit=4", "quant.bit: unknown key; did you mean quant.bits"),
     ("batch_size=4", "batch_size: unknown key; did you mean train.batch_size"),
