@@ -1,5 +1,6 @@
 """Which clients take part in a round."""
 
+import numbers
 import random
 from collections.abc import Sequence
 
@@ -9,9 +10,10 @@ from fleet.seeds import derive_seed
 def num_selected(per_round: int | float, num_clients: int) -> int:
     """How many of ``num_clients`` a round takes: an integer counts, a float is a share.
 
-    At least one, at most all.
+    At least one, at most all; halves round to even, as Python's `round` does.
     """
-    wanted = per_round if isinstance(per_round, int) else round(per_round * num_clients)
+    is_count = isinstance(per_round, numbers.Integral)
+    wanted = int(per_round) if is_count else round(per_round * num_clients)
     return max(1, min(wanted, num_clients))
 
 

@@ -8,6 +8,7 @@ exist, so a model rewritten at 32 bits is the model itself.
 import copy
 import logging
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -115,8 +116,8 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, step: Tensor) -> bool:
-        """Set the step, unless ``step`` is 0 everywhere (an input of zeros says nothing)."""
-        if not bool(step.max() > 0):
+        """Set the step, unless ``step`` is 0 everywhere (zeros say nothing) or not finite."""
+        if not bool(step.max() > 0) or not bool(step.isfinite().all()):
             return False
         # A channel that is all zeros takes the mean of the others.
         self.step.copy_(torch.where(step > 0, step, step[step > 0].mean()).clamp(min=MIN_STEP))
@@ -295,11 +296,13 @@ def calibrate_minmax(model: nn.Module, batches: Iterable[Tensor]) -> None:
     for index, layer in enumerate(layers):
         layer.input_quantizer = layer.weight_quantizer = None
 
-        def observe(_: nn.Module, inputs: tuple[Tensor, ...], index: int = index) -> None:
-            peak = inputs[0].abs().amax()
+        def observe(
+            _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], index: int = index
+        ) -> None:
+            peak = (args or tuple(kwargs.values()))[0].abs().amax()
             largest[index] = torch.maximum(largest.get(index, peak), peak)
 
-        hooks.append(layer.register_forward_pre_hook(observe))
+        hooks.append(layer.register_forward_pre_hook(observe, with_kwargs=True))
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -325,11 +328,13 @@ def calibrate_minmax(model: nn.Module, batches: Iterable[Tensor]) -> None:
 _NON_NEGATIVE = (nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, "relu", "relu_")
 _PASS_ON = (
     nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d,
-    F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d,
-    F.adaptive_avg_pool2d, F.dropout, torch.flatten, torch.cat, "flatten", "view", "reshape",
-    "mean", "contiguous",
+    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Identity,
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d,
+    F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_max_pool1d, F.adaptive_max_pool2d,
+    F.dropout, F.dropout1d, F.dropout2d, torch.flatten, torch.mean, "flatten", "view", "reshape",
+    "mean", "amax", "squeeze", "unsqueeze", "transpose", "permute", "contiguous",
 )  # fmt: skip
+_PASS_ON_ALL = (torch.cat, torch.add, operator.add, operator.iadd)
 
 
 def _layers_in_order(model: nn.Module) -> dict[str, bool]:
@@ -350,11 +355,14 @@ def _layers_in_order(model: nn.Module) -> dict[str, bool]:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         what = type(module) if module is not None else node.target
         parents = node.all_input_nodes
-        passed = parents if what is torch.cat else parents[:1]  # others are sizes
-        if what in _NON_NEGATIVE or (
-            what in _PASS_ON and passed and all(parent in non_negative for parent in passed)
+        if (
+            what in _NON_NEGATIVE
+            or (what in _PASS_ON and parents[0] in non_negative)  # other parents are sizes
+            or (what in _PASS_ON_ALL and all(parent in non_negative for parent in parents))
         ):
             non_negative.add(node)
+        elif node.op == "call_method" and str(node.target).endswith("_"):
+            non_negative -= set(parents[:1])  # changed in place into who knows what
         if module is not None and type(module) in _REWRITTEN:
             # A layer called twice is unsigned only if it is so both times.
             is_unsigned = parents[0] in non_negative
