@@ -1,0 +1,419 @@
+"""Trace a network with torch.fx, and keep whole whatever fx would get wrong without saying so.
+
+fx runs a forward once on stand-ins and writes down what happens to them. Some things it cannot
+follow and says so (control flow on values). Others it follows wrongly in silence: the backward of
+a custom ``autograd.Function`` is lost, ``no_grad`` and ``autocast`` blocks vanish,
+``torch.rand(3)`` becomes a constant, ``self.n += 1`` happens once, at tracing time. Here a
+submodule in which either kind is found becomes one opaque step of the graph, which runs the
+submodule itself; in the network's own forward it is an error.
+
+Tracing works on a deep copy and leaves every random state as it was. While it runs, torch.fx and
+the guards patch ``nn.Module``: let no other thread run a network meanwhile.
+"""
+
+import copy
+import inspect
+import random
+import re
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._functorch.utils
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+# Operations named like this may draw random numbers: they keep their place in the order.
+_RANDOM = re.compile(r"rand|dropout|bernoulli|normal|uniform|multinomial|poisson|rrelu|gumbel")
+# Methods that read a value out of a tensor.
+_READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "equal", "allclose"}
+_HERE = (str(Path(torch.__file__).parent), __file__)
+
+
+class UntraceableError(Exception):
+    """Something in a forward that a graph would not repeat faithfully."""
+
+
+class StateChangeError(UntraceableError):
+    """A forward that changes attributes of its module."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a model does in one mode.
+
+    Attributes:
+        root: the traced copy; the graph's targets are paths in it.
+        graph: its operations in execution order. ``node.meta["pinned"]`` is False for what depends
+            on parameters and constants alone and may be computed on either side of a cut.
+        ends: the modules whose final output a node is, innermost first.
+        passes: path of each module that returns an input as it is → the node it returns.
+        kept_whole: path of each opaque submodule → why.
+        changing: those of them that change their own attributes.
+    """
+
+    root: nn.Module
+    graph: fx.Graph
+    ends: dict[fx.Node, list[str]]
+    passes: dict[str, fx.Node]
+    kept_whole: dict[str, str]
+    changing: frozenset[str]
+
+
+def trace(model: nn.Module, training: bool) -> Trace:
+    """Trace a deep copy of ``model`` in training or evaluation mode.
+
+    Raises:
+        ValueError: the model cannot be copied or traced; says where and why.
+    """
+    name = type(model).__name__
+    if _has_hooks(model):
+        raise ValueError(f"{name} has hooks, which a part would not run: put them on a submodule")
+    try:
+        root = copy.deepcopy(model).train(training)
+    except Exception as error:
+        raise ValueError(f"{name} cannot be copied: {first_line(error)}") from error
+    tracer = _Tracer()
+    try:
+        with preserved_randomness(), _guards(tracer, root), torch.enable_grad():
+            before = _Fingerprint.of(root)
+            graph = tracer.trace(root)
+            before.refuse_changes(root)
+    except Exception as error:
+        raise ValueError(
+            f"{name} cannot be traced: {_reason(error)}; if that part is moved into a submodule, "
+            "the submodule is kept whole"
+        ) from error
+    return Trace(
+        root, graph, tracer.ends, tracer.passes, tracer.kept_whole, frozenset(tracer.changing)
+    )
+
+
+def op_name(node: fx.Node) -> str:
+    """Name of the operation of ``node``: ``relu``, ``flatten``, the last part of a path."""
+    if isinstance(node.target, str):
+        return node.target.rpartition(".")[2]
+    return str(getattr(node.target, "__name__", node.name))
+
+
+def changes_in_place(node: fx.Node, root: nn.Module) -> bool:
+    """Whether ``node`` is known to overwrite its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = op_name(node)
+    if name.endswith("_") and not name.startswith("__"):
+        return True
+    return bool(node.kwargs.get("inplace", _positional(node, "inplace")))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def state_names(root: nn.Module) -> dict[int, str]:
+    """Identity of each parameter and buffer → its first name."""
+    names: dict[int, str] = {}
+    for name, tensor in named_state(root):
+        names.setdefault(id(tensor), name)
+    return names
+
+
+def state_of(node: fx.Node, root: nn.Module) -> set[int]:
+    """Identities of the parameters and buffers that ``node`` itself reads or writes."""
+    if node.op == "call_module":
+        return {id(tensor) for _, tensor in named_state(root.get_submodule(str(node.target)))}
+    if node.op == "get_attr":
+        path, _, name = str(node.target).rpartition(".")
+        value = getattr(root.get_submodule(path), name)
+        if isinstance(value, nn.Module):
+            return {id(tensor) for _, tensor in named_state(value)}
+        return {id(value)}
+    return set()
+
+
+def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers under all their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+@contextmanager
+def preserved_randomness() -> Iterator[None]:
+    """Put back torch's, Python's and NumPy's random states on the way out."""
+    python_state = random.getstate()
+    numpy = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy else None
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            if numpy:
+                numpy.random.set_state(numpy_state)
+
+
+class _Tracer(fx.Tracer):
+    """Follows modules down to torch's own layers, and backs out of those it cannot follow."""
+
+    proxy_buffer_attributes = True  # else arithmetic on buffers is done once, while tracing
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: dict[fx.Node, list[str]] = {}
+        self.passes: dict[str, fx.Node] = {}
+        self.kept_whole: dict[str, str] = {}
+        self.changing: set[str] = set()
+        self._nodes: list[fx.Node] = []
+        self._proxies: dict[str, fx.Proxy] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Torch's layers, classes derived from them, and modules with hooks are one step each."""
+        return _has_hooks(m) or any(
+            base.__module__.startswith(("torch.nn", "torch.ao.nn")) and base not in _CONTAINERS
+            for base in type(m).__mro__
+        )
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Leave optional arguments of the model's forward at their defaults."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        if len(args) < 2 or any(arg.node.target.startswith("*") for arg in args[1:]):
+            raise UntraceableError("forward must take one tensor and no *args")
+        for position, arg in enumerate(args[2:], start=2):
+            if not arg.node.args:
+                raise UntraceableError(f"forward takes a second input, {arg.node.target}")
+            args[position] = arg.node.args[0]
+            self.graph.erase_node(arg.node)
+        return function, args
+
+    def create_node(
+        self,
+        kind: str,
+        target: Any,
+        args: Any,
+        kwargs: Any,
+        name: str | None = None,
+        type_expr: Any = None,
+    ) -> fx.Node:
+        """Note the order of nodes and which are pinned to it; refuse what a graph cannot hold."""
+        if kind not in ("placeholder", "get_attr", "output") and not torch.is_grad_enabled():
+            raise UntraceableError(
+                "runs without gradients (no_grad, or inside a custom autograd function)"
+            )
+        node = super().create_node(kind, target, args, kwargs, name)  # no annotations in the code
+        node.meta["order"] = len(self._nodes)
+        self._nodes.append(node)
+        node.meta["pinned"] = (
+            kind in ("placeholder", "call_module", "output")
+            or any(previous.meta["pinned"] for previous in node.all_input_nodes)
+            or (kind != "get_attr" and _RANDOM.search(op_name(node)) is not None)
+        )
+        written = [node.kwargs.get("out")]
+        if node.args and changes_in_place(node, self.root):
+            written.append(node.args[0])
+        if any(isinstance(value, fx.Node) and not value.meta["pinned"] for value in written):
+            raise StateChangeError(f"{op_name(node)} overwrites a parameter, buffer or constant")
+        return node
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Remember the cache of stand-ins for parameters, to clean it when backing out."""
+        self._proxies = parameter_proxy_cache
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Follow ``m``, or make it one opaque step where that fails or would be unfaithful."""
+        if m not in (self.submodule_paths or {}):
+            return forward(*args, **kwargs)  # made inside a forward, such as nn.ReLU()(x)
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path) and any(True for _ in m.children()):
+            self.kept_whole[path] = "it has hooks" if _has_hooks(m) else "it is a layer of torch's"
+        start, depth = len(self._nodes), len(self.module_stack)
+        grad_enabled, before = torch.is_grad_enabled(), _Fingerprint.of(m)
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+            before.refuse_changes(m)
+        except Exception as error:
+            if self.is_leaf_module(m, path):
+                raise
+            torch.set_grad_enabled(grad_enabled)
+            before.restore_randomness()
+            self._back_out(path, start, depth)
+            self.kept_whole[path] = _reason(error)
+            if isinstance(error, StateChangeError):
+                self.changing.add(path)
+            result = self.create_proxy("call_module", path, args, kwargs)
+        if isinstance(result, fx.Proxy):
+            if result.node.meta["order"] >= start:
+                self.ends.setdefault(result.node, []).append(path)
+            else:
+                self.passes[path] = result.node
+        return result
+
+    def _back_out(self, path: str, start: int, depth: int) -> None:
+        """Undo what following the module at ``path`` has left in the graph."""
+        while len(self.module_stack) > depth:
+            self.module_stack.popitem(last=True)
+        for node in reversed(self._nodes[start:]):
+            self.graph.erase_node(node)
+            self.ends.pop(node, None)
+        erased = set(self._nodes[start:])
+        del self._nodes[start:]
+        for name in [name for name, proxy in self._proxies.items() if proxy.node in erased]:
+            del self._proxies[name]
+        for inner in [n for n, _ in self.root.get_submodule(path).named_modules(prefix=path) if n]:
+            self.kept_whole.pop(inner, None)
+            self.passes.pop(inner, None)
+            self.changing.discard(inner)
+
+
+class _Recorder(TorchFunctionMode):
+    """Puts into the graph what torch computes from no input: random numbers and constants."""
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        result = func(*args, **kwargs)
+        if isinstance(result, fx.Proxy):
+            return result
+        if name in _READS:
+            raise UntraceableError(
+                f"{name} reads the value of a tensor that is no parameter or buffer"
+            )
+        if not isinstance(result, Tensor) or name == "__get__":
+            return result
+        return self._tracer.create_proxy("call_function", func, args, kwargs)
+
+
+@contextmanager
+def _guards(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
+    """Make what fx would silently get wrong raise, for the modules of ``root``."""
+    own = {id(module) for module in root.modules()}
+    set_attribute = nn.Module.__setattr__
+    enter_autocast = torch.autocast.__enter__
+    unwrap = torch._functorch.utils.unwrap_dead_wrappers
+
+    def refuse_assignment(module: nn.Module, name: str, value: Any) -> None:
+        if id(module) not in own:
+            set_attribute(module, name, value)
+        elif name.startswith("_tensor_constant"):
+            raise UntraceableError(
+                "uses a tensor that is no parameter, buffer or attribute of the model"
+            )
+        else:
+            raise StateChangeError(f"forward assigns self.{name}")
+
+    def refuse_autocast(block: torch.autocast) -> Any:
+        raise UntraceableError("has an autocast block")
+
+    def refuse_function(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if any(isinstance(arg, fx.Proxy) for arg in args):
+            raise UntraceableError("uses a custom autograd function")
+        return unwrap(args)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+
+    with ExitStack() as undo:
+        for owner, name, guard, original in (
+            (nn.Module, "__setattr__", refuse_assignment, set_attribute),
+            (torch.autocast, "__enter__", refuse_autocast, enter_autocast),
+            # Every Function.apply passes here, also one bound to a name before.
+            (torch._functorch.utils, "unwrap_dead_wrappers", refuse_function, unwrap),
+        ):
+            setattr(owner, name, guard)
+            undo.callback(setattr, owner, name, original)
+        undo.enter_context(_Recorder(tracer))
+        yield
+
+
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+
+
+@dataclass(frozen=True)
+class _Fingerprint:
+    """What `__setattr__` does not see: the items of a module's containers, and random states."""
+
+    containers: dict[str, tuple[int, ...]]
+    python_state: Any
+    numpy_state: Any
+
+    @staticmethod
+    def of(module: nn.Module) -> "_Fingerprint":
+        containers = {
+            name: tuple(map(id, value.values() if isinstance(value, dict) else value))
+            for name, value in vars(module).items()
+            if isinstance(value, (list, dict, set, deque)) and name not in _MODULE_ATTRIBUTES
+        }
+        numpy = sys.modules.get("numpy")
+        state = numpy.random.get_state() if numpy else None
+        return _Fingerprint(
+            containers, random.getstate(), state and (state[0], state[1].tolist(), *state[2:])
+        )
+
+    def refuse_changes(self, module: nn.Module) -> None:
+        """Raise if ``module``'s containers or the random states have changed since."""
+        now = _Fingerprint.of(module)
+        for name, items in now.containers.items():
+            if self.containers.get(name) != items:
+                raise StateChangeError(f"forward changes self.{name}")
+        if (self.python_state, self.numpy_state) != (now.python_state, now.numpy_state):
+            raise UntraceableError("forward draws from Python's or NumPy's random numbers")
+
+    def restore_randomness(self) -> None:
+        """Put the random states back."""
+        random.setstate(self.python_state)
+        if self.numpy_state:
+            sys.modules["numpy"].random.set_state(self.numpy_state)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, hooks, None) for hooks in _HOOKS)
+
+
+def _positional(node: fx.Node, name: str) -> Any:
+    """The argument ``name`` of a function's node, or None where it has none."""
+    if not node.args or not inspect.isroutine(node.target):
+        return None
+    try:
+        return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get(name)
+    except (TypeError, ValueError):  # builtins without a signature
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    """Why, and the line of the user's code at which it happened."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_HERE)]
+    if not own:
+        return first_line(error)
+    where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
+    code = f": `{own[-1].line}`" if own[-1].line else ""
+    return f"{first_line(error)} ({where}{code})"
