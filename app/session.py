@@ -16,10 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from app import experiment
-from app.config import Config, compose, config_hash, from_omegaconf
+from app.config import Config, compose, config_hash, from_omegaconf, open_model_keys
 from app.engine import Simulator
 from app.server import claim, identity, write_json
-from tracking.report import collect, print_table, write_report
+from tracking.report import collect, common, print_table, write_report
 
 RUNS = Path("runs")
 COPIED = ("rounds.jsonl", "clients.jsonl", "model.safetensors", "config.json")
@@ -34,6 +34,7 @@ class Session:
         self.failed: list[str] = []
         self._num_jobs = 1
         self._is_sweep = False
+        self._shared: list[str] = []  # overrides that all jobs have
         self._simulator = Simulator()
         self._finished: dict[str, Path] = {}
         self._folder: Path | None = None  # of the sweep, or of the one run
@@ -47,7 +48,8 @@ class Session:
             ValueError: one line that names the key.
             FileNotFoundError: the data are not there.
         """
-        configs = [compose(job) for job in expand(overrides, is_sweep)]
+        open_jobs = [open_model_keys(job) for job in expand(overrides, is_sweep)]
+        configs = [compose(job) for job in open_jobs]
         checked: list[tuple[Any, ...]] = []
         for config in configs:
             experiment.strategy(config)  # its constructor checks what the schema cannot
@@ -58,6 +60,7 @@ class Session:
             if not is_sweep and (folder := given_folder(overrides)) is not None:
                 claim(folder, config)
         self._num_jobs, self._is_sweep = len(configs), is_sweep
+        self._shared = common(open_jobs)
         key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
         if not configs[0].resume or any(text.startswith(f"{key}=") for text in overrides):
             return []
@@ -71,7 +74,7 @@ class Session:
         self._folder = Path(hydra.sweep.dir).absolute() if self._is_sweep else folder
         label, group = "", ""
         if self._is_sweep:
-            what = " ".join(hydra.overrides.task)
+            what = " ".join(text for text in hydra.overrides.task if text not in self._shared)
             label = f"job {int(hydra.job.num) + 1}/{self._num_jobs} {what}"
             group = "/".join(self._folder.parts[-2:])
         (folder / "error.txt").unlink(missing_ok=True)
@@ -81,7 +84,7 @@ class Session:
             (folder / "error.txt").write_text(traceback.format_exc())
             log.info("failed", exc_info=True)  # to the log file; the terminal gets one line
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            self.failed.append(f"{label or 'run'}: {lines[0]} ({folder / 'error.txt'})")
+            self.failed.append(f"{label}: {lines[0]} ({folder / 'error.txt'})".removeprefix(": "))
             sys.stderr.write(f"error: {self.failed[-1]}\n")
 
     def finish(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -71,18 +72,39 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def print_table(rows: Sequence[dict[str, Any]], console: Console | None = None) -> None:
-    """Print the table; every row on one line where there is no terminal to fit it to."""
+    """Print the table for a terminal of 80 columns or more.
+
+    What all rows have in common stands above it; the best accuracy and a status of nothing but
+    finished runs are left out (summary.csv has everything). Where there is no terminal to fit it
+    to, every row is one line.
+    """
     console = console or Console()
     if not console.is_terminal:
         widest = max((len(" ".join(cells(row))) for row in rows), default=0)
         console = Console(file=console.file, width=widest + 100)
-    table = Table()
-    numbers = ("accuracy", "best", "up", "down", "seconds", "bits")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right" if heading in numbers else "left")
+    shared = common([row["overrides"].split() for row in rows])
+    left_out = {"best"} | ({"status"} if all(r["status"] == "finished" for r in rows) else set())
+    shown = [heading for heading in HEADINGS if heading not in left_out]
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.title, table.title_justify = Text(" ".join(shared)), "left"
+    for heading in shown:
+        is_number = heading not in ("job", "overrides", "strategy", "status")
+        table.add_column(
+            heading, justify="right" if is_number else "left", no_wrap=heading != "overrides",
+            overflow="fold",
+        )  # fmt: skip
     for row in rows:
-        table.add_row(*map(Text, cells(row)))  # not markup: overrides have brackets
+        own = " ".join(text for text in row["overrides"].split() if text not in shared)
+        texts = dict(zip(HEADINGS, cells(row | {"overrides": own}), strict=True))
+        table.add_row(*(Text(texts[heading]) for heading in shown))  # not markup: brackets
     console.print(table)
+
+
+def common(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """Return the overrides that all jobs have, in the first one's order; none for a single job."""
+    if len(jobs) < 2:
+        return []
+    return [text for text in jobs[0] if all(text in job for job in jobs)]
 
 
 def _row(run: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def test_a_sweep_ends_in_a_table_and_runs_identical_jobs_once(tmp_path: Path) ->
     assert "the same experiment as job 0, not run again" in result.stderr
     assert_same_run(tmp_path / "0", tmp_path / "1")
     assert [job.get("weight_bits") for job in jobs] == [None, None, 2, 4]
-    lines = [line for line in result.stdout.splitlines() if line.startswith("│")]
+    lines = [line for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]
     assert len(lines) == 4
     for job, line in zip(jobs, lines, strict=True):
         assert f"{job['final_accuracy']:.4f}" in line
@@ -58,7 +58,8 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "Traceback" in (tmp_path / "0" / "error.txt").read_text()
     assert not (tmp_path / "0" / "summary.json").exists()
     assert (tmp_path / "1" / "summary.json").exists()
-    statuses = [line.split("│")[-2].strip() for line in result.stdout.splitlines() if "│" in line]
+    lines = [line for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]
+    statuses = [line.split()[-1] for line in lines]
     assert statuses == ["failed", "finished"]
 
 
