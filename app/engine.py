@@ -249,7 +249,8 @@ def _start_ray(count: int | None, address: str | None) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
-    ray.init(num_cpus=count or os.cpu_count(), include_dashboard=False, **quiet)
+    # "local": without it Ray would join any cluster that it finds on this machine.
+    ray.init("local", num_cpus=count or os.cpu_count(), include_dashboard=False, **quiet)
 
 
 @dataclass
