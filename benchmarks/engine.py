@@ -158,7 +158,7 @@ def flower(num_clients: int, rounds: int) -> Times:
 
     resources = {
         "client_resources": {"num_cpus": 1, "num_gpus": 0},
-        "init_args": {"num_cpus": CORES},
+        "init_args": {"address": "local", "num_cpus": CORES},
     }
     run_simulation(server_app, client_app, num_clients, backend_config=resources)
     import ray

@@ -35,7 +35,10 @@ def on_flower(server_app: ServerApp, overrides: tuple[str, ...]) -> None:
 
     client_app.query()(handle)
     client_app.train()(handle)
-    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0}, "init_args": {"num_cpus": 2}}
+    resources = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0},
+        "init_args": {"address": "local", "num_cpus": 2},
+    }
     run_simulation(server_app, client_app, NODES, backend_config=resources)
 
 
