@@ -1,8 +1,10 @@
 """Run one experiment, or a sweep with -m. `python main.py --help` lists what can be set."""
 
+import argparse
 import os
 import sys
 import warnings
+from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 # Hydra then raises its errors instead of printing them, and explain() makes one line of them.
@@ -23,16 +25,18 @@ SHOWS_ONLY = ("help", "hydra_help", "cfg", "info", "shell_completion")
 def main() -> int:
     """Check every job, run them, compare them; return the exit code."""
     flags = get_args_parser().parse_args()
+    sys.path.append(str(Path.cwd()))  # where a user's own networks are
     session = Session()
     run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(session.job)
     try:
         if any(getattr(flags, name) for name in SHOWS_ONLY):
             run()
             return 0
+        refuse_other_configs(flags)
         added = session.prepare(flags.overrides, is_sweep=flags.multirun)
         sys.argv[1:] = open_model_keys([*sys.argv[1:], *added])
         run()
-    except (HydraException, OmegaConfBaseException, ValueError, FileNotFoundError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         sys.stderr.write(f"error: {explain(error)}\n")
         return 1
     except KeyboardInterrupt:
@@ -41,6 +45,18 @@ def main() -> int:
     finally:
         session.finish()
     return 1 if session.failed else 0
+
+
+def refuse_other_configs(flags: argparse.Namespace) -> None:
+    """Refuse Hydra's flags for another configuration: jobs are checked against ours.
+
+    Raises:
+        ValueError: names the flag and what to use instead.
+    """
+    for name in ("config_name", "config_path", "config_dir"):
+        if getattr(flags, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag}: not taken; hydra.searchpath=[file:///folder] adds presets")
 
 
 if __name__ == "__main__":

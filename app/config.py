@@ -21,6 +21,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.utils import to_absolute_path
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -75,7 +76,7 @@ class DataConfig:
     source: str = MISSING  # module with load(root) and files(root)
     shape: list[int] = MISSING
     num_classes: int = MISSING
-    root: str = "${oc.env:CUTBIT_DATA,${oc.env:HOME}/.cache/cutbit}"
+    root: str = "${oc.env:CUTBIT_DATA,${oc.env:HOME,/tmp}/.cache/cutbit}"
     partition: str = "iid"
     alpha: float = 0.5
     samples_per_client: int | None = None
@@ -199,6 +200,8 @@ def from_omegaconf(node: DictConfig) -> Config:
     """Turn what Hydra composed into a validated Config."""
     config = OmegaConf.to_object(node)
     assert isinstance(config, Config)
+    # Absolute before it goes to workers, which run in folders of their own.
+    config.data.root = to_absolute_path(str(Path(config.data.root).expanduser()))
     validate(config)
     return config
 
@@ -226,6 +229,8 @@ def refuse_additions(overrides: Sequence[str]) -> None:
     known = _flatten(_keys(Config))
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
+        if override.is_delete() and not key.startswith("hydra"):
+            raise ValueError(f"~{key}: keys cannot be taken away; every one has a default")
         is_new = override.is_add() or (override.is_force_add() and key not in known)
         if is_new and not key.startswith(("model.", "hydra")):
             sign = "++" if override.is_force_add() else "+"
@@ -258,8 +263,11 @@ def validate(config: Config) -> None:
             _at_least(key, value, 1)
     if config.target_accuracy is not None and not 0 < config.target_accuracy <= 1:
         raise ValueError(f"target_accuracy={config.target_accuracy}: takes a share in (0, 1]")
-    if not config.name or Path(config.name).is_absolute() or ".." in Path(config.name).parts:
-        raise ValueError(f"name={config.name!r}: takes a folder name under runs/")
+    is_plain = re.fullmatch(r"[\w. -]+(/[\w. -]+)*", config.name) is not None
+    if not is_plain or ".." in Path(config.name).parts:
+        raise ValueError(
+            f"name={config.name!r}: takes a folder name under runs/, of letters, digits and . _ - /"
+        )
     _check_per_round(clients)
     _one_of("data.partition", data.partition, SCHEMES)
     if not 0 < data.alpha < math.inf:
@@ -301,7 +309,7 @@ def _one_of(key: str, value: str, accepted: Sequence[str]) -> None:
 # What identifies an experiment --------------------------------------------------------------------
 
 # Changing these does not change the results.
-_NOT_HASHED = ("name", "engine", "tracker", "checkpoint", "resume")
+_NOT_HASHED = ("name", "engine", "tracker", "checkpoint", "resume", "target_accuracy")
 # Groups that only methods which say so read (`FederatedStrategy.reads`).
 _OPTIONAL_GROUPS = ("quant",)
 
@@ -317,11 +325,16 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     assert isinstance(container, dict)
     flat = _flatten(container)
     skipped = {*_NOT_HASHED, *(group for group in _OPTIONAL_GROUPS if group not in reads)}
+    unread = {"data.root"}
+    if config.data.partition != "dirichlet":
+        unread.add("data.alpha")
+    if config.train.optimizer != "sgd":
+        unread.add("train.momentum")
     # Through JSON, so that what is compared with a file is equal to what was written to it.
     return {
         key: json.loads(json.dumps(value))
         for key, value in flat.items()
-        if key.split(".")[0] not in skipped and key != "data.root"
+        if key.split(".")[0] not in skipped and key not in unread
     }
 
 

@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -100,7 +101,8 @@ class LocalGrid(Grid):
     ) -> Iterable[Message]:
         """Run the messages and return the replies in the order of the messages.
 
-        Those that are not there after ``timeout`` seconds are left out.
+        Those that are not there after ``timeout`` seconds are left out; SerialGrid, which runs one
+        client after another in this process, waits for all.
         """
         sent = list(messages)
         for message in sent:
@@ -216,8 +218,10 @@ class Workers:
         if not ray.is_initialized():
             _start_ray(self.count, self.address)
             self._started_ray = True
-        resources = ray.cluster_resources()
-        count = self.count or max(1, int(resources.get("CPU", 1)))
+        available = int(ray.cluster_resources().get("CPU", 1))
+        count = self.count or max(1, available)
+        if count > available:
+            raise ValueError(f"engine.workers={count}: the cluster has {available} CPUs")
         self.actors = [self._new_actor() for _ in range(count)]
 
     def replace(self, index: int) -> None:
@@ -247,7 +251,7 @@ def _start_ray(count: int | None, address: str | None) -> None:
         return
     # The workers inherit this, and so find our packages wherever the driver was started.
     os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        [str(ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
     # "local": without it Ray would join any cluster that it finds on this machine.
     ray.init("local", num_cpus=count or os.cpu_count(), include_dashboard=False, **quiet)
@@ -283,9 +287,14 @@ class RayGrid(LocalGrid):
 
     def _execute(self, sent: Sequence[Message], timeout: float | None) -> list[Message]:
         state = self._plan(sent)
+        deadline = None if timeout is None else time.monotonic() + timeout
         while state.queue or state.flying:
             self._fill(state)
-            ready, _ = ray.wait(list(state.flying), num_returns=1, timeout=timeout)
+            ready, _ = ray.wait(
+                list(state.flying),
+                num_returns=1,
+                timeout=None if deadline is None else max(0, deadline - time.monotonic()),
+            )
             if not ready:
                 for index in {index for index, _ in state.flying.values()}:
                     self._workers.replace(index)

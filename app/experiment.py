@@ -6,6 +6,7 @@ Data and divisions are prepared once per machine (data.cache) and loaded once pe
 import functools
 import hashlib
 import importlib
+import importlib.metadata
 import inspect
 import json
 from collections.abc import Mapping
@@ -140,7 +141,7 @@ def source_files(config: Config) -> list[Path]:
 def _dataset(data_json: str, seed: int) -> Dataset:
     data = DataConfig(**json.loads(data_json))
     source, root = _source(data), _root(data)
-    key = f"{data.name}-{_digest(inspect.getsource(source), _fingerprint(source.files(root)))}"
+    key = f"{data.name}-{_digest(_code(source), _fingerprint(source.files(root)))}"
     whole = Dataset.from_tensors(cached(key, lambda: source.load(root).tensors()))
     if whole.input_shape != tuple(data.shape) or whole.num_classes != data.num_classes:
         raise ValueError(
@@ -169,17 +170,31 @@ def _division(data_json: str, num_clients: int, seed: int) -> list[Tensor]:
             "sizes": torch.tensor([len(part) for part in rows]),
         }
 
-    key = f"division-{_digest(options, hashlib.sha256(labels.numpy().tobytes()).hexdigest())}"
+    whose = hashlib.sha256(labels.numpy().tobytes()).hexdigest()
+    key = f"division-{_digest(options, _code(), whose)}"
     stored = cached(key, divide)
     return list(stored["rows"].split(stored["sizes"].tolist()))
 
 
 def _source(data: DataConfig) -> ModuleType:
-    return importlib.import_module(data.source)
+    try:
+        return importlib.import_module(data.source)
+    except ImportError as error:
+        raise ValueError(f"data.source={data.source}: cannot be imported: {error}") from error
 
 
 def _root(data: DataConfig) -> Path:
     return Path(data.root).expanduser()
+
+
+def _code(*modules: ModuleType) -> str:
+    """Changes when the code that prepares data does, or a library that it rests on."""
+    folder = Path(inspect.getfile(Dataset)).parent
+    texts = [path.read_text() for path in sorted(folder.glob("*.py"))]
+    texts += [inspect.getsource(module) for module in modules]
+    libraries = ("flwr-datasets", "scikit-learn", "wfdb", "PyWavelets", "scipy")
+    texts += [importlib.metadata.version(name) for name in libraries]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def _fingerprint(files: list[Path]) -> list[tuple[str, int, int]]:

@@ -61,7 +61,7 @@ def run(
         group: the sweep that this run is part of, for wandb.
 
     Raises:
-        ValueError: the folder holds another run, or one that is not to be continued.
+        FolderTakenError: the folder holds another run, or one that is not to be continued.
         AllClientsFailedError: no client of a round returned anything.
     """
     torch.set_num_threads(1)
@@ -73,7 +73,7 @@ def run(
         folder / "checkpoint", config.checkpoint.every, config.checkpoint.keep
     )
     resume_from = claim(folder, config)
-    write_json(folder / "config.json", identity(config))
+    take(folder, config)
     model = strategy.prepare(experiment.network(config))
     done = list(resume_from.records) if resume_from else []
     sinks: list[Sink] = [
@@ -124,18 +124,22 @@ def test(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, flo
     return correct / len(y), loss / len(y)
 
 
+class FolderTakenError(ValueError):
+    """A run's folder holds something that this run must not touch."""
+
+
 def claim(folder: Path, config: Config) -> Checkpoint | None:
     """Return the checkpoint in ``folder`` that this run continues from, if any.
 
     Raises:
-        ValueError: it holds a run that is not to be continued, or one of another configuration;
-            names the differing keys.
+        FolderTakenError: it holds a run that is not to be continued, or one of another
+            configuration; names the differing keys.
     """
     path = folder / "config.json"
     if not path.exists():
         return None
     if not config.resume:
-        raise ValueError(
+        raise FolderTakenError(
             f"hydra.run.dir={folder}: holds a run already; resume=true continues it, another "
             "folder starts anew"
         )
@@ -147,11 +151,30 @@ def claim(folder: Path, config: Config) -> Checkpoint | None:
         if key != "rounds" and theirs.get(key) != mine.get(key)
     ]
     if different:
-        raise ValueError(f"resume: {folder} holds another experiment: {', '.join(different)}")
+        raise FolderTakenError(f"resume: {folder} holds another experiment: {', '.join(different)}")
     found = Checkpoints(folder / "checkpoint").latest()
     if found is not None and found.round > config.rounds:
-        raise ValueError(f"rounds={config.rounds}: {folder} is at round {found.round} already")
+        raise FolderTakenError(
+            f"rounds={config.rounds}: {folder} is at round {found.round} already"
+        )
     return found
+
+
+def take(folder: Path, config: Config) -> None:
+    """Mark the folder as this run's, and remove what an earlier, shorter run ended with.
+
+    Raises:
+        FolderTakenError: another process took it a moment ago.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        try:
+            path.open("x").close()
+        except FileExistsError as error:
+            raise FolderTakenError(f"hydra.run.dir={folder}: another run just took it") from error
+    write_json(path, identity(config))
+    for name in ("summary.json", "model.safetensors"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def identity(config: Config) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import socket
 import sys
 import traceback
 from collections.abc import Sequence
@@ -10,16 +11,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from app import experiment
-from app.config import Config, compose, config_hash, from_omegaconf, open_model_keys
+from app.config import CONF, Config, compose, config_hash, from_omegaconf, open_model_keys
 from app.engine import Simulator
-from app.server import claim, identity, write_json
+from app.server import FolderTakenError, claim, identity, write_json
+from tracking.jsonl import ROUNDS, read
+from tracking.record import RoundRecord
 from tracking.report import collect, common, print_table, write_report
+from tracking.wandb_sink import WandbSink, check_online
 
 RUNS = Path("runs")
 COPIED = ("rounds.jsonl", "clients.jsonl", "model.safetensors", "config.json")
@@ -57,15 +63,19 @@ class Session:
                 experiment.check_network(config)
                 checked.append(parts)
             experiment.division(config)  # loads the data, and leaves both in the cache
-            if not is_sweep and (folder := given_folder(overrides)) is not None:
-                claim(folder, config)
+            check_online(config.tracker.wandb)
+            check_address(config.engine.address)
         self._num_jobs, self._is_sweep = len(configs), is_sweep
         self._shared = common(open_jobs)
-        key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
-        if not configs[0].resume or any(text.startswith(f"{key}=") for text in overrides):
-            return []
-        folder = newest(RUNS / configs[0].name, "*/0/" if is_sweep else "*/", configs[0])
-        return [] if folder is None else [f"{key}={folder.parent if is_sweep else folder}"]
+        given = given_folder(overrides, is_sweep)
+        if given is not None:
+            for number, config in enumerate(configs):
+                claim(given / str(number) if is_sweep else given, config)
+        elif configs[0].resume:
+            found = newest(RUNS / configs[0].name, configs, is_sweep)
+            key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
+            return [] if found is None else [f"{key}='{found}'"]
+        return []
 
     def job(self, node: DictConfig) -> None:
         """Run one job; an error is shown, kept, and does not stop the jobs after it."""
@@ -77,12 +87,12 @@ class Session:
             what = " ".join(text for text in hydra.overrides.task if text not in self._shared)
             label = f"job {int(hydra.job.num) + 1}/{self._num_jobs} {what}"
             group = "/".join(self._folder.parts[-2:])
-        (folder / "error.txt").unlink(missing_ok=True)
         try:
             self._run(from_omegaconf(node), folder, label, group)
         except Exception as error:
-            (folder / "error.txt").write_text(traceback.format_exc())
             log.info("failed", exc_info=True)  # to the log file; the terminal gets one line
+            if not isinstance(error, FolderTakenError):  # what is there is not ours to mark
+                (folder / "error.txt").write_text(traceback.format_exc())
             lines = str(error).strip().splitlines() or [type(error).__name__]
             self.failed.append(f"{label}: {lines[0]} ({folder / 'error.txt'})".removeprefix(": "))
             sys.stderr.write(f"error: {self.failed[-1]}\n")
@@ -98,14 +108,17 @@ class Session:
             sys.stderr.write(f"failed: {failure}\n")
 
     def _run(self, config: Config, folder: Path, label: str, group: str) -> None:
+        claim(folder, config)
+        (folder / "error.txt").unlink(missing_ok=True)
         key = config_hash(config, experiment.strategy_class(config).reads)
         # The engine does not change results, but who sweeps over it wants to see just that.
-        key += json.dumps(asdict(config.engine))
+        key += json.dumps(asdict(config.engine)) + config.data.root
         before = self._finished.get(key)
         if config.resume and is_finished(folder, config):
             sys.stderr.write(f"{label or folder}: finished already\n")
         elif before is not None:
             copy_results(before, folder)
+            publish(config, folder, group)
             sys.stderr.write(f"{label}: the same experiment as job {before.name}, not run again\n")
         else:
             self._simulator.run(config, folder, label, group)
@@ -116,26 +129,38 @@ def expand(overrides: Sequence[str], is_sweep: bool) -> list[list[str]]:
     """Return the overrides of each job, as Hydra's basic sweeper divides them."""
     if not is_sweep:
         return [list(overrides)]
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()  # which glob(*) asks what there is
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     batches: list[list[list[str]]] = BasicSweeper.split_arguments(parsed, None)
     return [job for batch in batches for job in batch]
 
 
-def given_folder(overrides: Sequence[str]) -> Path | None:
-    """Return the run's folder if the command line names one in plain letters."""
-    prefix = "hydra.run.dir="
-    given = [text.removeprefix(prefix) for text in overrides if text.startswith(prefix)]
-    return None if not given or "$" in given[-1] else Path(given[-1])
+def given_folder(overrides: Sequence[str], is_sweep: bool) -> Path | None:
+    """Return the folder that the command line names, unless it is to be interpolated."""
+    key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [str(override.value()) for override in parsed if override.key_or_group == key]
+    return None if not values or "${" in values[-1] else Path(values[-1])
 
 
-def newest(runs: Path, pattern: str, config: Config) -> Path | None:
-    """Return the newest folder under ``runs`` that holds this experiment, or None."""
-    mine = identity(config) | {"rounds": None}
-    found = [
-        path.parent
-        for path in runs.glob(f"{pattern}config.json")
-        if json.loads(path.read_text()) | {"rounds": None} == mine
-    ]
+def newest(runs: Path, configs: Sequence[Config], is_sweep: bool) -> Path | None:
+    """Return the newest folder under ``runs`` that holds these experiments, or None.
+
+    Of a sweep that was interrupted the first jobs are there, each with its own experiment.
+    """
+    identities = [identity(config) | {"rounds": None} for config in configs]
+
+    def holds(folder: Path) -> bool:
+        paths = [folder / str(i) / "config.json" for i in range(len(configs))]
+        if not is_sweep:
+            paths = [folder / "config.json"]
+        there = [(p, mine) for p, mine in zip(paths, identities, strict=True) if p.exists()]
+        return bool(there) and all(
+            json.loads(path.read_text()) | {"rounds": None} == mine for path, mine in there
+        )
+
+    found = [folder for folder in runs.glob("*/") if holds(folder)]
     return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
 
 
@@ -151,3 +176,25 @@ def copy_results(before: Path, folder: Path) -> None:
         shutil.copy2(before / name, folder / name)
     summary = json.loads((before / "summary.json").read_text())
     write_json(folder / "summary.json", summary | {"same_as": before.name})
+
+
+def publish(config: Config, folder: Path, group: str) -> None:
+    """Give copied results a wandb run of their own, so that the sweep's group is whole."""
+    done = [RoundRecord.from_dict(row) for row in read(folder / ROUNDS)]
+    sink = WandbSink(config.tracker.wandb, folder, identity(config), group, done)
+    sink.finish(json.loads((folder / "summary.json").read_text()))
+
+
+def check_address(address: str | None) -> None:
+    """Refuse a cluster that nobody answers for; Ray itself would try for more than a minute.
+
+    Raises:
+        ValueError: names engine.address.
+    """
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # none, or a word that Ray resolves itself, such as auto
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except OSError as error:
+        raise ValueError(f"engine.address={address}: nothing answers there: {error}") from error

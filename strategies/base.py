@@ -270,7 +270,10 @@ class FederatedStrategy(FedAvg):
         for reply in grid.send_and_receive(sent, timeout=timeout):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                raise RuntimeError(f"node {node} cannot take part: {reply.error.reason}")
+                log.warning("node %d: %s", node, reply.error.reason)
+                raise RuntimeError(
+                    f"node {node} cannot take part: {_last_line(reply.error.reason)}"
+                )
             partition, num_examples = messages.read_introduction(reply)
             if self.nodes.setdefault(partition, node) != node:
                 raise ValueError(f"two nodes hold partition {partition}")

@@ -110,7 +110,8 @@ def common(jobs: Sequence[Sequence[str]]) -> list[str]:
 def _row(run: Path) -> dict[str, Any]:
     overrides = run / ".hydra" / "overrides.yaml"
     given = yaml.safe_load(overrides.read_text()) if overrides.exists() else []
-    row = {"job": run.name, "overrides": " ".join(given or []), "status": "unfinished"}
+    shown = [text.lstrip("+") for text in given or [] if not text.startswith("resume=")]
+    row = {"job": run.name, "overrides": " ".join(shown), "status": "unfinished"}
     if (run / "summary.json").exists():
         summary = json.loads((run / "summary.json").read_text())
         versions = summary.pop("versions")

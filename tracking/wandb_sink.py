@@ -3,10 +3,13 @@
 An offline run lies in the run's folder; `wandb sync <folder>/wandb/offline-run-*` uploads it.
 """
 
+import netrc
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from tracking.record import ClientRecord, RoundRecord
 
@@ -17,6 +20,26 @@ class WandbSettings(Protocol):
     mode: str
     project: str
     entity: str | None
+
+
+def check_online(settings: WandbSettings) -> None:
+    """Refuse to go online without a key: wandb would ask for one, in the middle of a run.
+
+    Raises:
+        ValueError: names tracker.wandb.mode.
+    """
+    if settings.mode != "online" or os.environ.get("WANDB_API_KEY"):
+        return
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        known = False
+    if not known:
+        raise ValueError(
+            f"tracker.wandb.mode=online: no key for {host}; set WANDB_API_KEY or run wandb login, "
+            "or take offline and upload later with wandb sync"
+        )
 
 
 class WandbSink:
@@ -61,6 +84,8 @@ class WandbSink:
                 silent=True,
                 console="off",
                 x_disable_stats=True,
+                init_timeout=30,
+                login_timeout=30,
                 # A killed process loses what was not flushed; the default is 15 s.
                 x_transaction_log_flush_interval=0.5,
             ),

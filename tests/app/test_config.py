@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, small
@@ -19,6 +20,8 @@ WRONG = [
     ("+foo=1", "+foo: unknown key"),
     ("+train.foo=1", "+train.foo: unknown key"),
     ("++train.foo=1", "++train.foo: unknown key"),
+    ("~strategy.average", "~strategy.average: keys cannot be taken away"),
+    ("name='e(1)'", "name='e(1)': takes a folder name"),
     ("rounds=abc", "rounds=abc: takes an integer"),
     ("rounds=1.5", "rounds=1.5: takes an integer"),
     ("rounds=0", "rounds=0: takes 1 or more"),
@@ -44,7 +47,7 @@ WRONG = [
     ("data.partition=random", "data.partition=random: takes iid, dirichlet, shards"),
     ("data.alpha=0", "data.alpha=0.0: takes a finite number above 0"),
     ("target_accuracy=90", "target_accuracy=90.0: takes a share in (0, 1]"),
-    ("name=../elsewhere", "name='../elsewhere': takes a folder name under runs/"),
+    ("name=../elsewhere", "name='../elsewhere': takes a folder name under runs/, of letters"),
     ("strategy.average=mode", "strategy.average=mode: takes mean, median, trimmed_mean"),
     ("tracker.wandb.mode=on", "tracker.wandb.mode=on: takes offline, online, disabled"),
     ("checkpoint.keep=0", "checkpoint.keep=0: takes 1 or more"),
@@ -118,13 +121,38 @@ def test_an_integer_counts_clients_and_a_float_is_a_share() -> None:
     assert isinstance(compose(["clients.per_round=1.0"]).clients.per_round, float)
 
 
+def test_online_without_a_key_is_refused_before_wandb_asks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(ValueError, match=r"tracker\.wandb\.mode=online: no key for api\.wandb\.ai"):
+        Session().prepare(["tracker.wandb.mode=online"], is_sweep=False)
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40)
+    (tmp_path / "netrc").chmod(0o600)
+    Session().prepare(["tracker.wandb.mode=online"], is_sweep=False)
+
+
+def test_a_cluster_that_does_not_answer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"engine\.address=127\.0\.0\.1:1: nothing answers there"):
+        Session().prepare(["engine.address=127.0.0.1:1"], is_sweep=False)
+
+
+def test_a_relative_data_folder_becomes_absolute(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compose(["data.root=somewhere"]).data.root == str(tmp_path / "somewhere")
+
+
 # What identifies an experiment --------------------------------------------------------------------
 
 
 def test_hash_leaves_out_what_changes_nothing() -> None:
     base = config_hash(small(), ("quant",))
     same = ["name=other", "engine.workers=7", "tracker.wandb.project=p", "checkpoint.keep=9"]
-    for override in [*same, "resume=true", "data.root=/elsewhere"]:
+    same += ["resume=true", "data.root=/elsewhere", "target_accuracy=0.5", "data.alpha=3"]
+    for override in same:
         assert config_hash(small(override), ("quant",)) == base, override
     for override in ["seed=1", "rounds=9", "quant.bits=3", "train.lr=0.2", "model.width=8"]:
         assert config_hash(small(override), ("quant",)) != base, override

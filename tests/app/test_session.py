@@ -41,7 +41,7 @@ def test_a_sweep_ends_in_a_table_and_runs_identical_jobs_once(tmp_path: Path) ->
     assert [float(row["final_accuracy"]) for row in rows] == [j["final_accuracy"] for j in jobs]
     assert "| fedavg | – |" in (tmp_path / "summary.md").read_text()
     offline = list(tmp_path.glob("*/wandb/offline-run-*"))
-    assert len(offline) == 3  # one per experiment that ran
+    assert len(offline) == 4  # one per job, also of the one that was not run again
 
 
 def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -101,6 +101,53 @@ def test_killed_and_resumed_equals_uninterrupted(strategy: str, tmp_path: Path) 
     assert whole.returncode == 0, whole.stderr
     assert_same_run(tmp_path / "whole", killed)
     assert len(list(killed.glob("wandb/offline-run-*"))) == 1
+
+
+def test_another_experiment_is_neither_continued_nor_harmed(tmp_path: Path) -> None:
+    """Not by resume, not by a sweep into an old folder, however the folder is written."""
+    quiet = (*SERIAL, "tracker.wandb.mode=disabled")
+    sweep = tmp_path / "a b"
+    first = run("-m", "seed=0,1", *quiet, f"hydra.sweep.dir='{sweep}'")
+    assert first.returncode == 0, first.stderr
+    before = {path: path.read_bytes() for path in sweep.rglob("*") if path.is_file()}
+    for arguments in (
+        ("-m", "seed=0,2", "resume=true", f"hydra.sweep.dir='{sweep}'"),
+        ("-m", "seed=5,6", f"hydra.sweep.dir='{sweep}'"),
+        ("seed=2", "resume=true", f"hydra.run.dir='{sweep / '1'}'"),
+    ):
+        refused = run(*arguments, *quiet)
+        assert refused.returncode == 1
+        assert "holds" in refused.stderr
+        assert {p: p.read_bytes() for p in sweep.rglob("*") if p.is_file()} == before
+    again = run("-m", "seed=0,1", "resume=true", *quiet, f"hydra.sweep.dir='{sweep}'")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("finished already") == 2
+
+
+def test_a_finished_run_that_grows_is_unfinished_until_it_is_done(tmp_path: Path) -> None:
+    quiet = (*SERIAL, "tracker.wandb.mode=disabled", f"hydra.run.dir={tmp_path}")
+    assert run(*quiet).returncode == 0
+    process = subprocess.Popen(
+        [sys.executable, "main.py", *quiet, "rounds=500", "resume=true"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while _num_lines(tmp_path / "rounds.jsonl") < 4:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command with resume=true continues" in said
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_glob_and_range_sweeps(tmp_path: Path) -> None:
+    quiet = (*SERIAL, "rounds=1", "tracker.wandb.mode=disabled", f"hydra.sweep.dir={tmp_path}")
+    result = run("-m", "strategy=glob(*)", "seed=range(2)", *quiet)
+    assert result.returncode == 0, result.stderr
+    assert len(list(tmp_path.glob("*/summary.json"))) == 4
 
 
 def test_resume_finds_the_newest_run_of_the_same_experiment(tmp_path: Path) -> None:
