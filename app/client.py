@@ -45,7 +45,7 @@ def train(message: Message, context: Context) -> Message:
             _latest.tensors(record),
             experiment.client_data(_config(run), partition),
             settings,
-            Streams(int(str(settings["seed"])), server_round, partition),
+            Streams(int(str(settings[messages.SEED])), server_round, partition),
         )
     except Exception as error:
         return messages.error_reply(message, error)

@@ -127,20 +127,10 @@ def strategy(config: Config) -> FederatedStrategy:
 # Loading, once per process ------------------------------------------------------------------------
 
 
-def source_files(config: Config) -> list[Path]:
-    """Return the files that the data come from.
-
-    Raises:
-        FileNotFoundError: they are not there; says where they were looked for.
-    """
-    files: list[Path] = _source(config.data).files(_root(config.data))
-    return files
-
-
 @functools.lru_cache(maxsize=2)
 def _dataset(data_json: str, seed: int) -> Dataset:
     data = DataConfig(**json.loads(data_json))
-    source, root = _source(data), _root(data)
+    source, root = _source(data), Path(data.root)
     key = f"{data.name}-{_digest(_code(source), _fingerprint(source.files(root)))}"
     whole = Dataset.from_tensors(cached(key, lambda: source.load(root).tensors()))
     if whole.input_shape != tuple(data.shape) or whole.num_classes != data.num_classes:
@@ -181,10 +171,6 @@ def _source(data: DataConfig) -> ModuleType:
         return importlib.import_module(data.source)
     except ImportError as error:
         raise ValueError(f"data.source={data.source}: cannot be imported: {error}") from error
-
-
-def _root(data: DataConfig) -> Path:
-    return Path(data.root).expanduser()
 
 
 def _code(*modules: ModuleType) -> str:

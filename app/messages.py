@@ -28,6 +28,7 @@ ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
 ROUND = "server-round"
+SEED = "seed"
 NUM_EXAMPLES = "num-examples"  # Flower's own weight key, so that its strategies can average replies
 LOSS = "train-loss"
 PARTITION = "partition-id"

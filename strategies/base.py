@@ -132,7 +132,7 @@ class FederatedStrategy(FedAvg):
         with_data = [p for p, count in self.num_examples.items() if count > 0]
         chosen = select(with_data, self.clients_per_round, self.seed, server_round)
         self._shapes = {name: array.shape for name, array in arrays.items()}
-        own = ConfigRecord({**self.client_config(), "seed": self.seed, **config})
+        own = ConfigRecord({**self.client_config(), messages.SEED: self.seed, **config})
         content = messages.request(self.encode(server_round, arrays), own, server_round)
         nodes = [self.nodes[partition] for partition in chosen]
         return self._construct_messages(content, nodes, MessageType.TRAIN)

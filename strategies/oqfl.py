@@ -27,7 +27,7 @@ from app.messages import unpack_settings
 from fleet.seeds import derive_seed
 from quant.codec import pack, unpack
 from quant.functional import initial_step
-from quant.layers import Quantizer, QuantSpec, quantize, weight_quantizers
+from quant.layers import QuantSpec, quantize, weight_quantizers
 from strategies.base import FederatedStrategy
 from strategies.checkpoint import Arrays
 from strategies.local import ClientData, LocalTraining, Streams, Update, load_arrays, train_epochs
@@ -102,7 +102,7 @@ class OQFL(FederatedStrategy):
         """Dequantize each client's codes with the client's own steps."""
         if self.wire.name == "latent":
             return super().decode(update)
-        tensors = decode_weights(update.arrays, weight_quantizers(self._layout()), self._layout())
+        tensors = decode_weights(update.arrays, self._layout())
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
     def _layout(self) -> nn.Module:
@@ -126,7 +126,7 @@ def train(
     """Client half: load the global model, train weights and steps, send them or their codes."""
     wire = unpack_settings(config, "wire", Wire).name
     if wire == "codes_both":
-        arrays = decode_weights(arrays, weight_quantizers(model), model)
+        arrays = decode_weights(arrays, model)
     load_arrays(model, arrays)
     settings = unpack_settings(config, "train", LocalTraining)
     loss = train_epochs(model, data, settings, streams)
@@ -148,13 +148,11 @@ def encode_weights(model: nn.Module, generator: torch.Generator) -> dict[str, Te
     return state
 
 
-def decode_weights(
-    arrays: Mapping[str, Tensor], quantizers: Mapping[str, Quantizer], model: nn.Module
-) -> dict[str, Tensor]:
+def decode_weights(arrays: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Inverse of `encode_weights` up to rounding, with the steps that came beside the codes."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     state = dict(arrays)
-    for name, quantizer in quantizers.items():
+    for name, quantizer in weight_quantizers(model).items():
         codes = unpack(state[name], quantizer.bits, shapes[name].numel()) + quantizer.qn
         step = state[name.removesuffix("weight") + "weight_quantizer.step"]
         state[name] = codes.reshape(shapes[name]).to(step.dtype) * step

@@ -62,7 +62,7 @@ def test_round_trip_of_weights_on_the_grid_is_exact(bits, seed, per_channel, lea
     model = network(bits, seed, per_channel=per_channel, learn_step=learn_step)
     put_on_grid(model)
     encoded = encode_weights(model, generator(noise))
-    decoded = decode_weights(encoded, weight_quantizers(model), model)
+    decoded = decode_weights(encoded, model)
     state = model.state_dict()
     assert list(decoded) == list(state)
     for name, tensor in state.items():
@@ -80,7 +80,7 @@ def test_round_trip_of_weights_on_the_grid_is_exact(bits, seed, per_channel, lea
 def test_codes_are_packed_bytes_within_bits_and_a_step_away_at_most(bits, seed, per_channel):
     model = network(bits, seed, per_channel=per_channel)
     encoded = encode_weights(model, generator(seed))
-    decoded = decode_weights(encoded, weight_quantizers(model), model)
+    decoded = decode_weights(encoded, model)
     state = model.state_dict()
     edges = {"stage1.conv.weight", "head.linear.weight"}
     quantizers = weight_quantizers(model)
@@ -106,7 +106,7 @@ def test_stochastic_rounding_is_unbiased_and_follows_its_generator():
 
     def draw(seed):
         encoded = encode_weights(model, generator(seed))
-        return decode_weights(encoded, weight_quantizers(model), model)[name]
+        return decode_weights(encoded, model)[name]
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
@@ -166,7 +166,7 @@ def test_codes_of_a_weight_whose_step_is_not_set_yet_keep_it():
     with torch.no_grad():
         model.last.weight.fill_(0.01)
     encoded = encode_weights(model, generator())
-    decoded = decode_weights(encoded, weight_quantizers(model), model)
+    decoded = decode_weights(encoded, model)
     torch.testing.assert_close(
         decoded["last.weight"], model.last.weight.detach(), atol=5e-3, rtol=0
     )
