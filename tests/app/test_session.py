@@ -130,6 +130,8 @@ def test_a_finished_run_that_grows_is_unfinished_until_it_is_done(tmp_path: Path
     process = subprocess.Popen(
         [sys.executable, "main.py", *quiet, "rounds=500", "resume=true"],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        # As in a terminal: a shell's background job, where CI may run us, ignores the interrupt.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while _num_lines(tmp_path / "rounds.jsonl") < 4:
