@@ -143,6 +143,14 @@ def batches(rows: Tensor, settings: LocalTraining, generator: torch.Generator) -
             yield chunk
 
 
+def samples(
+    data: ClientData, settings: LocalTraining, streams: Streams
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of a round: inputs (B, …) and classes (B,)."""
+    for rows in batches(data.rows, settings, streams.generator("batches")):
+        yield data.x[rows], data.y[rows]
+
+
 def make_optimizer(model: nn.Module, settings: LocalTraining) -> torch.optim.Optimizer:
     """Return a new optimizer over what trains in ``model``; steps get no weight decay."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -174,14 +182,13 @@ def train_epochs(
         _freeze_batch_norm(model)
     optimizer = make_optimizer(model, settings)
     total, count = torch.zeros(()), 0
-    for rows in batches(data.rows, settings, streams.generator("batches")):
-        x, y = data.x[rows], data.y[rows]  # (B, …), (B,)
+    for x, y in samples(data, settings, streams):
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.detach() * len(rows)
-        count += len(rows)
+        total += loss.detach() * len(y)
+        count += len(y)
     for name, parameter in model.named_parameters():
         if is_step(name):  # the last update may have left one below 0
             parameter.data.clamp_(min=MIN_STEP)
