@@ -22,9 +22,10 @@ from app import experiment
 from app.config import CONF, Config, compose, config_hash, from_omegaconf, open_model_keys
 from app.engine import Simulator
 from app.server import FolderTakenError, claim, identity, write_json
+from tracking.collect import common, find
 from tracking.jsonl import ROUNDS, read
 from tracking.record import RoundRecord
-from tracking.report import collect, common, print_table, write_report
+from tracking.report import print_tables, write_report
 from tracking.wandb_sink import WandbSink, check_online
 
 RUNS = Path("runs")
@@ -102,7 +103,8 @@ class Session:
         self._simulator.close()
         if self._folder is None or (self.failed and not self._is_sweep):
             return
-        print_table(write_report(self._folder) if self._is_sweep else collect(self._folder))
+        folder = self._folder
+        print_tables(write_report([folder], folder) if self._is_sweep else find([folder]))
         sys.stdout.write(f"{self._folder}\n")
         for failure in self.failed if self._is_sweep else []:
             sys.stderr.write(f"failed: {failure}\n")
