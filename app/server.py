@@ -22,7 +22,7 @@ from strategies.base import FederatedStrategy
 from strategies.checkpoint import Checkpoint, Checkpoints
 from strategies.local import load_arrays
 from tracking.jsonl import JsonlSink
-from tracking.progress import ProgressSink
+from tracking.progress import ProgressSink, Show
 from tracking.record import Sink
 from tracking.summary import summarise
 from tracking.wandb_sink import WandbSink
@@ -49,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run(
-    config: Config, grid: Grid, folder: Path, label: str = "", group: str = ""
+    config: Config, grid: Grid, folder: Path, group: str = "", show: Show = ProgressSink
 ) -> dict[str, Any]:
     """Run one experiment and return its summary.
 
@@ -57,8 +57,8 @@ def run(
         config: a validated configuration.
         grid: where the clients are.
         folder: the run's folder; DESIGN section 4 says what it will hold.
-        label: shown beside the progress.
         group: the sweep that this run is part of, for wandb.
+        show: makes what shows the progress.
 
     Raises:
         FolderTakenError: the folder holds another run, or one that is not to be continued.
@@ -79,7 +79,7 @@ def run(
     sinks: list[Sink] = [
         JsonlSink(folder, done),
         WandbSink(config.tracker.wandb, folder, identity(config), group, done),
-        ProgressSink(config.rounds, label, done),
+        show(config.rounds, done),
     ]
     summary = None
     try:
