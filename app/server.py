@@ -136,7 +136,7 @@ def claim(folder: Path, config: Config) -> Checkpoint | None:
             configuration; names the differing keys.
     """
     path = folder / "config.json"
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:  # killed in the moment of taking it
         return None
     if not config.resume:
         raise FolderTakenError(
@@ -167,12 +167,14 @@ def take(folder: Path, config: Config) -> None:
         FolderTakenError: another process took it a moment ago.
     """
     path = folder / "config.json"
-    if not path.exists():
+    if path.exists():
+        write_json(path, identity(config))
+    else:
         try:
-            path.open("x").close()
+            with path.open("x") as file:
+                file.write(json.dumps(identity(config), indent=2) + "\n")
         except FileExistsError as error:
             raise FolderTakenError(f"hydra.run.dir={folder}: another run just took it") from error
-    write_json(path, identity(config))
     for name in ("summary.json", "model.safetensors"):
         (folder / name).unlink(missing_ok=True)
 

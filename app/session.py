@@ -216,7 +216,11 @@ def newest(runs: Path, configs: Sequence[Config], is_sweep: bool) -> Path | None
         paths = [folder / str(i) / "config.json" for i in range(len(configs))]
         if not is_sweep:
             paths = [folder / "config.json"]
-        there = [(p, mine) for p, mine in zip(paths, identities, strict=True) if p.exists()]
+        there = [
+            (path, mine)
+            for path, mine in zip(paths, identities, strict=True)
+            if path.exists() and path.stat().st_size
+        ]
         return bool(there) and all(
             json.loads(path.read_text()) | {"rounds": None} == mine for path, mine in there
         )
@@ -243,7 +247,9 @@ def finished(above: Path) -> dict[str, Path]:
 def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> None:
     """Give an identical job the results of the one that ran; the target may be another."""
     for name in COPIED:
-        shutil.copy2(before / name, folder / name)
+        part = folder / f"{name}.part"
+        shutil.copy2(before / name, part)
+        part.replace(folder / name)
     summary = json.loads((before / "summary.json").read_text())
     kept = {name: found for name, found in summary.items() if "target" not in name}
     same_as = os.path.relpath(before, folder.parent)

@@ -128,13 +128,13 @@ def _read(folder: Path, job: str) -> Run:
         status = f"same as {summary['same_as']}" if "same_as" in summary else "finished"
     error = ""
     if (folder / "error.txt").exists():  # also where a finished run was to grow and failed
-        lines = (folder / "error.txt").read_text(errors="replace").strip().splitlines()
-        status, error = "failed", lines[-1].strip() if lines else ""
+        lines = (folder / "error.txt").read_text("utf-8", errors="replace").strip().split("\n")
+        status, error = "failed", lines[-1].strip()
     said = [text.lstrip("+") for text in overrides if not text.startswith("resume=")]
     return Run(job, folder, said, status, error, config, summary)
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Return a file's object; nothing if it is missing or, just claimed by a run, still empty."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return json.loads(text) if text else {}
+    found: dict[str, Any] = json.loads(text) if text else {}  # empty: killed in its first moment
+    return found

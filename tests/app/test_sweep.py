@@ -7,19 +7,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from conftest import FAULTS, ROOT
 
+import tracking
 from app.config import compose
+from app.server import claim, identity, take
 from app.session import expand, finished, preset
+from tracking.collect import find
 
 SMALL = (
     "engine=serial", "clients.total=2", "data.max_train=40", "train.epochs=1", "rounds=2",
     "tracker.wandb.mode=disabled",
 )  # fmt: skip
-JOBS = ("strategy=fedavg,oqfl", "quant.bits=2,4,8", "seed=0,1")
+JOBS = ("strategy=oqfl,fedavg", "quant.bits=2,4,8", "seed=0,1")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -27,11 +31,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def summaries(sweep: Path) -> dict[str, dict[str, object]]:
+def summaries(sweep: Path) -> dict[str, Any]:
     return {p.parent.name: json.loads(p.read_text()) for p in sweep.glob("*/summary.json")}
 
 
-def page_data(sweep: Path) -> dict[str, list[dict[str, object]]]:
+def page_data(sweep: Path) -> Any:
     """What report.html shows, read as a browser would."""
     page = (sweep / "report.html").read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
@@ -39,12 +43,13 @@ def page_data(sweep: Path) -> dict[str, list[dict[str, object]]]:
     return json.loads(found[1])
 
 
-def test_killed_in_its_fifth_job_and_started_again(tmp_path: Path) -> None:
-    """Also: what has finished beside it is taken over by another sweep that says so."""
-    sweep = tmp_path / "first"
-    jobs = ("-m", "strategy=oqfl,fedavg", *JOBS[1:], *SMALL, "sweep.skip_finished=true")
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve jobs, killed in the fifth and started again."""
+    sweep = tmp_path_factory.mktemp("sweeps") / "first"
+    jobs = ("-m", *JOBS, *SMALL, f"hydra.sweep.dir={sweep}")
     process = subprocess.Popen(
-        [sys.executable, "main.py", *jobs, f"hydra.sweep.dir={sweep}"],
+        [sys.executable, "main.py", *jobs],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -59,27 +64,95 @@ def test_killed_in_its_fifth_job_and_started_again(tmp_path: Path) -> None:
     assert not (sweep / "report.html").exists()
     stamps = {job: (sweep / job / "summary.json").stat().st_mtime_ns for job in before}
 
-    again = run(*jobs, "resume=true", f"hydra.sweep.dir={sweep}")
+    again = run(*jobs, "resume=true")
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("finished already") == len(before)
     assert {job: (sweep / job / "summary.json").stat().st_mtime_ns for job in before} == stamps
+    return sweep
+
+
+def test_killed_and_started_again_the_report_is_whole(sweep: Path) -> None:
     rows = page_data(sweep)["runs"]
     assert [row["job"] for row in rows] == [str(i) for i in range(12)]
-    assert all(row["summary"] for row in rows)
-    assert [row["status"] for row in rows[6:]] == [
-        "finished", "finished", "same as 6", "same as 7", "same as 6", "same as 7",
-    ]  # fmt: skip
+    assert all(row["summary"] and len(row["rounds"]["round"]) == 2 for row in rows)
+    assert sum(row["status"] == "finished" for row in rows) == 8  # FedAvg reads no bits
+    runs, rounds = tracking.load(sweep)
+    assert len(runs) == 12
+    assert len(rounds) == 24
+    assert runs["final_accuracy"].notna().all()
 
-    other = run(
+
+def test_the_report_in_a_browser(sweep: Path, chromium: Any) -> None:
+    """Sorted and its axis switched by clicks, without a word on the console or a request."""
+    page = chromium.new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"file://{sweep / 'report.html'}")
+    accuracies = {job: f"{s['final_accuracy']:.4f}" for job, s in summaries(sweep).items()}
+    heading = page.get_by_role("button", name="accuracy", exact=True)
+    for in_order in (sorted(accuracies.values(), reverse=True), sorted(accuracies.values())):
+        heading.click()
+        rows = [row.inner_text().split("\t") for row in page.locator("#table tbody tr").all()]
+        assert [row[4] for row in rows] == in_order
+        assert {row[0]: row[4] for row in rows} == accuracies
+
+    def drawn() -> Any:
+        page.locator("#curves-chart .main-svg").first.wait_for()
+        return page.evaluate(
+            "(({data, layout}) => ({title: layout.xaxis.title.text, x: data.map(t => t.x)}))"
+            "(document.getElementById('curves-chart'))"
+        )
+
+    page.locator("#curves").scroll_into_view_if_needed()
+    assert drawn()["title"] == "rounds"
+    page.locator("#curve-x").get_by_text("bytes").click()
+    assert drawn()["title"] == "bytes, up and down"
+    totals = [s["total_bytes_up"] + s["total_bytes_down"] for s in summaries(sweep).values()]
+    assert max(x for line in drawn()["x"] for x in line if x is not None) == pytest.approx(
+        max(totals), rel=1e-5
+    )
+    page.locator("#curve-x").get_by_text("simulated s").wait_for(state="detached", timeout=1000)
+
+    page.locator("[data-key=strategy]").select_option(label="oqfl")
+    assert page.locator("#table tbody tr").count() == 6
+    page.get_by_role("button", name="5", exact=True).click()
+    page.locator("#run-b").select_option(label="1 strategy=oqfl quant.bits=2 seed=1")
+    page.get_by_label("differences only").check()
+    different = page.locator("#config tr.different").all_inner_texts()
+    assert "quant.bits\t8\t2" in different
+    for section in ("front", "effects", "clients"):
+        page.locator(f"#{section}").scroll_into_view_if_needed()
+        page.locator(f"#{section} .main-svg").first.wait_for()
+    assert said == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    page.close()
+
+
+def test_what_has_finished_beside_it_is_taken_over(sweep: Path) -> None:
+    second = sweep.parent / "second"
+    result = run(
         "-m", "strategy=oqfl,fedavg", "quant.bits=2,3", "seed=1", "target_accuracy=0.01", *SMALL,
-        "sweep.skip_finished=true", f"hydra.sweep.dir={tmp_path / 'second'}",
+        "sweep.skip_finished=true", f"hydra.sweep.dir={second}",
     )  # fmt: skip
-    assert other.returncode == 0, other.stderr
-    found = summaries(tmp_path / "second")
-    assert [found[str(i)].get("same_as") for i in range(4)] == [
-        "../first/1", None, "../first/9", "2"
-    ]  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = summaries(second)
+    same_as = [found[str(i)].get("same_as") for i in range(4)]
+    assert same_as[1] is None
+    assert (same_as[0], same_as[3]) == ("../first/1", "2")
+    assert same_as[2] in [f"../first/{i}" for i in (7, 9, 11)]
     assert all(summary["rounds_to_target"] == 1 for summary in found.values())
+
+
+def test_a_folder_whose_run_was_killed_as_it_began_can_be_taken(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    config = compose(SMALL)
+    assert claim(tmp_path, config) is None
+    take(tmp_path, config)
+    assert json.loads((tmp_path / "config.json").read_text()) == identity(config)
+    assert find([tmp_path])[0].status == "unfinished"
 
 
 def test_without_being_asked_nothing_is_taken_over(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ const OPTIONS = {
 
 function axis(title, unit = "", more = {}) {
   const bytes = unit === "B" ? { exponentformat: "SI", ticksuffix: "B" } : {};
-  const label = unit && unit !== "B" ? `${title} (${unit})` : title;
   return {
-    title: { text: label, standoff: 8 }, gridcolor: GRID, zeroline: false, linecolor: "#aab2bd", ticks: "outside",
+    title: { text: title, standoff: 8 }, gridcolor: GRID, zeroline: false, linecolor: "#aab2bd", ticks: "outside",
     tickcolor: "#aab2bd", automargin: true, ...bytes, ...more,
   };
 }
@@ -51,7 +50,7 @@ function drawCurves(sets, choice) {
   const traces = [];
   for (const one of names) {
     const line = {
-      type: "scatter", mode: "lines", name: plain(one), x: [], y: [], text: [], line: { color: colour.get(one), width: 1.8 },
+      type: "scatter", mode: "lines", name: plain(one), x: [], y: [], text: [], line: { color: colour.get(one), width: sets.length > FEW ? 1.2 : 1.8 },
       hovertemplate: `%{text}<br>${x.key} %{x}<br>${plain(y)} %{y:.5~g}<extra></extra>`, legendgroup: one,
     };
     const band = {
@@ -65,7 +64,7 @@ function drawCurves(sets, choice) {
       line.y.push(...points.map((p) => p.y), null);
       line.text.push(...points.map(() => plain(set.label)), "");
       if (points.length === 1) line.mode = "lines+markers";
-      if (set.runs.length < 2) continue;
+      if (set.runs.length < 2 || sets.length > FEW) continue;
       const back = [...points].reverse();
       band.x.push(...points.map((p) => p.x), ...back.map((p) => p.x), null);
       band.y.push(...points.map((p) => p.y + p.sd), ...back.map((p) => p.y - p.sd), null);
@@ -74,7 +73,7 @@ function drawCurves(sets, choice) {
     if (line.x.length) traces.push(line);
   }
   draw("curves-chart", traces, {
-    xaxis: axis(x.name, x.unit, { rangemode: "tozero" }), yaxis: axis(y.replaceAll("_", " ")),
+    xaxis: axis(x.title ?? x.name, x.unit, { rangemode: "tozero" }), yaxis: axis(y.replaceAll("_", " ")),
     showlegend: names.length > 1 && names.length <= 2 * FEW,
   });
 }
@@ -124,9 +123,11 @@ function drawFront(sets, choice) {
     });
   }
   const xs = points.map((p) => p.x).filter((x) => x > 0);
-  const isWide = xs.length === points.length && Math.max(...xs) > 20 * Math.min(...xs);
+  const [least, most] = [Math.min(...xs), Math.max(...xs)];
+  const scale = xs.length === points.length && most > 20 * least ? { type: "log" }
+    : most < 1.01 * least ? { rangemode: "tozero" } : {}; // no telescope on what is the same
   draw("front-chart", traces, {
-    xaxis: axis(price.name, price.unit, isWide ? { type: "log" } : {}), yaxis: axis("final accuracy"),
+    xaxis: axis(price.name, price.unit, scale), yaxis: axis("final accuracy"),
     showlegend: traces.length > 1 && names.length <= 2 * FEW,
   });
   const list = front.map((p) => `${p.set.label} (${share(p.y)}, ${price.write(p.x)})`).join(" · ");
@@ -195,10 +196,12 @@ function drawEffect(place, key, measure, sets, colourKey) {
   });
 }
 
-const MOST_BOXES = 30;
+const MOST_BOXES = 12;
 function drawClients(sets, choice) {
   const measure = CLIENT_MEASURES.find((m) => m.key === choice.client);
   const shown = sets.filter((set) => set.runs.some((run) => Object.keys(run.clients).length)).slice(0, MOST_BOXES);
+  const isNarrow = document.body.clientWidth < 640;
+  const label = (set) => plain(set.label).replaceAll(" ", isNarrow ? "<br>" : " ");
   const boxes = new Map(); // one trace per device class, or one for all
   for (const set of [...shown].reverse()) {
     for (const run of set.runs) for (const [device, found] of Object.entries(run.clients)) {
@@ -206,7 +209,7 @@ function drawClients(sets, choice) {
       if (!boxes.has(trace)) boxes.set(trace, { x: [], y: [] });
       const values = found[measure.key] ?? [];
       boxes.get(trace).x.push(...values);
-      boxes.get(trace).y.push(...values.map(() => plain(set.label)));
+      boxes.get(trace).y.push(...values.map(() => label(set)));
     }
   }
   const names = [...boxes.keys()].sort(byValue), colour = colours(names);
@@ -214,12 +217,13 @@ function drawClients(sets, choice) {
     type: "box", orientation: "h", name: plain(name), ...boxes.get(name), boxpoints: "outliers",
     line: { width: 1.2, color: colour.get(name) }, marker: { size: 3, opacity: 0.6 }, hoverinfo: "x+y",
   }));
-  const height = 90 + shown.length * (choice.byDevice ? 16 + 14 * names.length : 26);
+  const lines = Math.max(1, ...(isNarrow ? shown.map((set) => set.label.split(" ").length) : []));
+  const height = 90 + shown.length * Math.max(12 + 14 * lines, choice.byDevice ? 12 + 13 * names.length : 0);
   const place = document.getElementById("clients-chart");
   place.style.height = `${Math.max(220, height)}px`;
   draw(place, traces, {
     xaxis: axis(measure.name, measure.unit), yaxis: axis("", "", { type: "category", tickfont: { size: 11 } }),
-    boxmode: "group", showlegend: choice.byDevice && names.length > 1, height: Math.max(220, height),
+    boxmode: "group", boxgap: 0.25, showlegend: choice.byDevice && names.length > 1, height: Math.max(220, height),
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, xanchor: "left" },
   });
   const left = sets.length - shown.length;

@@ -8,26 +8,26 @@ RUNS.forEach((run, index) => { run.index = index; });
 const MEASURES = [
   { key: "final_accuracy", name: "accuracy", short: "accuracy", write: share },
   { key: "best_accuracy", name: "best accuracy", short: "best", write: share },
-  { key: "total_bytes", name: "bytes, up and down", short: "bytes", write: bytes, unit: "B" },
-  { key: "total_bytes_up", name: "bytes up", short: "up", write: bytes, unit: "B" },
-  { key: "total_bytes_down", name: "bytes down", short: "down", write: bytes, unit: "B" },
-  { key: "total_sim_s", name: "simulated seconds", short: "sim s", write: number, unit: "s" },
-  { key: "total_energy_j", name: "joules", short: "joules", write: number, unit: "J" },
-  { key: "total_wall_s", name: "real seconds", short: "seconds", write: (v) => v.toFixed(1), unit: "s" },
+  { key: "total_bytes", name: "bytes, up and down", short: "bytes", write: bytes, unit: "B", isPrice: true },
+  { key: "total_bytes_up", name: "bytes up", short: "up", write: bytes, unit: "B", isPrice: true },
+  { key: "total_bytes_down", name: "bytes down", short: "down", write: bytes, unit: "B", isPrice: true },
+  { key: "total_sim_s", name: "simulated seconds", short: "sim s", write: number, isPrice: true },
+  { key: "total_energy_j", name: "joules", short: "joules", write: number, isPrice: true },
+  { key: "total_wall_s", name: "real seconds", short: "seconds", write: (v) => v.toFixed(1), isPrice: true },
 ].filter((measure) => RUNS.some((run) => of(run, measure.key) !== null));
 
 // Axes of the course and of the clients; only those that some run has data for are offered.
 const AXES = [
   { key: "round", name: "rounds" },
-  { key: "bytes", name: "bytes, up and down", unit: "B" },
-  { key: "sim_s", name: "simulated seconds", unit: "s" },
-  { key: "energy_j", name: "joules", unit: "J" },
-  { key: "wall_s", name: "real seconds", unit: "s" },
+  { key: "bytes", name: "bytes", title: "bytes, up and down", unit: "B" },
+  { key: "sim_s", name: "simulated s", title: "simulated seconds" },
+  { key: "energy_j", name: "joules" },
+  { key: "wall_s", name: "real s", title: "real seconds" },
 ].filter((axis) => RUNS.some((run) => axis.key in run.rounds));
 const CLIENT_MEASURES = [
   { key: "loss", name: "training loss, last round" },
-  { key: "sim_s", name: "simulated seconds a round", unit: "s" },
-  { key: "energy_j", name: "joules a round", unit: "J" },
+  { key: "sim_s", name: "simulated seconds a round" },
+  { key: "energy_j", name: "joules a round" },
   { key: "bytes", name: "bytes a round, up and down", unit: "B" },
 ].filter((m) => RUNS.some((run) => Object.values(run.clients).some((device) => m.key in device)));
 
@@ -85,7 +85,7 @@ function grouped(runs) {
   return [...found].map(([group, seeds]) => ({ label: DATA.groups[group], runs: [...seeds.values()] }));
 }
 function single(runs) {
-  return runs.filter((run) => !run.copy || runs.length === 1).map((run) => ({ label: `${run.job}  ${own(run)}`, runs: [run] }));
+  return runs.filter((run) => !run.copy || runs.length === 1).map((run) => ({ label: `${run.job} ${own(run)}`, runs: [run] }));
 }
 const HAS_SEEDS = grouped(RUNS).some((group) => group.runs.length > 1);
 

@@ -10,11 +10,15 @@ function fill(select, options, chosen) {
 }
 const named = (items) => items.map((item) => [item.key, item.name]);
 fill(by("curve-y"), COURSES.map((name) => [name, name.replaceAll("_", " ")]));
-fill(by("curve-x"), named(AXES));
-fill(by("front-x"), named(MEASURES.filter((m) => m.unit)));
+by("curve-x").append(...AXES.map(({ key, name }, i) => {
+  const label = element("label", name);
+  label.prepend(Object.assign(element("input", ""), { type: "radio", name: "curve-x", value: key, checked: i === 0 }));
+  return label;
+}));
+fill(by("front-x"), named(MEASURES.filter((m) => m.isPrice)));
 fill(by("effect-y"), named(MEASURES));
 fill(by("client-y"), named(CLIENT_MEASURES));
-const runOptions = RUNS.map((run) => [String(run.index), `${run.job}  ${own(run)}`.slice(0, 80)]);
+const runOptions = RUNS.map((run) => [String(run.index), `${run.job} ${own(run)}`.slice(0, 80)]);
 fill(by("run-a"), runOptions);
 fill(by("run-b"), [["", "nothing"], ...runOptions]);
 
@@ -40,8 +44,8 @@ by("seeds-label").hidden = !HAS_SEEDS;
 by("effects").hidden = !EFFECTS.length || !MEASURES.length;
 by("clients").hidden = !CLIENT_MEASURES.length;
 by("curves").hidden = !COURSES.length;
-by("front").hidden = !MEASURES.some((m) => m.key === "final_accuracy") || !MEASURES.some((m) => m.unit);
-by("filters").hidden = RUNS.length < 2;
+by("front").hidden = RUNS.length < 2 || !MEASURES.some((m) => m.key === "final_accuracy") || !MEASURES.some((m) => m.isPrice);
+for (const id of ["filters", "run-b-label", "differences-label"]) by(id).hidden = RUNS.length < 2;
 
 const count = (test) => RUNS.filter(test).length;
 const states = [
@@ -60,7 +64,7 @@ function chosenRuns() {
 
 // Charts are drawn when they come into view, and again only when what they show has changed.
 const sections = {
-  curves: (sets) => drawCurves(sets, { x: by("curve-x").value, y: by("curve-y").value, colour: by("colour").value }),
+  curves: (sets) => drawCurves(sets, { x: document.querySelector("#curve-x :checked").value, y: by("curve-y").value, colour: by("colour").value }),
   front: (sets) => drawFront(sets, { price: by("front-x").value, colour: by("colour").value }),
   effects: (sets) => drawEffects(sets, { effect: by("effect-y").value, colour: by("colour").value }),
   clients: (sets) => drawClients(sets, { client: by("client-y").value, byDevice: by("devices").checked }),

@@ -59,7 +59,7 @@ function drawTable(runs, onChoose, onSort) {
 }
 
 function row(run, onChoose) {
-  const line = document.createElement("tr");
+  const line = element("tr", "", run.status === "failed" ? "failed" : "");
   for (const column of COLUMNS) {
     const cell = element("td", "", column.isNumber ? "number" : column.name === "status" ? "status" : "");
     if (column.name === "job") {
