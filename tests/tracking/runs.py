@@ -61,7 +61,8 @@ def make_seeds(root: Path) -> None:
             total = 1000 * bits if strategy == "oqfl" else 32000
             summary = {
                 "final_accuracy": accuracy + seed / 8, "best_accuracy": 0.9,
-                "total_bytes_up": total, "total_bytes_down": total, "total_sim_s": None, "total_energy_j": None,
+                "total_bytes_up": total, "total_bytes_down": total,
+                "total_sim_s": None, "total_energy_j": None,
                 "total_wall_s": 1.0, "rounds": 2, "strategy": strategy, "seed": seed,
                 "versions": VERSIONS,
             }  # fmt: skip
