@@ -16,6 +16,7 @@ import pytest
 import wandb_reader
 import yaml
 from wandb_reader import offline_runs, read_only_run, read_run
+from wandb_server import serving
 
 from app.config import compose
 from tracking.record import ClientRecord, RoundRecord
@@ -135,6 +136,26 @@ def test_model_and_configuration_are_artifacts(tmp_path):
         for path in files.values():  # where wandb sync will look: in the run's folder
             assert Path(path).is_relative_to(tmp_path)
             assert Path(path).read_text().startswith("this is")
+
+
+def test_what_was_offline_goes_up_later(tmp_path):
+    """With wandb's own command, to a server on this machine."""
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_text("{}")
+    records = [record(1), record(2)]
+    write(tmp_path, records, {"rounds": 2})
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    with serving() as server:
+        environment = {**os.environ, "WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": server.url}
+        command = [str(Path(sys.executable).with_name("wandb")), "sync", str(run)]
+        result = subprocess.run(
+            command, env=environment, timeout=60, check=False, capture_output=True, text=True
+        )
+    assert result.returncode == 0, result.stderr
+    sent = [{k: v for k, v in row.items() if k != "_step"} for row in without_clock(server.history)]
+    expected = [{k: v for k, v in row.items() if k != "_step"} for row in expected_rows(records)]
+    assert sent == expected
+    assert {given["artifactTypeName"] for given in server.artifacts} == {"model", "config"}
 
 
 def test_a_run_that_failed_has_no_artifacts(tmp_path):
