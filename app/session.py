@@ -174,7 +174,7 @@ def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     chosen = [override for override in parsed if override.key_or_group == "sweep"]
-    if not chosen:
+    if not chosen or chosen[-1].value() is None:
         return []
     name = chosen[-1].value()
     if chosen[-1].is_sweep_override():

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tracking.collect import Run, common, find
+from tracking.collect import Run, common, find, swept, value
 from tracking.html import write_html
 from tracking.seeds import MEASURES, Group, Spread, groups
 
@@ -29,15 +29,30 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Run]:
     runs = find(folders)
     if runs:
         out.mkdir(parents=True, exist_ok=True)
-        rows = [run.row() for run in runs]
+        rows = _csv_rows(runs)
         columns = list(dict.fromkeys(key for row in rows for key in row))
         with (out / "summary.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
         (out / "summary.md").write_text(markdown(runs), encoding="utf-8")
-        write_html(out / "report.html", runs, ", ".join(map(str, folders)))
+        write_html(out / "report.html", runs, ", ".join(map(_shown, folders)))
     return runs
+
+
+def _csv_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Each run's row, with a column for each swept key behind the job."""
+    keys = swept(runs)
+    known = {key for run in runs for key in run.config}
+    values = [{key: value(run, key, known) for key in keys} for run in runs]
+    return [{"job": run.job} | own | run.row() for run, own in zip(runs, values, strict=True)]
+
+
+def _shown(folder: Path) -> str:
+    """The folder as its user would say it."""
+    whole = folder.absolute()
+    here = Path.cwd()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
 
 HEADINGS = (

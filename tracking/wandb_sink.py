@@ -1,8 +1,8 @@
 """Weights & Biases: one run per experiment, offline by default, always finished.
 
 An offline run lies in the run's folder; `wandb sync <folder>/wandb/offline-run-*` uploads it, with
-the model and the configuration that lie beside it. What a server that went away did not take is
-in `<folder>/wandb/` as well, and goes up the same way.
+the model and the configuration that lie beside it. An online run whose server went away ends within
+a minute and is on disk too: `wandb sync --no-skip-online <folder>/wandb/run-*`.
 """
 
 import logging

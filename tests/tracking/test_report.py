@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 import yaml
 from rich.console import Console
 
+from runs import make_seeds
 from tracking.collect import find
 from tracking.report import HEADINGS, cells, main, markdown, print_tables, write_report
 
@@ -127,6 +129,7 @@ def test_report_files(sweep):
     assert read[1]["final_accuracy"] == ""
     assert read[4]["same_as"] == "0"
     assert read[0]["version_torch"] == "2.13"
+    assert (read[0]["quant.bits"], read[1]["quant.bits"]) == ("4", "")
     assert write_report([sweep], sweep) == runs  # its own files do not count as runs
 
 
@@ -200,3 +203,34 @@ def test_also_a_long_row(tmp_path):
 def test_brackets_in_an_override_are_shown_as_they_are(tmp_path, override):
     make_run(tmp_path / "0", [override], SUMMARY)
     assert override in shown(find([tmp_path]))
+
+
+def test_seeds_together_and_several_sweeps(tmp_path, capsys, monkeypatch):
+    make_seeds(tmp_path / "a")
+    make_run(tmp_path / "b" / "0", ["seed=9"], SUMMARY)
+    monkeypatch.chdir(tmp_path)
+    assert main(["a"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"strategy=oqfl quant.bits=2 +2 +0.5625 ± 0.0884 +2 kB", out)
+    assert re.search(r"strategy=fedavg +2 +0.9375 ± 0.0884 +32 kB", out)
+    assert "sim s" not in out  # nobody has any
+    first = (tmp_path / "a" / "summary.md").read_text().split("\n\n")[0].splitlines()
+    assert first[2] == (
+        "| strategy=oqfl quant.bits=2 | 2 | 0.5625 ± 0.0884 | 0.9000 ± 0.0000 | 2 kB | 2 kB |  |  "
+        "| 1.0 ± 0.0 |"
+    )
+    assert "<title>a</title>" in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+
+    assert main(["a", "b"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report.html")
+    with (tmp_path / "summary.csv").open() as file:
+        assert [row["job"] for row in csv.DictReader(file)][-2:] == ["a/6", "b/0"]
+    assert main(["a", "b", "--out", "both"]) == 0
+    assert (tmp_path / "both" / "report.html").exists()
+    assert main(["a", "nowhere"]) == 1
+
+
+def test_a_line_break_does_not_break_the_table(tmp_path):
+    make_run(tmp_path / "0", ["name=a\nb\\|c"], SUMMARY)
+    line = markdown(find([tmp_path])).splitlines()[2]
+    assert line.startswith("| 0 | name=a b\\\\\\|c |")

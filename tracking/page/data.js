@@ -85,7 +85,8 @@ function grouped(runs) {
   return [...found].map(([group, seeds]) => ({ label: DATA.groups[group], runs: [...seeds.values()] }));
 }
 function single(runs) {
-  return runs.filter((run) => !run.copy || runs.length === 1).map((run) => ({ label: `${run.job} ${own(run)}`, runs: [run] }));
+  const found = grouped(runs).flatMap((group) => group.runs).sort((a, b) => a.index - b.index);
+  return found.map((run) => ({ label: `${run.job} ${own(run)}`, runs: [run] }));
 }
 const HAS_SEEDS = grouped(RUNS).some((group) => group.runs.length > 1);
 
