@@ -124,6 +124,15 @@ def strategy(config: Config) -> FederatedStrategy:
     )
 
 
+def prepare(config: Config, method: FederatedStrategy) -> nn.Module:
+    """Return the global model that ``method`` makes of the user's network.
+
+    Raises:
+        ValueError: the method cannot train this network; names the key.
+    """
+    return method.prepare(network(config), tuple(config.data.shape))
+
+
 # Loading, once per process ------------------------------------------------------------------------
 
 

@@ -8,8 +8,8 @@ if all fail, the run ends with `AllClientsFailedError`. Checkpoints are written 
 A method's file holds a subclass of `FederatedStrategy` and the client half as two functions that
 `app.client` calls:
 
-    def prepare(model, config) -> nn.Module                      the model that a client trains
-    def train(model, arrays, data, config, streams) -> Update    one round on one client
+    def prepare(model, config) -> M                              what a client trains
+    def train(model: M, arrays, data, config, streams) -> Update one round on one client
 """
 
 import logging
@@ -22,18 +22,23 @@ from typing import ClassVar
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
-from torch import nn
+from torch import Tensor, nn
 
 from app import messages
 from fleet.selection import select
+from models.cost import Cost, cost
 from strategies.aggregate import Average, combine, mean
 from strategies.checkpoint import Arrays, Checkpoint, Checkpoints
-from strategies.local import LocalTraining, Update
+from strategies.local import LocalTraining, Update, load_arrays
 from tracking.record import ClientRecord, RoundRecord, Sink
 
 log = logging.getLogger(__name__)
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+# Settings of one client's own, as items of a mapping.
+Variant = tuple[tuple[str, bool | int | float | str], ...]
+# Accuracy and mean cross-entropy of a network on the held-out test set.
+Test = Callable[[nn.Module], tuple[float, float]]
 
 
 class AllClientsFailedError(RuntimeError):
@@ -89,6 +94,7 @@ class FederatedStrategy(FedAvg):
         self.num_clients = num_clients
         self.nodes: dict[int, int] = {}  # partition id → node id
         self.num_examples: dict[int, int] = {}  # partition id → samples
+        self.model: nn.Module | None = None  # set by prepare()
         self._shapes: dict[str, tuple[int, ...]] = {}  # of the global model's arrays
 
     # What a method says of itself -----------------------------------------------------------
@@ -101,20 +107,48 @@ class FederatedStrategy(FedAvg):
     def load_state(self, state: Arrays) -> None:
         """Take back what ``state`` returned."""
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the global model, given the network that the user chose."""
+    def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+        """Return the global model, whose state is what the rounds train.
+
+        Args:
+            model: the network that the user chose.
+            input_shape: of one sample, such as (1, 28, 28).
+
+        Raises:
+            ValueError: the method cannot train this network; names the key.
+        """
+        self.model = model
         return model
+
+    def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
+        """Return accuracy, loss and what a method adds, given the global model's state."""
+        model = self.whole_model()
+        load_arrays(model, arrays)
+        accuracy, loss = test(model)
+        return {"accuracy": accuracy, "loss": loss}
+
+    def device_costs(self, input_shape: tuple[int, ...]) -> list[Cost]:
+        """Return what the parts of the network that are on the device cost, in order."""
+        return [cost(self.whole_model(), input_shape)]
 
     def describe(self) -> dict[str, float]:
         """Return what summary.json should say of the method's settings."""
         return {}
 
     def client_config(self) -> dict[str, bool | int | float | str]:
-        """Return the settings that travel to the clients with each round."""
+        """Return the settings that travel to every client with each round."""
         return messages.pack_settings(train=self.train)
 
-    def encode(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
-        """Return what is sent to the clients, given the global model."""
+    def variant(self, partition: int) -> Variant:
+        """Return settings of one client's own; clients with the same ones get one message."""
+        return ()
+
+    def crosses(self, partition: int) -> frozenset[str] | None:
+        """Names of the arrays that are sent over the network, not only in a message; None: all."""
+        return None
+
+    def encode(self, server_round: int, arrays: ArrayRecord, partition: int) -> ArrayRecord:
+        """Return what is sent to a client (and all of its variant), given the global model."""
         return arrays
 
     def decode(self, update: Update) -> Arrays:
@@ -126,16 +160,30 @@ class FederatedStrategy(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message per chosen client, in the order of partition ids, all with one content."""
+        """One message per chosen client, in the order of partition ids."""
         if not self.nodes:
             self.discover(grid)
         with_data = [p for p, count in self.num_examples.items() if count > 0]
         chosen = select(with_data, self.clients_per_round, self.seed, server_round)
         self._shapes = {name: array.shape for name, array in arrays.items()}
-        own = ConfigRecord({**self.client_config(), messages.SEED: self.seed, **config})
-        content = messages.request(self.encode(server_round, arrays), own, server_round)
-        nodes = [self.nodes[partition] for partition in chosen]
-        return self._construct_messages(content, nodes, MessageType.TRAIN)
+        return self.requests(server_round, arrays, config, chosen)
+
+    def requests(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, chosen: Sequence[int]
+    ) -> list[Message]:
+        """One message per chosen client; clients of one variant share its content."""
+        common = {**self.client_config(), messages.SEED: self.seed, **config}
+        contents: dict[Variant, RecordDict] = {}
+        sent: list[Message] = []
+        for partition in chosen:
+            variant = self.variant(partition)
+            if variant not in contents:
+                encoded = self.encode(server_round, arrays, partition)
+                own = ConfigRecord({**common, **dict(variant)})
+                contents[variant] = messages.request(encoded, own, server_round)
+            nodes = [self.nodes[partition]]
+            sent += self._construct_messages(contents[variant], nodes, MessageType.TRAIN)
+        return sent
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -217,24 +265,28 @@ class FederatedStrategy(FedAvg):
     ) -> tuple[ArrayRecord, list[Outcome]]:
         """All chosen clients train at once; return the new global model and what came of each."""
         sent = list(self.configure_train(server_round, arrays, config, grid))
+        outcomes = self.exchange(grid, sent, timeout)
+        report_failures(server_round, outcomes)
+        averaged, _ = self.combine(outcomes)
+        if averaged is None:
+            raise all_failed(server_round, outcomes)
+        return averaged, outcomes
+
+    def exchange(self, grid: Grid, sent: Sequence[Message], timeout: float) -> list[Outcome]:
+        """Send messages and return what came of each, in their order."""
         replies = {
             reply.metadata.src_node_id: reply
             for reply in grid.send_and_receive(sent, timeout=timeout)
         }
-        bytes_down = messages.payload_bytes(messages.read_request(sent[0])[0])
         partition_of = {node: partition for partition, node in self.nodes.items()}
-        outcomes = [
-            self._outcome(partition_of[node], replies.get(node), bytes_down)
-            for node in (message.metadata.dst_node_id for message in sent)
-        ]
-        report_failures(server_round, outcomes)
-        averaged, _ = self.combine(outcomes)
-        if averaged is None:
-            raise AllClientsFailedError(
-                f"round {server_round}: all {len(outcomes)} clients failed; "
-                f"{_last_line(outcomes[0].error)}"
-            )
-        return averaged, outcomes
+        outcomes = []
+        for message in sent:
+            node = message.metadata.dst_node_id
+            partition = partition_of[node]
+            record = messages.read_request(message)[0]
+            bytes_down = messages.payload_bytes(record, self.crosses(partition))
+            outcomes.append(self._outcome(partition, replies.get(node), bytes_down))
+        return outcomes
 
     def combine(
         self, outcomes: Sequence[Outcome]
@@ -287,6 +339,16 @@ class FederatedStrategy(FedAvg):
         if empty:
             log.info("%d of %d clients have no data and take no part", len(empty), len(self.nodes))
 
+    def whole_model(self) -> nn.Module:
+        """Return what `prepare` returned.
+
+        Raises:
+            RuntimeError: it was not called.
+        """
+        if self.model is None:
+            raise RuntimeError(f"{type(self).__name__} needs prepare() before start()")
+        return self.model
+
     def _outcome(self, partition: int, reply: Message | None, bytes_down: int) -> Outcome:
         update, error = None, None
         if reply is None:
@@ -317,6 +379,13 @@ def check_shapes(state: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
         wanted = tuple(shapes[name]) if name in shapes else "absent"
         if got != wanted:
             raise ValueError(f"array {name} is {got}, in the global model {wanted}")
+
+
+def all_failed(server_round: int, outcomes: Sequence[Outcome]) -> AllClientsFailedError:
+    """Return the error that ends a run of whose clients none is left."""
+    return AllClientsFailedError(
+        f"round {server_round}: all {len(outcomes)} clients failed; {_last_line(outcomes[0].error)}"
+    )
 
 
 def report_failures(server_round: int, outcomes: Sequence[Outcome]) -> None:

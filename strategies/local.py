@@ -1,7 +1,7 @@
 """Local training, as every client half of this folder does it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -96,8 +96,10 @@ class Update:
         arrays: what goes up, by name: model state, or packed codes as (n,) uint8.
         num_examples: samples the client has, its weight in the average.
         loss: mean training loss per sample over the round.
-        work: what it took.
+        work: what it took, without the arrays of either direction, which are counted as they lie.
         metrics: what a method adds.
+        crosses: names of the arrays that would cross the network, in both directions; None for
+            all. The others travel in the simulation's messages alone and are not counted.
     """
 
     arrays: dict[str, Tensor]
@@ -105,6 +107,7 @@ class Update:
     loss: float
     work: Work = field(default_factory=Work)
     metrics: dict[str, float] = field(default_factory=dict)
+    crosses: frozenset[str] | None = None
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
@@ -179,34 +182,43 @@ def train_epochs(
     streams.seed_dropout()
     model.train()
     if len(data) == 1:
-        _freeze_batch_norm(model)
+        freeze_batch_norm(model)
     optimizer = make_optimizer(model, settings)
-    total, count = torch.zeros(()), 0
+    total, count = 0.0, 0
     for x, y in samples(data, settings, streams):
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.detach() * len(y)
+        total += float(loss.detach()) * len(y)
         count += len(y)
+    clamp_steps(model)
+    check_finite([model], total / count, settings)
+    return total / count
+
+
+def clamp_steps(model: nn.Module) -> None:
+    """Keep every quantizer's step positive: the last update may have left one below 0."""
     for name, parameter in model.named_parameters():
-        if is_step(name):  # the last update may have left one below 0
+        if is_step(name):
             parameter.data.clamp_(min=MIN_STEP)
-    mean_loss = float(total) / count
-    _check_finite(model, mean_loss, settings)
-    return mean_loss
 
 
-def _freeze_batch_norm(model: nn.Module) -> None:
+def freeze_batch_norm(model: nn.Module) -> None:
     """A client with one sample normalises by the running statistics: it has none of its own."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
 
 
-def _check_finite(model: nn.Module, loss: float, settings: LocalTraining) -> None:
+def check_finite(models: Iterable[nn.Module], loss: float, settings: LocalTraining) -> None:
+    """Refuse a round's result that is no finite number any more.
+
+    Raises:
+        FloatingPointError: the loss or a weight.
+    """
     finite = math.isfinite(loss) and all(
-        bool(torch.isfinite(p.detach().sum())) for p in model.parameters()
+        bool(torch.isfinite(p.detach().sum())) for model in models for p in model.parameters()
     )
     if not finite:
         raise FloatingPointError(

@@ -64,7 +64,6 @@ class OQFL(FederatedStrategy):
         super().__init__(**common)  # type: ignore[arg-type]
         self.spec = spec or QuantSpec()
         self.wire = Wire(wire)
-        self.model: nn.Module | None = None
 
     def state(self) -> Arrays:
         """None: weights and steps are the global model."""
@@ -73,10 +72,9 @@ class OQFL(FederatedStrategy):
     def load_state(self, state: Arrays) -> None:
         """Nothing to take back."""
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the quantized network, whose state is the global model."""
-        self.model = quantize(model, self.spec)
-        return self.model
+    def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+        """Return the quantized network."""
+        return super().prepare(quantize(model, self.spec), input_shape)
 
     def describe(self) -> dict[str, float]:
         """Bit widths."""
@@ -87,11 +85,11 @@ class OQFL(FederatedStrategy):
         settings = messages.pack_settings(quant=self.spec, wire=self.wire)
         return super().client_config() | settings
 
-    def encode(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
+    def encode(self, server_round: int, arrays: ArrayRecord, partition: int) -> ArrayRecord:
         """Codes of the global weights where the wire is ``codes_both``."""
         if self.wire.name == "latent":
             return arrays
-        model = self._layout()  # says before the first round if prepare() is missing
+        model = self.whole_model()  # says before the first round if prepare() is missing
         if self.wire.name == "codes":
             return arrays
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "wire", server_round))
@@ -102,13 +100,8 @@ class OQFL(FederatedStrategy):
         """Dequantize each client's codes with the client's own steps."""
         if self.wire.name == "latent":
             return super().decode(update)
-        tensors = decode_weights(update.arrays, self._layout())
+        tensors = decode_weights(update.arrays, self.whole_model())
         return {name: tensor.numpy() for name, tensor in tensors.items()}
-
-    def _layout(self) -> nn.Module:
-        if self.model is None:
-            raise RuntimeError(f"quant.wire={self.wire.name} needs prepare() before start()")
-        return self.model
 
 
 def prepare(model: nn.Module, config: Mapping[str, object]) -> nn.Module:

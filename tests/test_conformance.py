@@ -64,7 +64,7 @@ def test_names_and_types_stay_those_of_the_model(
     strategy: str, overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
     config = small(f"strategy={strategy}", *overrides)
-    model = experiment.strategy(config).prepare(experiment.network(config))
+    model = experiment.prepare(config, experiment.strategy(config))
     simulate(tmp_path, f"strategy={strategy}", *overrides)
     arrays = load_file(tmp_path / "model.safetensors")
     state = model.state_dict()

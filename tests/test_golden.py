@@ -45,7 +45,7 @@ def test_losses(strategy: str, losses: list[float], request: pytest.FixtureReque
     assert _key(settings)  # as the app keys its model by them
     method = experiment.method(config)
     model = method.prepare(experiment.network(config), settings)
-    arrays = server.prepare(experiment.network(config)).state_dict()
+    arrays = experiment.prepare(config, server).state_dict()
     data = experiment.client_data(config, 0)
     method.train(model, arrays, data, settings, local.Streams(0, 1, 0))
     assert len(losses) == STEPS
