@@ -6,7 +6,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quant.codec import pack, packed_bytes, unpack
+from quant.packing import pack, packed_bytes, unpack
 
 properties = settings(deadline=None, max_examples=80)
 ALL_BITS = range(1, 9)
