@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from app import messages
 from app.messages import unpack_settings
 from fleet.seeds import derive_seed
-from quant.codec import pack, unpack
 from quant.functional import initial_step
 from quant.layers import QuantSpec, quantize, weight_quantizers
+from quant.packing import pack, unpack
 from strategies.base import FederatedStrategy
 from strategies.checkpoint import Arrays
 from strategies.local import ClientData, LocalTraining, Streams, Update, load_arrays, train_epochs

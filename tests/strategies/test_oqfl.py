@@ -14,8 +14,8 @@ from app import client, experiment, messages
 from app.config import compose
 from app.engine import SerialGrid
 from models.cnn import CNN
-from quant.codec import packed_bytes, unpack
 from quant.layers import QuantSpec, is_step, quantize, weight_quantizers
+from quant.packing import packed_bytes, unpack
 from strategies import oqfl
 from strategies.local import LocalTraining, Update
 from strategies.oqfl import OQFL, Wire, decode_weights, encode_weights

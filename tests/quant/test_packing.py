@@ -6,15 +6,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quant.codec import pack, packed_bytes, unpack
+from quant.packing import pack, packed_bytes, unpack
 
 properties = settings(deadline=None, max_examples=80)
 ALL_BITS = range(1, 9)
+WIDE_BITS = range(9, 33)
 
 
 @st.composite
-def bits_and_codes(draw):
-    bits = draw(st.integers(1, 8))
+def bits_and_codes(draw, most_bits=8):
+    bits = draw(st.integers(1, most_bits))
     return bits, draw(st.lists(st.integers(0, 2**bits - 1), max_size=100))
 
 
@@ -42,6 +43,28 @@ def test_round_trip_and_layout(case):
     assert torch.equal(back, codes)
 
 
+@properties
+@given(case=bits_and_codes(most_bits=32))
+@example(case=(32, [2**32 - 1] * 9))
+@example(case=(9, [511] * 9))
+def test_wide_codes_round_trip_in_the_least_bytes(case):
+    bits, values = case
+    packed = pack(torch.tensor(values, dtype=torch.int64), bits)
+    assert packed.shape == (packed_bytes(len(values), bits),)
+    assert unpack(packed, bits, len(values)).tolist() == values
+
+
+@properties
+@given(case=bits_and_codes(most_bits=32).filter(lambda case: case[0] > 8))
+def test_wide_codes_lie_lowest_bytes_first(case):
+    bits, values = case
+    lowest = [value & 0xFF for value in values]
+    above = torch.tensor([value >> 8 for value in values], dtype=torch.int64)
+    packed = pack(torch.tensor(values, dtype=torch.int64), bits)
+    assert packed[: len(values)].tolist() == lowest
+    assert torch.equal(packed[len(values) :], pack(above, bits - 8))
+
+
 @pytest.mark.parametrize("bits", ALL_BITS)
 def test_every_code_at_every_place_of_a_group(bits):
     values = torch.arange(2**bits).repeat(9)
@@ -51,7 +74,7 @@ def test_every_code_at_every_place_of_a_group(bits):
 
 
 @properties
-@given(num_codes=st.integers(0, 10**9), bits=st.integers(1, 8))
+@given(num_codes=st.integers(0, 10**9), bits=st.integers(1, 32))
 def test_packed_bytes_is_the_least_whole_number(num_codes, bits):
     size = packed_bytes(num_codes, bits)
     assert (size - 1) * 8 < num_codes * bits <= size * 8 or size == num_codes == 0
@@ -62,6 +85,7 @@ def test_any_shape_order_and_integer_type(dtype):
     codes = torch.randint(0, 2**5, (3, 4, 5), generator=torch.Generator().manual_seed(0))
     turned = codes.to(dtype).permute(2, 0, 1)
     packed = pack(turned, 5)
+    assert torch.equal(unpack(pack(turned, 12), 12, 60), unpack(packed, 5, 60))
     assert torch.equal(unpack(packed, 5, 60).reshape(5, 3, 4), codes.permute(2, 0, 1))
     assert torch.equal(codes.to(dtype).permute(2, 0, 1), turned)
 
@@ -82,18 +106,18 @@ def test_bits_past_the_last_code_do_not_matter(case, seed):
     assert unpack(packed, bits, len(values)).tolist() == values
 
 
-@pytest.mark.parametrize("bits", ALL_BITS)
+@pytest.mark.parametrize("bits", [*ALL_BITS, *WIDE_BITS])
 def test_codes_that_do_not_fit_are_refused(bits):
     for wrong in (-1, 2**bits):
         with pytest.raises(ValueError, match=rf"{wrong}.*not {bits} bits"):
             pack(torch.tensor([0, wrong, 1]), bits)
 
 
-@pytest.mark.parametrize("bits", [-1, 0, 9, 32])
+@pytest.mark.parametrize("bits", [-1, 0, 33, 64])
 def test_other_bit_widths_are_refused(bits):
-    with pytest.raises(ValueError, match=f"1 to 8 bits, got {bits}"):
+    with pytest.raises(ValueError, match=f"1 to 32 bits, got {bits}"):
         pack(torch.tensor([0]), bits)
-    with pytest.raises(ValueError, match=f"1 to 8 bits, got {bits}"):
+    with pytest.raises(ValueError, match=f"1 to 32 bits, got {bits}"):
         unpack(torch.zeros(1, dtype=torch.uint8), bits, 1)
 
 
