@@ -40,9 +40,10 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         low, high = (int(end) for end in torch.aminmax(flat))
         if low < 0 or high >= 2**bits:
             raise ValueError(f"codes go from {low} to {high}, not {bits} bits")
+    if bits == 8:
+        return flat.to(torch.uint8, copy=True)
     if bits > 8:
-        flat = flat.long()
-        return torch.cat([(flat & 0xFF).to(torch.uint8), pack(flat >> 8, bits - 8)])
+        return torch.cat([flat.to(torch.uint8), pack(flat.long() >> 8, bits - 8)])
     groups = torch.zeros(math.ceil(flat.numel() / 8), 8, dtype=torch.uint8, device=flat.device)
     groups.view(-1)[: flat.numel()] = flat
     words = groups.view(torch.int64)
@@ -74,6 +75,8 @@ def unpack(packed: Tensor, bits: int, num_codes: int) -> Tensor:
             f"got {packed.numel()}"
         )
     flat = packed.reshape(-1)
+    if bits == 8:
+        return flat.long()
     if bits > 8:
         above = unpack(flat[num_codes:], bits - 8, num_codes)
         return flat[:num_codes].long() | (above << 8)
