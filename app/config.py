@@ -10,8 +10,8 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data.partition import SCHEMES
+from quant.codec import LinkSettings
 from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
 from strategies.aggregate import AVERAGES
 from strategies.local import LocalTraining
 from strategies.oqfl import WIRES
+from strategies.split_learning import SIDES
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 WANDB_MODES = ("offline", "online", "disabled")
@@ -54,6 +56,7 @@ class TrainConfig:
     momentum: float = MISSING
     weight_decay: float = MISSING
     max_batches: int | None = None
+    server_lr: float | None = None  # of the server's half; None takes lr
 
     def settings(self) -> LocalTraining:
         """Return what the strategies take."""
@@ -94,6 +97,7 @@ class QuantConfig:
     learn_step: bool = True
     per_channel: bool = False
     wire: str = "latent"
+    side: str = "both"  # of a cut network: both, or the client's
 
     def spec(self, default_bits: int) -> QuantSpec:
         """Return what the strategies take."""
@@ -108,10 +112,35 @@ class QuantConfig:
 
 
 @dataclass
+class SplitConfig:
+    """Where the network is cut."""
+
+    cut: Any = MISSING  # a name, a share of the FLOPs, or a mapping from partitions to either
+    tail: str = MISSING
+
+
+@dataclass
+class LinkConfig:
+    """What crosses the cut, and how."""
+
+    up: str = "fp32"
+    down: str = "fp32"
+    k: float = 0.1
+    alpha: float = 0.1
+    per_channel: bool = False
+    rounding: str = "nearest"
+
+    def settings(self) -> LinkSettings:
+        """Return what the strategies take."""
+        return LinkSettings(**{f.name: getattr(self, f.name) for f in fields(self)})
+
+
+@dataclass
 class EvaluateConfig:
-    """When the server evaluates."""
+    """When the server evaluates, and how many clients' halves where each has its own."""
 
     every: int = MISSING
+    clients: int = 10
 
 
 @dataclass
@@ -162,6 +191,8 @@ class Config:
     clients: ClientsConfig = field(default_factory=ClientsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
@@ -251,6 +282,7 @@ def validate(config: Config) -> None:
     _at_least("rounds", config.rounds, 1)
     _at_least("clients.total", clients.total, 1)
     _at_least("evaluate.every", config.evaluate.every, 1)
+    _at_least("evaluate.clients", config.evaluate.clients, 1)
     _at_least("checkpoint.every", config.checkpoint.every, 0)
     _at_least("checkpoint.keep", config.checkpoint.keep, 1)
     for key, value in (
@@ -284,7 +316,9 @@ def validate(config: Config) -> None:
         value = getattr(quant, key)
         if value is not None and value not in BIT_WIDTHS:
             raise ValueError(f"quant.{key}={value}: takes 2 to 8, {FULL_PRECISION} or null")
+    _one_of("quant.side", quant.side, SIDES)
     config.train.settings()  # checks itself
+    config.link.settings()
 
 
 def _check_per_round(clients: ClientsConfig) -> None:
@@ -310,8 +344,8 @@ def _one_of(key: str, value: str, accepted: Sequence[str]) -> None:
 
 # Changing these does not change the results.
 _NOT_HASHED = ("name", "engine", "tracker", "checkpoint", "resume", "target_accuracy")
-# Groups that only methods which say so read (`FederatedStrategy.reads`).
-_OPTIONAL_GROUPS = ("quant",)
+# Keys and groups that only methods which say so read (`FederatedStrategy.reads`).
+_OPTIONAL = ("quant", "split", "link", "train.server_lr", "evaluate.clients")
 
 
 def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
@@ -319,13 +353,13 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
 
     Args:
         config: the experiment.
-        reads: optional groups that the method reads.
+        reads: optional keys and groups that the method reads.
     """
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     assert isinstance(container, dict)
     flat = _flatten(container)
-    skipped = {*_NOT_HASHED, *(group for group in _OPTIONAL_GROUPS if group not in reads)}
-    unread = {"data.root"}
+    unread = {*_NOT_HASHED, "data.root"}
+    unread |= {key for key in flat if is_under(key, _OPTIONAL) and not is_under(key, reads)}
     if config.data.partition != "dirichlet":
         unread.add("data.alpha")
     if config.train.optimizer != "sgd":
@@ -334,8 +368,13 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     return {
         key: json.loads(json.dumps(value))
         for key, value in flat.items()
-        if key.split(".")[0] not in skipped and key not in unread
+        if not is_under(key, unread)
     }
+
+
+def is_under(key: str, names: Iterable[str]) -> bool:
+    """Whether ``key`` is one of ``names`` or in a group that is."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def config_hash(config: Config, reads: Sequence[str]) -> str:

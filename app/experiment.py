@@ -111,8 +111,17 @@ def strategy(config: Config) -> FederatedStrategy:
     """Return the server half, ready to start."""
     kind = strategy_class(config)
     own = {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "average")}
-    if "quant" in kind.reads:
-        own |= {"spec": config.quant.spec(kind.default_bits), "wire": config.quant.wire}
+    settings = {
+        "quant.bits": ("spec", config.quant.spec(kind.default_bits)),
+        "quant.wire": ("wire", config.quant.wire),
+        "quant.side": ("side", config.quant.side),
+        "split.cut": ("cut", config.split.cut),
+        "split.tail": ("tail", config.split.tail),
+        "link": ("link", config.link.settings()),
+        "train.server_lr": ("server_lr", config.train.server_lr),
+        "evaluate.clients": ("evaluate_clients", config.evaluate.clients),
+    }
+    own |= {name: value for key, (name, value) in settings.items() if key in kind.reads}
     return kind(
         train=config.train.settings(),
         clients_per_round=config.clients.per_round,

@@ -17,6 +17,7 @@ from torch import nn
 
 from app import experiment, messages
 from app.config import Config, config_hash, from_run_config, relevant
+from models.cost import cost
 from strategies.base import FederatedStrategy
 from strategies.checkpoint import Checkpoint, Checkpoints
 from tracking.jsonl import JsonlSink
@@ -182,14 +183,20 @@ def identity(config: Config) -> dict[str, Any]:
 
 def describe(config: Config, strategy: FederatedStrategy, folder: Path) -> dict[str, Any]:
     """Return summary.json: totals over rounds.jsonl, the client's model, and what ran."""
-    parts = strategy.device_costs(tuple(config.data.shape))
+    shape = tuple(config.data.shape)
+    parts, whole = strategy.device_costs(shape), cost(strategy.whole_model(), shape)
+    batch, slots = config.train.batch_size, strategy.train.optimizer_slots
     return {
         **summarise(folder, config.target_accuracy),
         "client_params": sum(part.params for part in parts),
         "client_model_bytes": sum(part.packed_bytes for part in parts),
         "client_flops_per_sample": sum(p.flops_forward + p.flops_backward for p in parts),
         "client_bops_per_sample": sum(part.bops for part in parts),
-        **strategy.describe(),
+        "client_peak_train_bytes": sum(part.peak_train_bytes(batch, slots) for part in parts),
+        "network_params": whole.params,
+        "network_flops_per_sample": whole.flops_forward + whole.flops_backward,
+        "network_peak_train_bytes": whole.peak_train_bytes(batch, slots),
+        **strategy.describe(shape),
         "strategy": config.strategy["name"],
         "model": experiment.model_name(config),
         "data": config.data.name,

@@ -58,10 +58,13 @@ class Session:
         configs = [compose(job) for job in open_jobs]
         checked: list[tuple[Any, ...]] = []
         for config in configs:
-            experiment.strategy(config)  # its constructor checks what the schema cannot
+            method = experiment.strategy(config)  # its constructor checks what the schema cannot
             if (parts := (config.model, config.data.name)) not in checked:
                 experiment.check_network(config)
                 checked.append(parts)
+            if (cuts := (*parts, config.strategy, config.split, config.quant)) not in checked:
+                experiment.prepare(config, method)
+                checked.append(cuts)
             experiment.division(config)  # loads the data, and leaves both in the cache
             check_online(config.tracker.wandb)
             check_address(config.engine.address)

@@ -33,7 +33,9 @@ from torch import Tensor, nn
 from models.part import Part, build_parts, check_parts
 from models.places import Place, Survey, flops_until
 
-__all__ = ["CutPoint", "Part", "at_fraction", "cut", "cut_many", "cut_points"]
+__all__ = [
+    "CutPoint", "Part", "at_fraction", "before", "cut", "cut_many", "cut_points", "last_layer",
+]  # fmt: skip
 
 EXAMPLE_SEED = 0
 
@@ -168,6 +170,44 @@ def at_fraction(model: nn.Module, example: Tensor | tuple[int, ...], fraction: f
         return abs(flops[survey.counterparts[place.names[0]].node] / total - fraction)
 
     return _cut_point(min(survey.valid, key=distance))
+
+
+@torch.inference_mode(False)
+def before(model: nn.Module, module: str, example: Tensor | tuple[int, ...]) -> CutPoint:
+    """The last cut point before the module of that path begins.
+
+    Args:
+        model: the network; left as it is.
+        module: path of a submodule.
+        example: as for `cut_points`.
+
+    Raises:
+        ValueError: no such module, or no cut point before it.
+    """
+    survey = Survey.of(model, _as_example(model, example))
+    begin = min(
+        (place.position for place in survey.places if place.is_within(module)), default=None
+    )
+    if begin is None:
+        raise ValueError(f"{type(model).__name__} has no module {module!r} among its steps")
+    earlier = [place for place in survey.valid if place.position < begin]
+    if not earlier:
+        raise ValueError(f"{type(model).__name__} has no cut point before {module!r}")
+    return _cut_point(earlier[-1])
+
+
+def last_layer(model: nn.Module) -> str:
+    """Path of the last module with parameters that the network calls.
+
+    Raises:
+        ValueError: there is none, or the network cannot be traced.
+    """
+    survey = Survey.of(model, None)
+    for place in reversed(survey.places):
+        path = str(place.node.target)
+        if place.node.op == "call_module" and list(model.get_submodule(path).parameters()):
+            return path
+    raise ValueError(f"{type(model).__name__} calls no module with parameters")
 
 
 def _cut_point(place: Place) -> CutPoint:

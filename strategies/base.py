@@ -16,7 +16,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from app import messages
 from fleet.selection import select
 from models.cost import Cost, cost
+from quant.layers import QuantSpec
 from strategies.aggregate import Average, combine, mean
 from strategies.checkpoint import Arrays, Checkpoint, Checkpoints
 from strategies.local import LocalTraining, Update, load_arrays
@@ -35,6 +36,8 @@ from tracking.record import ClientRecord, RoundRecord, Sink
 log = logging.getLogger(__name__)
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+# What `QuantSpec` is made of, as keys of the configuration.
+QUANTIZERS = ("quant.bits", *(f"quant.{field.name}" for field in fields(QuantSpec)))
 # Settings of one client's own, as items of a mapping.
 Variant = tuple[tuple[str, bool | int | float | str], ...]
 # Accuracy and mean cross-entropy of a network on the held-out test set.
@@ -69,8 +72,10 @@ class FederatedStrategy(FedAvg):
         num_clients: nodes to wait for before the first round; None takes those that are there.
     """
 
-    # Groups of the configuration that the method reads beyond the common ones.
+    # Keys and groups of the configuration that the method reads beyond the common ones.
     reads: ClassVar[tuple[str, ...]] = ()
+    # Whether clients must run where the server is: its half of a cut network is beside theirs.
+    needs_colocation: ClassVar[bool] = False
     # Bit width where quant.bits is null.
     default_bits: ClassVar[int] = 32
 
@@ -131,7 +136,7 @@ class FederatedStrategy(FedAvg):
         """Return what the parts of the network that are on the device cost, in order."""
         return [cost(self.whole_model(), input_shape)]
 
-    def describe(self) -> dict[str, float]:
+    def describe(self, input_shape: tuple[int, ...]) -> dict[str, float]:
         """Return what summary.json should say of the method's settings."""
         return {}
 
@@ -163,15 +168,21 @@ class FederatedStrategy(FedAvg):
         """One message per chosen client, in the order of partition ids."""
         if not self.nodes:
             self.discover(grid)
-        with_data = [p for p, count in self.num_examples.items() if count > 0]
-        chosen = select(with_data, self.clients_per_round, self.seed, server_round)
-        self._shapes = {name: array.shape for name, array in arrays.items()}
-        return self.requests(server_round, arrays, config, chosen)
+        return self.requests(server_round, arrays, config, self.choose(server_round))
+
+    def choose(self, server_round: int) -> list[int]:
+        """Draw the clients of a round, in the order of partition ids."""
+        return select(self.with_data(), self.clients_per_round, self.seed, server_round)
+
+    def with_data(self) -> list[int]:
+        """Partitions that are not empty."""
+        return [p for p, count in self.num_examples.items() if count > 0]
 
     def requests(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, chosen: Sequence[int]
     ) -> list[Message]:
         """One message per chosen client; clients of one variant share its content."""
+        self._shapes = {name: array.shape for name, array in arrays.items()}
         common = {**self.client_config(), messages.SEED: self.seed, **config}
         contents: dict[Variant, RecordDict] = {}
         sent: list[Message] = []

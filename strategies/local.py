@@ -39,6 +39,11 @@ class LocalTraining:
     weight_decay: float = 0.0
     max_batches: int = 0
 
+    @property
+    def optimizer_slots(self) -> int:
+        """Tensors that the optimizer keeps for each parameter."""
+        return (1 if self.momentum else 0) if self.optimizer == "sgd" else 2
+
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"train.optimizer={self.optimizer}: takes {', '.join(OPTIMIZERS)}")
@@ -154,21 +159,29 @@ def samples(
         yield data.x[rows], data.y[rows]
 
 
-def make_optimizer(model: nn.Module, settings: LocalTraining) -> torch.optim.Optimizer:
-    """Return a new optimizer over what trains in ``model``; steps get no weight decay."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+def make_optimizer(
+    models: Iterable[nn.Module], settings: LocalTraining, lr: float | None = None
+) -> torch.optim.Optimizer:
+    """Return a new optimizer over what trains in ``models``; steps get no weight decay.
+
+    Args:
+        models: parts of one network.
+        settings: kind of optimizer and its settings.
+        lr: learning rate; None takes that of ``settings``.
+    """
+    named = [(name, p) for m in models for name, p in m.named_parameters() if p.requires_grad]
     steps = [p for name, p in named if is_step(name)]
     others = [p for name, p in named if not is_step(name)]
     groups = [{"params": others}]
     if steps:
         groups.append({"params": steps, "weight_decay": 0.0})  # type: ignore[dict-item]
-    decay = settings.weight_decay
+    decay, lr = settings.weight_decay, settings.lr if lr is None else lr
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, settings.lr, momentum=settings.momentum, weight_decay=decay, fused=True
+            groups, lr, momentum=settings.momentum, weight_decay=decay, fused=True
         )
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, settings.lr, weight_decay=decay, fused=True)
+    return kind(groups, lr, weight_decay=decay, fused=True)
 
 
 def train_epochs(
@@ -183,7 +196,7 @@ def train_epochs(
     model.train()
     if len(data) == 1:
         freeze_batch_norm(model)
-    optimizer = make_optimizer(model, settings)
+    optimizer = make_optimizer([model], settings)
     total, count = 0.0, 0
     for x, y in samples(data, settings, streams):
         loss = F.cross_entropy(model(x), y)

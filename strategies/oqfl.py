@@ -28,7 +28,7 @@ from fleet.seeds import derive_seed
 from quant.functional import initial_step
 from quant.layers import QuantSpec, quantize, weight_quantizers
 from quant.packing import pack, unpack
-from strategies.base import FederatedStrategy
+from strategies.base import QUANTIZERS, FederatedStrategy
 from strategies.checkpoint import Arrays
 from strategies.local import ClientData, LocalTraining, Streams, Update, load_arrays, train_epochs
 
@@ -55,7 +55,7 @@ class OQFL(FederatedStrategy):
         common: arguments of `FederatedStrategy`.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("quant",)
+    reads: ClassVar[tuple[str, ...]] = (*QUANTIZERS, "quant.wire")
     default_bits: ClassVar[int] = 4
 
     def __init__(
@@ -76,7 +76,7 @@ class OQFL(FederatedStrategy):
         """Return the quantized network."""
         return super().prepare(quantize(model, self.spec), input_shape)
 
-    def describe(self) -> dict[str, float]:
+    def describe(self, input_shape: tuple[int, ...]) -> dict[str, float]:
         """Bit widths."""
         return {"weight_bits": self.spec.weight_bits, "act_bits": self.spec.act_bits}
 

@@ -138,7 +138,7 @@ def test_streams_differ_by_each_part_of_their_name_and_repeat():
 def test_steps_get_no_weight_decay(name, kind):
     model = quantize(CNN(input_shape=(1, 8, 8), width=4), QuantSpec())
     optimizer = make_optimizer(
-        model, LocalTraining(optimizer=name, weight_decay=0.3, lr=0.2, momentum=0.4)
+        [model], LocalTraining(optimizer=name, weight_decay=0.3, lr=0.2, momentum=0.4)
     )
     assert type(optimizer) is kind
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
@@ -159,7 +159,7 @@ def test_decay_moves_weights_and_leaves_steps(name):
     model = quantize(CNN(input_shape=(1, 8, 8), width=4), QuantSpec())
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     settings = LocalTraining(optimizer=name, weight_decay=0.5, lr=0.1)
-    optimizer = make_optimizer(model, settings)
+    optimizer = make_optimizer([model], settings)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -170,7 +170,7 @@ def test_decay_moves_weights_and_leaves_steps(name):
 def test_frozen_parameters_are_left_out():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    held = [p for g in make_optimizer(model, LocalTraining()).param_groups for p in g["params"]]
+    held = [p for g in make_optimizer([model], LocalTraining()).param_groups for p in g["params"]]
     assert [id(p) for p in held] == [id(p) for p in model[1].parameters()]
 
 
