@@ -108,7 +108,8 @@ class SplitStrategy(FederatedStrategy):
                 self._halves[split] = parts = halves(model, split, input_shape)
                 self._names[split] = parts.device_names()
             except ValueError as error:
-                raise ValueError(f"split.cut={name}: {error}") from error
+                tail = f" split.tail={self.tail}" if self.is_u_shaped else ""
+                raise ValueError(f"split.cut={name}{tail}: {error}") from error
         return super().prepare(model, input_shape)
 
     def split_of(self, partition: int) -> Split:
@@ -195,6 +196,8 @@ class SplitStrategy(FederatedStrategy):
                 "split.cut: a mapping needs clients that train in parallel from halves of their "
                 "own: splitfed_v1 or splitfed_v3"
             )
+        if self.is_u_shaped and not self.tail:
+            raise ValueError("split.tail=: takes a module with which the device's last part begins")
         if not self.cut:
             raise ValueError("split.cut={}: takes a cut point or a mapping to cut points")
         total = self.num_clients
