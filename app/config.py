@@ -30,6 +30,8 @@ from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
 from strategies.aggregate import AVERAGES
 from strategies.local import LocalTraining
 from strategies.oqfl import WIRES
+from strategies.proximal import check_mu
+from strategies.server_optimizer import ServerSettings
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 WANDB_MODES = ("offline", "online", "disabled")
@@ -285,6 +287,8 @@ def validate(config: Config) -> None:
         if value is not None and value not in BIT_WIDTHS:
             raise ValueError(f"quant.{key}={value}: takes 2 to 8, {FULL_PRECISION} or null")
     config.train.settings()  # checks itself
+    ServerSettings.of(config.strategy)  # checks itself
+    check_mu(config.strategy.get("proximal_mu", 0.0))
 
 
 def _check_per_round(clients: ClientsConfig) -> None:
@@ -330,6 +334,7 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("data.alpha")
     if config.train.optimizer != "sgd":
         unread.add("train.momentum")
+    unread |= {f"strategy.{name}" for name in ServerSettings.of(config.strategy).unread()}
     # Through JSON, so that what is compared with a file is equal to what was written to it.
     return {
         key: json.loads(json.dumps(value))
@@ -399,6 +404,7 @@ _KINDS = {
 def nearest(key: str) -> str:
     """Return a hint with the nearest existing keys, or nothing."""
     known = list(_flatten(_keys(Config)))
+    known += [f"strategy.{name}" for name in ("average", "proximal_mu", *ServerSettings.names())]
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     close += [k for k in known if k.split(".")[-1] == key.split(".")[-1] and k not in close]
     return f"; did you mean {', '.join(close[:3])}?" if close else ""

@@ -29,6 +29,8 @@ from fleet.selection import select
 from strategies.aggregate import Average, combine, mean
 from strategies.checkpoint import Arrays, Checkpoint, Checkpoints
 from strategies.local import LocalTraining, Update
+from strategies.proximal import check_mu
+from strategies.server_optimizer import NONE, ServerOptimizer, ServerSettings
 from tracking.record import ClientRecord, RoundRecord, Sink
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,8 @@ class FederatedStrategy(FedAvg):
         average: combines the clients' floating arrays.
         evaluate_every: rounds between two evaluations by ``evaluate_fn``; the last round always is.
         num_clients: nodes to wait for before the first round; None takes those that are there.
+        server: what the server does with the average; none takes it as it is. Needs ``prepare``.
+        proximal_mu: FedProx's μ, which client halves read by ``messages.proximal_mu``.
     """
 
     # Groups of the configuration that the method reads beyond the common ones.
@@ -78,6 +82,8 @@ class FederatedStrategy(FedAvg):
         average: Average = mean,
         evaluate_every: int = 1,
         num_clients: int | None = None,
+        server: ServerSettings | None = None,
+        proximal_mu: float = 0.0,
     ) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
         self.fraction_evaluate = 0.0  # not through the constructor, which warns about it
@@ -87,9 +93,15 @@ class FederatedStrategy(FedAvg):
         self.average = average
         self.evaluate_every = evaluate_every
         self.num_clients = num_clients
+        has_optimizer = server is not None and server.server_optimizer != NONE
+        self.server_optimizer = ServerOptimizer(server) if server and has_optimizer else None
+        check_mu(proximal_mu)
+        self.proximal_mu = proximal_mu
         self.nodes: dict[int, int] = {}  # partition id → node id
         self.num_examples: dict[int, int] = {}  # partition id → samples
         self._shapes: dict[str, tuple[int, ...]] = {}  # of the global model's arrays
+        self._trained: list[str] | None = None  # names of its trainable parameters
+        self._sent: tuple[int, ArrayRecord] = (0, ArrayRecord())  # the round and its global model
 
     # What a method says of itself -----------------------------------------------------------
 
@@ -102,7 +114,13 @@ class FederatedStrategy(FedAvg):
         """Take back what ``state`` returned."""
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the global model, given the network that the user chose."""
+        """Return the global model, given the network that the user chose.
+
+        A method that rewrites the network ends with ``return super().prepare(rewritten)``: here is
+        noted what trains, which is all that a server optimizer touches.
+        """
+        named = model.named_parameters(remove_duplicate=False)
+        self._trained = [name for name, parameter in named if parameter.requires_grad]
         return model
 
     def describe(self) -> dict[str, float]:
@@ -111,7 +129,8 @@ class FederatedStrategy(FedAvg):
 
     def client_config(self) -> dict[str, bool | int | float | str]:
         """Return the settings that travel to the clients with each round."""
-        return messages.pack_settings(train=self.train)
+        proximal = {messages.PROXIMAL_MU: self.proximal_mu} if self.proximal_mu else {}
+        return messages.pack_settings(train=self.train) | proximal
 
     def encode(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
         """Return what is sent to the clients, given the global model."""
@@ -132,6 +151,7 @@ class FederatedStrategy(FedAvg):
         with_data = [p for p, count in self.num_examples.items() if count > 0]
         chosen = select(with_data, self.clients_per_round, self.seed, server_round)
         self._shapes = {name: array.shape for name, array in arrays.items()}
+        self._sent = server_round, arrays
         own = ConfigRecord({**self.client_config(), messages.SEED: self.seed, **config})
         content = messages.request(self.encode(server_round, arrays), own, server_round)
         nodes = [self.nodes[partition] for partition in chosen]
@@ -177,6 +197,10 @@ class FederatedStrategy(FedAvg):
             AllClientsFailedError: no client of a round returned anything.
         """
         self.discover(grid, timeout)
+        if self.server_optimizer is not None:
+            if self._trained is None:
+                raise RuntimeError("strategy.server_optimizer needs prepare() before start()")
+            self.server_optimizer.load_state(resume_from.state if resume_from else {})
         result, arrays, first, records = Result(), initial_arrays, 1, list[RoundRecord]()
         if resume_from is not None:
             self.load_state(resume_from.state)
@@ -195,8 +219,11 @@ class FederatedStrategy(FedAvg):
             for sink in sinks:
                 sink.round(record, [client_record(server_round, o) for o in outcomes])
             if checkpoints is not None and checkpoints.is_due(server_round, num_rounds):
-                state = Checkpoint(server_round, messages.to_arrays(arrays), self.state(), records)
-                checkpoints.save(state)
+                state = self.state()
+                if self.server_optimizer is not None:
+                    state |= self.server_optimizer.state()
+                content = messages.to_arrays(arrays)
+                checkpoints.save(Checkpoint(server_round, content, state, records))
             if metrics is not None:
                 result.evaluate_metrics_serverapp[server_round] = metrics
             if record.train_loss is not None:
@@ -239,13 +266,16 @@ class FederatedStrategy(FedAvg):
     def combine(
         self, outcomes: Sequence[Outcome]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average what came back; (None, None) if nothing did."""
+        """Average what came back and let the server optimizer step; (None, None) if nothing did."""
         useful = [outcome for outcome in outcomes if outcome.update is not None]
         if not useful:
             return None, None
         updates = [outcome.update for outcome in useful if outcome.update is not None]
         weights = [update.num_examples for update in updates]
         averaged = combine([outcome.state for outcome in useful], weights, self.average)
+        if self.server_optimizer is not None:
+            assert self._trained is not None
+            averaged = self.server_optimizer.step(*self._sent, averaged, self._trained)
         loss = train_loss(updates)
         return messages.to_record(averaged), MetricRecord({messages.LOSS: loss})
 

@@ -23,7 +23,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from app import messages
-from app.messages import unpack_settings
+from app.messages import proximal_mu, unpack_settings
 from fleet.seeds import derive_seed
 from quant.codec import pack, unpack
 from quant.functional import initial_step
@@ -76,7 +76,7 @@ class OQFL(FederatedStrategy):
     def prepare(self, model: nn.Module) -> nn.Module:
         """Return the quantized network, whose state is the global model."""
         self.model = quantize(model, self.spec)
-        return self.model
+        return super().prepare(self.model)
 
     def describe(self) -> dict[str, float]:
         """Bit widths."""
@@ -129,7 +129,7 @@ def train(
         arrays = decode_weights(arrays, model)
     load_arrays(model, arrays)
     settings = unpack_settings(config, "train", LocalTraining)
-    loss = train_epochs(model, data, settings, streams)
+    loss = train_epochs(model, data, settings, streams, proximal_mu(config))
     if wire == "latent":
         sent = model.state_dict()
     else:
