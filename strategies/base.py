@@ -30,7 +30,7 @@ from strategies.aggregate import Average, combine, mean
 from strategies.checkpoint import Arrays, Checkpoint, Checkpoints
 from strategies.local import LocalTraining, Update
 from strategies.proximal import check_mu
-from strategies.server_optimizer import NONE, ServerOptimizer, ServerSettings
+from strategies.server_optimizer import NONE, PREFIX, ServerOptimizer, ServerSettings
 from tracking.record import ClientRecord, RoundRecord, Sink
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,10 @@ class FederatedStrategy(FedAvg):
         with_data = [p for p, count in self.num_examples.items() if count > 0]
         chosen = select(with_data, self.clients_per_round, self.seed, server_round)
         self._shapes = {name: array.shape for name, array in arrays.items()}
-        self._sent = server_round, arrays
+        if self.server_optimizer is not None:
+            if self._trained is None:
+                raise RuntimeError("strategy.server_optimizer needs prepare() before start()")
+            self._sent = server_round, arrays
         own = ConfigRecord({**self.client_config(), messages.SEED: self.seed, **config})
         content = messages.request(self.encode(server_round, arrays), own, server_round)
         nodes = [self.nodes[partition] for partition in chosen]
@@ -198,12 +201,11 @@ class FederatedStrategy(FedAvg):
         """
         self.discover(grid, timeout)
         if self.server_optimizer is not None:
-            if self._trained is None:
-                raise RuntimeError("strategy.server_optimizer needs prepare() before start()")
             self.server_optimizer.load_state(resume_from.state if resume_from else {})
         result, arrays, first, records = Result(), initial_arrays, 1, list[RoundRecord]()
         if resume_from is not None:
-            self.load_state(resume_from.state)
+            mine = {k: v for k, v in resume_from.state.items() if not k.startswith(PREFIX)}
+            self.load_state(mine)
             arrays, first = messages.to_record(resume_from.arrays), resume_from.round + 1
             records = list(resume_from.records)
         elif evaluate_fn and (metrics := evaluate_fn(0, arrays)):
@@ -221,7 +223,7 @@ class FederatedStrategy(FedAvg):
             if checkpoints is not None and checkpoints.is_due(server_round, num_rounds):
                 state = self.state()
                 if self.server_optimizer is not None:
-                    state |= self.server_optimizer.state()
+                    state = state | self.server_optimizer.state()
                 content = messages.to_arrays(arrays)
                 checkpoints.save(Checkpoint(server_round, content, state, records))
             if metrics is not None:

@@ -44,7 +44,7 @@ SERVER_OPTIMIZERS: dict[str, tuple[str, ...]] = {
 }
 # Flower's defaults.
 LEARNING_RATES = {"fedavgm": 1.0, "fedadam": 0.1, "fedyogi": 0.01}
-PREFIX = "server_optimizer."
+PREFIX = "server_optimizer."  # of its arrays in a checkpoint
 
 
 @dataclass(frozen=True)

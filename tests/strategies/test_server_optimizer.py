@@ -302,6 +302,28 @@ def test_a_strategy_starts_again_without_memory():
     assert_same_arrays(messages.to_arrays(first), messages.to_arrays(second))
 
 
+def test_a_method_s_own_state_is_kept_apart(tmp_path: Path):
+    class Counting(FedAvg):
+        def __init__(self):
+            super().__init__(server=ServerSettings("fedyogi"))
+            self.kept = {"count": np.array(7)}
+
+        def state(self):
+            return self.kept
+
+        def load_state(self, state):
+            self.kept = state
+
+    made = Counting()
+    grid, initial = session(made)
+    made.start(grid, initial, num_rounds=1, checkpoints=Checkpoints(tmp_path))
+    assert made.kept.keys() == {"count"}
+    found = Checkpoints(tmp_path).latest()
+    assert len(found.state) > 1
+    made.start(grid, initial, num_rounds=1, resume_from=found)
+    assert made.kept == {"count": 7}
+
+
 def test_prepare_is_asked_for_before_anybody_trains():
     grid, initial = session(FedAvg())
     with pytest.raises(RuntimeError, match=r"server_optimizer needs prepare\(\) before start\(\)"):
