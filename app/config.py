@@ -31,6 +31,8 @@ from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
 from strategies.aggregate import AVERAGES
 from strategies.local import LocalTraining
 from strategies.oqfl import WIRES
+from strategies.proximal import check_mu
+from strategies.server_optimizer import ServerSettings
 from strategies.split_learning import SIDES
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -319,6 +321,8 @@ def validate(config: Config) -> None:
     _one_of("quant.side", quant.side, SIDES)
     config.train.settings()  # checks itself
     config.link.settings()
+    ServerSettings.of(config.strategy)  # checks itself
+    check_mu(config.strategy.get("proximal_mu", 0.0))
 
 
 def _check_per_round(clients: ClientsConfig) -> None:
@@ -364,6 +368,7 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("data.alpha")
     if config.train.optimizer != "sgd":
         unread.add("train.momentum")
+    unread |= {f"strategy.{name}" for name in ServerSettings.of(config.strategy).unread()}
     # Through JSON, so that what is compared with a file is equal to what was written to it.
     return {
         key: json.loads(json.dumps(value))
@@ -438,6 +443,7 @@ _KINDS = {
 def nearest(key: str) -> str:
     """Return a hint with the nearest existing keys, or nothing."""
     known = list(_flatten(_keys(Config)))
+    known += [f"strategy.{name}" for name in ("average", "proximal_mu", *ServerSettings.names())]
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     close += [k for k in known if k.split(".")[-1] == key.split(".")[-1] and k not in close]
     return f"; did you mean {', '.join(close[:3])}?" if close else ""

@@ -28,6 +28,7 @@ from models.build import build, check, check_batch_of_one, smallest_input
 from strategies.aggregate import AVERAGES
 from strategies.base import FederatedStrategy
 from strategies.local import ClientData
+from strategies.server_optimizer import ServerSettings
 
 
 def dataset(config: Config) -> Dataset:
@@ -110,7 +111,8 @@ def strategy_class(config: Config) -> type[FederatedStrategy]:
 def strategy(config: Config) -> FederatedStrategy:
     """Return the server half, ready to start."""
     kind = strategy_class(config)
-    own = {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "average")}
+    common = ("_target_", "name", "average", *ServerSettings.names())
+    own = {k: v for k, v in config.strategy.items() if k not in common}
     settings = {
         "quant.bits": ("spec", config.quant.spec(kind.default_bits)),
         "quant.wire": ("wire", config.quant.wire),
@@ -129,6 +131,7 @@ def strategy(config: Config) -> FederatedStrategy:
         average=AVERAGES[config.strategy["average"]],
         evaluate_every=config.evaluate.every,
         num_clients=config.clients.total,
+        server=ServerSettings.of(config.strategy),
         **own,
     )
 

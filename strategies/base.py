@@ -31,6 +31,8 @@ from quant.layers import QuantSpec
 from strategies.aggregate import Average, combine, mean
 from strategies.checkpoint import Arrays, Checkpoint, Checkpoints
 from strategies.local import LocalTraining, Update, load_arrays
+from strategies.proximal import check_mu
+from strategies.server_optimizer import NONE, PREFIX, ServerOptimizer, ServerSettings
 from tracking.record import ClientRecord, RoundRecord, Sink
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,8 @@ class FederatedStrategy(FedAvg):
         average: combines the clients' floating arrays.
         evaluate_every: rounds between two evaluations by ``evaluate_fn``; the last round always is.
         num_clients: nodes to wait for before the first round; None takes those that are there.
+        server: what the server does with the average; none takes it as it is. Needs ``prepare``.
+        proximal_mu: FedProx's μ, which client halves read by ``messages.proximal_mu``.
     """
 
     # Keys and groups of the configuration that the method reads beyond the common ones.
@@ -88,6 +92,8 @@ class FederatedStrategy(FedAvg):
         average: Average = mean,
         evaluate_every: int = 1,
         num_clients: int | None = None,
+        server: ServerSettings | None = None,
+        proximal_mu: float = 0.0,
     ) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
         self.fraction_evaluate = 0.0  # not through the constructor, which warns about it
@@ -97,10 +103,16 @@ class FederatedStrategy(FedAvg):
         self.average = average
         self.evaluate_every = evaluate_every
         self.num_clients = num_clients
+        has_optimizer = server is not None and server.server_optimizer != NONE
+        self.server_optimizer = ServerOptimizer(server) if server and has_optimizer else None
+        check_mu(proximal_mu)
+        self.proximal_mu = proximal_mu
         self.nodes: dict[int, int] = {}  # partition id → node id
         self.num_examples: dict[int, int] = {}  # partition id → samples
         self.model: nn.Module | None = None  # set by prepare()
         self._shapes: dict[str, tuple[int, ...]] = {}  # of the global model's arrays
+        self._trained: list[str] | None = None  # names of its trainable parameters
+        self._sent: tuple[int, ArrayRecord] = (0, ArrayRecord())  # the round and its global model
 
     # What a method says of itself -----------------------------------------------------------
 
@@ -115,6 +127,9 @@ class FederatedStrategy(FedAvg):
     def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
         """Return the global model, whose state is what the rounds train.
 
+        A method that rewrites the network ends with ``return super().prepare(rewritten, …)``: here
+        is noted what trains, which is all that a server optimizer touches.
+
         Args:
             model: the network that the user chose.
             input_shape: of one sample, such as (1, 28, 28).
@@ -123,6 +138,8 @@ class FederatedStrategy(FedAvg):
             ValueError: the method cannot train this network; names the key.
         """
         self.model = model
+        named = model.named_parameters(remove_duplicate=False)
+        self._trained = [name for name, parameter in named if parameter.requires_grad]
         return model
 
     def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
@@ -142,7 +159,8 @@ class FederatedStrategy(FedAvg):
 
     def client_config(self) -> dict[str, bool | int | float | str]:
         """Return the settings that travel to every client with each round."""
-        return messages.pack_settings(train=self.train)
+        proximal = {messages.PROXIMAL_MU: self.proximal_mu} if self.proximal_mu else {}
+        return messages.pack_settings(train=self.train) | proximal
 
     def variant(self, partition: int) -> Variant:
         """Return settings of one client's own; clients with the same ones get one message."""
@@ -183,6 +201,10 @@ class FederatedStrategy(FedAvg):
     ) -> list[Message]:
         """One message per chosen client; clients of one variant share its content."""
         self._shapes = {name: array.shape for name, array in arrays.items()}
+        if self.server_optimizer is not None:
+            if self._trained is None:
+                raise RuntimeError("strategy.server_optimizer needs prepare() before start()")
+            self._sent = server_round, arrays
         common = {**self.client_config(), messages.SEED: self.seed, **config}
         contents: dict[Variant, RecordDict] = {}
         sent: list[Message] = []
@@ -236,9 +258,12 @@ class FederatedStrategy(FedAvg):
             AllClientsFailedError: no client of a round returned anything.
         """
         self.discover(grid, timeout)
+        if self.server_optimizer is not None:
+            self.server_optimizer.load_state(resume_from.state if resume_from else {})
         result, arrays, first, records = Result(), initial_arrays, 1, list[RoundRecord]()
         if resume_from is not None:
-            self.load_state(resume_from.state)
+            mine = {k: v for k, v in resume_from.state.items() if not k.startswith(PREFIX)}
+            self.load_state(mine)
             arrays, first = messages.to_record(resume_from.arrays), resume_from.round + 1
             records = list(resume_from.records)
         elif evaluate_fn and (metrics := evaluate_fn(0, arrays)):
@@ -254,8 +279,11 @@ class FederatedStrategy(FedAvg):
             for sink in sinks:
                 sink.round(record, [client_record(server_round, o) for o in outcomes])
             if checkpoints is not None and checkpoints.is_due(server_round, num_rounds):
-                state = Checkpoint(server_round, messages.to_arrays(arrays), self.state(), records)
-                checkpoints.save(state)
+                state = self.state()
+                if self.server_optimizer is not None:
+                    state = state | self.server_optimizer.state()
+                content = messages.to_arrays(arrays)
+                checkpoints.save(Checkpoint(server_round, content, state, records))
             if metrics is not None:
                 result.evaluate_metrics_serverapp[server_round] = metrics
             if record.train_loss is not None:
@@ -291,24 +319,29 @@ class FederatedStrategy(FedAvg):
         }
         partition_of = {node: partition for partition, node in self.nodes.items()}
         outcomes = []
+        sizes: dict[tuple[int, frozenset[str] | None], int] = {}  # most clients get the same
         for message in sent:
             node = message.metadata.dst_node_id
             partition = partition_of[node]
-            record = messages.read_request(message)[0]
-            bytes_down = messages.payload_bytes(record, self.crosses(partition))
-            outcomes.append(self._outcome(partition, replies.get(node), bytes_down))
+            key = id(message.content), self.crosses(partition)
+            if key not in sizes:
+                sizes[key] = messages.payload_bytes(messages.read_request(message)[0], key[1])
+            outcomes.append(self._outcome(partition, replies.get(node), sizes[key]))
         return outcomes
 
     def combine(
         self, outcomes: Sequence[Outcome]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average what came back; (None, None) if nothing did."""
+        """Average what came back and let the server optimizer step; (None, None) if nothing did."""
         useful = [outcome for outcome in outcomes if outcome.update is not None]
         if not useful:
             return None, None
         updates = [outcome.update for outcome in useful if outcome.update is not None]
         weights = [update.num_examples for update in updates]
         averaged = combine([outcome.state for outcome in useful], weights, self.average)
+        if self.server_optimizer is not None:
+            assert self._trained is not None
+            averaged = self.server_optimizer.step(*self._sent, averaged, self._trained)
         loss = train_loss(updates)
         return messages.to_record(averaged), MetricRecord({messages.LOSS: loss})
 

@@ -13,6 +13,7 @@ from fleet.seeds import derive_seed
 from fleet.work import Work
 from quant.functional import MIN_STEP
 from quant.layers import is_step
+from strategies.proximal import Proximal
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
@@ -185,9 +186,15 @@ def make_optimizer(
 
 
 def train_epochs(
-    model: nn.Module, data: ClientData, settings: LocalTraining, streams: Streams
+    model: nn.Module,
+    data: ClientData,
+    settings: LocalTraining,
+    streams: Streams,
+    proximal_mu: float = 0.0,
 ) -> float:
     """Train ``model`` in place on one client's data; return the mean loss per sample.
+
+    ``proximal_mu`` adds FedProx's term to what is minimised, not to what is returned.
 
     Raises:
         FloatingPointError: the loss or a weight is no finite number any more.
@@ -197,11 +204,14 @@ def train_epochs(
     if len(data) == 1:
         freeze_batch_norm(model)
     optimizer = make_optimizer([model], settings)
+    proximal = Proximal(model, proximal_mu) if proximal_mu > 0 else None
     total, count = 0.0, 0
     for x, y in samples(data, settings, streams):
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
+        if proximal is not None:
+            proximal.add_gradient()
         optimizer.step()
         total += float(loss.detach()) * len(y)
         count += len(y)

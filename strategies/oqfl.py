@@ -23,7 +23,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from app import messages
-from app.messages import unpack_settings
+from app.messages import proximal_mu, unpack_settings
 from fleet.seeds import derive_seed
 from quant.functional import initial_step
 from quant.layers import QuantSpec, quantize, weight_quantizers
@@ -122,7 +122,7 @@ def train(
         arrays = decode_weights(arrays, model)
     load_arrays(model, arrays)
     settings = unpack_settings(config, "train", LocalTraining)
-    loss = train_epochs(model, data, settings, streams)
+    loss = train_epochs(model, data, settings, streams, proximal_mu(config))
     if wire == "latent":
         sent = model.state_dict()
     else:
