@@ -218,6 +218,7 @@ def from_omegaconf(node: DictConfig) -> Config:
 
 def _complete_model(model: dict[str, Any]) -> None:
     """Make model.weights a file that is there, and name its content."""
+    model.pop("weights_content", None)
     if (weights := model.get("weights")) is None:
         return
     path = Path(sources.absolute(str(weights)))
@@ -225,7 +226,7 @@ def _complete_model(model: dict[str, Any]) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"model.weights={weights}: no such file: {path}")
     model["weights"] = str(path)
-    model.setdefault("weights_content", sources.file_digest(str(path)))
+    model["weights_content"] = sources.file_digest(str(path))
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> Config:

@@ -45,6 +45,8 @@ def complete(data: "DataConfig") -> None:
                 f"data.path={data.path}: data={data.name} does not read it; data=arrays and "
                 "data=hub do"
             )
+        if data.content:
+            raise ValueError(f"data.content={data.content}: is found at data.path, not given")
         return
     if data.path is None:
         takes = "a .npz file" if data.name == "arrays" else "a name on the Hub or a folder"

@@ -5,8 +5,8 @@ understands: parquet, csv, json lines, or images in folders named by their class
 exists wins over a name. https://huggingface.co/docs/datasets/loading.
 
 Inputs are a column of images (8 bits; scaled and standardised as in `data.arrays`), of arrays
-(C, H, W) or (C, L), or of lists of numbers, which become (1, L); arrays of ``uint8`` are images,
-others are taken as they are. Where the Hub cannot be reached, what datasets has in its own cache
+(C, H, W) or (C, L), or of lists of numbers, which become (1, L); arrays and lists are taken as they
+are. Where the Hub cannot be reached, what datasets has in its own cache
 (HF_HOME) is used. No code of a data set is run.
 """
 
@@ -104,6 +104,11 @@ def load(path: str, shape: tuple[int, ...], num_classes: int, **options: Any) ->
         )
         train_y, test_y = (torch.from_numpy(label_array(path, s, label)) for s in splits)
         users = None if chosen.user is None else np.asarray(splits[0][chosen.user][:])
+        if users is not None and users.dtype.kind not in "iuU":
+            raise ValueError(
+                f"data.options.user={chosen.user}: data.path={path} has {users.dtype} there; takes "
+                "integers or strings, one for each sample"
+            )
         return Dataset(
             train_x=train_x,
             train_y=train_y,
@@ -116,7 +121,8 @@ def load(path: str, shape: tuple[int, ...], num_classes: int, **options: Any) ->
 
 def open_splits(path: str, chosen: Options) -> tuple["datasets.Dataset", "datasets.Dataset"]:
     """Return training and test split, memory-mapped by datasets, with at least one row each."""
-    builder = _builder(path, chosen.subset, chosen.revision)
+    digest = folder_digest(Path(path)) if Path(path).is_dir() else ""
+    builder = _builder(path, chosen.subset, chosen.revision, digest)
     found = []
     for key in ("train_split", "test_split"):
         name = getattr(chosen, key)
@@ -229,8 +235,7 @@ def to_array(
             f"data.options.image: data.path={path} has {array.dtype} of {array.ndim} dimensions "
             "there; takes images, or numbers of 1 to 3"
         )
-    if array.dtype != np.uint8:
-        array = array.astype(np.float32)
+    array = array.astype(np.float32)
     return array[None] if array.ndim == 1 else array
 
 
@@ -238,6 +243,8 @@ def image_array(
     path: str, image: "Image", resize: tuple[int, ...] | None, shape: tuple[int, ...]
 ) -> NDArray[np.uint8]:
     """Return an image as (1, H, W) or (3, H, W) bytes; transparency is dropped."""
+    from PIL.Image import Resampling
+
     if image.mode.startswith(("I", "F")):
         raise ValueError(
             f"data.path={path}: an image has mode {image.mode}: takes 8 bits a channel"
@@ -245,22 +252,31 @@ def image_array(
     num_channels = shape[0] if shape else 1 if image.mode in ("1", "L", "LA", "La") else 3
     image = image.convert("L" if num_channels == 1 else "RGB")
     if resize is not None:
-        image = image.resize((resize[2], resize[1]))
+        image = image.resize((resize[2], resize[1]), Resampling.BILINEAR)
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
 def content(path: str, chosen: Options) -> str:
-    """Name the content: a commit of the Hub, or a digest of a local folder's files."""
-    if not Path(path).is_dir():
-        return str(_builder(path, chosen.subset, chosen.revision).hash)
-    return folder_digest(Path(path))
+    """Name the content: a digest of a local folder's files, or a commit of the Hub."""
+    if Path(path).is_dir():
+        return folder_digest(Path(path))
+    return str(_builder(path, chosen.subset, chosen.revision, "").hash)
 
 
 def folder_digest(folder: Path) -> str:
     """Return 16 hex digits of the names and bytes of all files in a folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return _files_digest(
+        folder, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _files_digest(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Read the files once per process, and again when one has changed."""
     digest = hashlib.sha256()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+    for file, _, _ in files:
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -268,8 +284,17 @@ def folder_digest(folder: Path) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def _builder(path: str, subset: str | None, revision: str | None) -> "datasets.DatasetBuilder":
-    """Return the builder of a data set that is on this machine, fetched first where it is not."""
+def _builder(
+    path: str, subset: str | None, revision: str | None, digest: str
+) -> "datasets.DatasetBuilder":
+    """Return the builder of a data set that is on this machine, fetched first where it is not.
+
+    Args:
+        path: folder or name.
+        subset: a configuration.
+        revision: on the Hub.
+        digest: of a folder's files, so that a folder that changed is opened anew.
+    """
     import datasets
 
     datasets.logging.set_verbosity_error()

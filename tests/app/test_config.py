@@ -46,6 +46,7 @@ WRONG = [
     ("train.epochs=0", "train.epochs=0: takes 1 or more"),
     ("data.partition=random", "data.partition=random: takes iid, dirichlet, shards, natural"),
     ("data.path=x.npz", "data.path=x.npz: data=digits does not read it; data=arrays and data=hub"),
+    ("data.content=abc", "data.content=abc: is found at data.path, not given"),
     ("data=arrays", "data.path: data=arrays needs it: a .npz file"),
     ("data=hub", "data.path: data=hub needs it: a name on the Hub or a folder"),
     ("data.shape=[]", "data.shape=[], data.num_classes=10: data=digits takes positive ones"),

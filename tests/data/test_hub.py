@@ -26,7 +26,7 @@ CLOSED = "http://127.0.0.1:9"  # the discard port, where nobody listens
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    cache = tmp_path / "huggingface"
+    cache = tmp_path.parent / f"{tmp_path.name}-huggingface"  # in no folder that is read
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     hub._builder.cache_clear()
     datasets.disable_progress_bars()
@@ -94,6 +94,15 @@ def test_users_and_slices_of_splits(folder: Path) -> None:
     assert dataset.train_group.tolist() == [i % 4 for i in range(9)]
 
 
+def test_users_that_are_missing_are_refused(folder: Path) -> None:
+    for part in PIXELS:
+        whole = table(part).remove_columns("writer")
+        writers = [None, *["w1"] * (len(whole) - 1)]
+        whole.add_column("writer", writers).to_parquet(folder / f"{part}.parquet")
+    with pytest.raises(ValueError, match=r"data\.options\.user=writer: .* has object there; takes"):
+        hub.load(str(folder), (1, 10, 8), 3, user="writer")
+
+
 def test_folders_of_images(tmp_path: Path) -> None:
     path = str(write_images(tmp_path / "pets"))
     assert hub.describe(path).shape == (3, 10, 8)
@@ -146,6 +155,14 @@ def test_content_of_a_folder_is_its_bytes(folder: Path, tmp_path: Path) -> None:
     assert hub.folder_digest(copy) == before
     (copy / "train.parquet").rename(copy / "other.parquet")
     assert hub.folder_digest(copy) != before
+
+
+def test_a_folder_that_changes_is_read_anew(folder: Path) -> None:
+    before = hub.describe(str(folder))
+    table("test").to_parquet(folder / "train.parquet")
+    after = hub.describe(str(folder))
+    assert before.content != after.content
+    assert len(hub.load(str(folder), (1, 10, 8), 3).train_y) == 6
 
 
 @pytest.mark.parametrize(
