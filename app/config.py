@@ -25,6 +25,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from app import sources
 from data.partition import SCHEMES
 from quant.codec import LinkSettings
 from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
@@ -36,6 +37,8 @@ from strategies.server_optimizer import ServerSettings
 from strategies.split_learning import SIDES
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+# Keys of ``model`` that are ours and not its constructor's; the last is found, not given.
+MODEL_KEYS = ("_target_", "weights", "replace_head", "weights_content")
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -59,6 +62,7 @@ class TrainConfig:
     weight_decay: float = MISSING
     max_batches: int | None = None
     server_lr: float | None = None  # of the server's half; None takes lr
+    augment: str = "none"
 
     def settings(self) -> LocalTraining:
         """Return what the strategies take."""
@@ -70,6 +74,7 @@ class TrainConfig:
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             max_batches=self.max_batches or 0,
+            augment=self.augment,
         )
 
 
@@ -78,9 +83,12 @@ class DataConfig:
     """A data source and its division; shape and num_classes are known before anything is loaded."""
 
     name: str = MISSING
-    source: str = MISSING  # module with load(root) and files(root)
-    shape: list[int] = MISSING
+    source: str = MISSING  # module; app.sources says what it has
+    shape: list[int] = MISSING  # [] and 0: found at data.path
     num_classes: int = MISSING
+    path: str | None = None
+    content: str = ""  # found at data.path; names what is there
+    options: dict[str, Any] = field(default_factory=dict)  # checked by the source
     root: str = "${oc.env:CUTBIT_DATA,${oc.env:HOME,/tmp}/.cache/cutbit}"
     partition: str = "iid"
     alpha: float = 0.5
@@ -235,8 +243,23 @@ def from_omegaconf(node: DictConfig) -> Config:
     assert isinstance(config, Config)
     # Absolute before it goes to workers, which run in folders of their own.
     config.data.root = to_absolute_path(str(Path(config.data.root).expanduser()))
+    sources.complete(config.data)
+    _complete_model(config.model)
     validate(config)
     return config
+
+
+def _complete_model(model: dict[str, Any]) -> None:
+    """Make model.weights a file that is there, and name its content."""
+    model.pop("weights_content", None)
+    if (weights := model.get("weights")) is None:
+        return
+    path = Path(sources.absolute(str(weights)))
+    path = path / "model.safetensors" if path.is_dir() else path  # a run's folder
+    if not path.is_file():
+        raise FileNotFoundError(f"model.weights={weights}: no such file: {path}")
+    model["weights"] = str(path)
+    model["weights_content"] = sources.file_digest(str(path))
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> Config:
@@ -323,6 +346,18 @@ def validate(config: Config) -> None:
     config.link.settings()
     ServerSettings.of(config.strategy)  # checks itself
     check_mu(config.strategy.get("proximal_mu", 0.0))
+    if min(data.shape, default=0) < 1 or data.num_classes < 1:
+        raise ValueError(
+            f"data.shape={data.shape}, data.num_classes={data.num_classes}: data={data.name} takes "
+            "positive ones"
+        )
+    if config.train.augment != "none" and len(data.shape) != 3:
+        raise ValueError(
+            f"train.augment={config.train.augment}: takes images (C, H, W), data={data.name} has "
+            f"samples of {tuple(data.shape)}"
+        )
+    if not isinstance(config.model.get("replace_head", False), bool):
+        raise ValueError(f"model.replace_head={config.model['replace_head']}: takes true or false")
 
 
 def _check_per_round(clients: ClientsConfig) -> None:
@@ -362,8 +397,16 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     assert isinstance(container, dict)
     flat = _flatten(container)
-    unread = {*_NOT_HASHED, "data.root"}
+    unread = {*_NOT_HASHED, "data.root", "data.path", "model.weights"}
+    # What a file holds is part of an experiment; where it lies is not.
     unread |= {key for key in flat if is_under(key, _OPTIONAL) and not is_under(key, reads)}
+    unread |= {key for key in flat if key.startswith("data.options.") and flat[key] is None}
+    if not config.data.content:
+        unread.add("data.content")
+    if config.model.get("weights") is None:
+        unread.add("model.replace_head")
+    if config.train.augment == "none":
+        unread.add("train.augment")
     if config.data.partition != "dirichlet":
         unread.add("data.alpha")
     if config.train.optimizer != "sgd":

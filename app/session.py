@@ -59,7 +59,8 @@ class Session:
         checked: list[tuple[Any, ...]] = []
         for config in configs:
             method = experiment.strategy(config)  # its constructor checks what the schema cannot
-            if (parts := (config.model, config.data.name)) not in checked:
+            data = config.data
+            if (parts := (config.model, data.name, data.shape, data.num_classes)) not in checked:
                 experiment.check_network(config)
                 checked.append(parts)
             if (cuts := (*parts, config.strategy, config.split, config.quant)) not in checked:

@@ -1,10 +1,25 @@
-"""A data set in memory."""
+"""A data set in memory, and what is known of one before it is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a source at ``data.path`` says before anything is loaded.
+
+    Attributes:
+        shape: of one sample, such as (1, 28, 28); () where the configuration must state it.
+        num_classes: as many as the labels need; 0 where the configuration must state it.
+        content: names the content: equal for equal content, wherever it lies.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int
+    content: str
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from models.build import build
 from models.cost import FULL_PRECISION_BITS, cost
-from quant.codec import pack, unpack
 from quant.layers import Quantizer, QuantSpec, quantize, weight_quantizers
+from quant.packing import pack, unpack
 
 FORMAT = 1
 METADATA_KEY = "cutbit"

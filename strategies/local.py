@@ -16,6 +16,7 @@ from quant.layers import is_step
 from strategies.proximal import Proximal
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+AUGMENTS = ("none", "crop_flip")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class LocalTraining:
         momentum: of ``sgd``.
         weight_decay: not applied to quantizers' steps.
         max_batches: most batches per client and round; 0 for no limit.
+        augment: ``none``, or ``crop_flip`` for images, see `crop_flip`.
     """
 
     epochs: int = 1
@@ -39,6 +41,7 @@ class LocalTraining:
     momentum: float = 0.0
     weight_decay: float = 0.0
     max_batches: int = 0
+    augment: str = "none"
 
     @property
     def optimizer_slots(self) -> int:
@@ -48,6 +51,8 @@ class LocalTraining:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"train.optimizer={self.optimizer}: takes {', '.join(OPTIMIZERS)}")
+        if self.augment not in AUGMENTS:
+            raise ValueError(f"train.augment={self.augment}: takes {', '.join(AUGMENTS)}")
         for name, least in (("epochs", 1), ("batch_size", 1), ("max_batches", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"train.{name}={getattr(self, name)}: takes {least} or more")
@@ -156,8 +161,35 @@ def samples(
     data: ClientData, settings: LocalTraining, streams: Streams
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of a round: inputs (B, …) and classes (B,)."""
+    generator = None if settings.augment == "none" else streams.generator("augment")
     for rows in batches(data.rows, settings, streams.generator("batches")):
-        yield data.x[rows], data.y[rows]
+        x = data.x[rows]
+        yield x if generator is None else crop_flip(x, generator), data.y[rows]
+
+
+def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each image of (B, C, H, W) at random and mirror half of them, as is usual for CIFAR.
+
+    An eighth of the side is added around (4 pixels around 32×32), of zeros, which are the mean
+    colour of standardised images; a window of the old size is cut out of it, each as likely.
+
+    Raises:
+        ValueError: ``x`` are no images.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"train.augment=crop_flip: takes images, got samples of {x.shape[1:]}")
+    count, channels, height, width = x.shape
+    top, left = height // 8, width // 8
+    padded = F.pad(x, (left, left, top, top))
+    down = torch.randint(2 * top + 1, (count, 1), generator=generator)
+    right = torch.randint(2 * left + 1, (count, 1), generator=generator)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    across = torch.arange(width)
+    rows = down + torch.arange(height)  # (B, H)
+    columns = right + torch.where(mirrored, across.flip(0), across)  # (B, W)
+    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (B, H, W)
+    pixels = pixels.reshape(count, 1, -1).expand(-1, channels, -1)
+    return padded.reshape(count, channels, -1).gather(2, pixels).reshape(x.shape)
 
 
 def make_optimizer(
