@@ -94,6 +94,8 @@ class DataConfig:
     alpha: float = 0.5
     samples_per_client: int | None = None
     max_train: int | None = None
+    max_test: int | None = None
+    image_size: int | None = None  # images are brought to this height and width
 
 
 @dataclass
@@ -314,6 +316,8 @@ def validate(config: Config) -> None:
         ("train.max_batches", config.train.max_batches),
         ("data.samples_per_client", data.samples_per_client),
         ("data.max_train", data.max_train),
+        ("data.max_test", data.max_test),
+        ("data.image_size", data.image_size),
         ("engine.workers", config.engine.workers),
     ):
         if value is not None:
@@ -350,6 +354,11 @@ def validate(config: Config) -> None:
         raise ValueError(
             f"data.shape={data.shape}, data.num_classes={data.num_classes}: data={data.name} takes "
             "positive ones"
+        )
+    if data.image_size is not None and len(data.shape) != 3:
+        raise ValueError(
+            f"data.image_size={data.image_size}: takes images (C, H, W), data={data.name} has "
+            f"samples of {tuple(data.shape)}"
         )
     if config.train.augment != "none" and len(data.shape) != 3:
         raise ValueError(

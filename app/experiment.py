@@ -61,13 +61,19 @@ def division(config: Config) -> list[Tensor]:
     return _division(json.dumps(asdict(config.data)), config.clients.total, config.seed)
 
 
+def input_shape(config: Config) -> tuple[int, ...]:
+    """Return the shape of one sample as the network gets it."""
+    channels, *size = config.data.shape
+    return (channels, *([config.data.image_size] * 2 if config.data.image_size else size))
+
+
 def network(config: Config) -> nn.Module:
     """Return the network that the user chose, its weights drawn by the seed or from model.weights.
 
     Raises:
         ValueError: the network or its weights do not fit; names the key.
     """
-    shape, num_classes = tuple(config.data.shape), config.data.num_classes
+    shape, num_classes = input_shape(config), config.data.num_classes
     seed = derive_seed(config.seed, "model")
     model = build(config.model["_target_"], model_options(config), shape, num_classes, seed)
     if weights := config.model.get("weights"):
@@ -89,7 +95,7 @@ def check_network(config: Config) -> None:
     Raises:
         ValueError: names model and data, and the smallest input that the model takes.
     """
-    shape, num_classes = tuple(config.data.shape), config.data.num_classes
+    shape, num_classes = input_shape(config), config.data.num_classes
     target = config.model["_target_"]
     try:
         check(network(config), shape, num_classes)
@@ -157,7 +163,7 @@ def prepare(config: Config, method: FederatedStrategy) -> nn.Module:
     Raises:
         ValueError: the method cannot train this network; names the key.
     """
-    return method.prepare(network(config), tuple(config.data.shape))
+    return method.prepare(network(config), input_shape(config))
 
 
 # Loading, once per process ------------------------------------------------------------------------
@@ -174,7 +180,13 @@ def _dataset(data_json: str, seed: int) -> Dataset:
             f"data={data.name}: conf says {tuple(data.shape)} and {data.num_classes} classes, the "
             f"files hold {whole.input_shape} and {whole.num_classes}"
         )
-    return whole.limit_train(data.max_train, derive_seed(seed, "max_train"))
+    whole = whole.limit_train(data.max_train, derive_seed(seed, "max_train"))
+    whole = whole.limit_test(data.max_test, derive_seed(seed, "max_test"))
+    size = data.image_size
+    if size is None:
+        return whole
+    key = f"{key}-{_digest(data.max_train, data.max_test, seed, size)}"
+    return Dataset.from_tensors(cached(key, lambda: whole.resized(size).tensors()))
 
 
 @functools.lru_cache(maxsize=8)

@@ -177,7 +177,7 @@ def describe_network(config: Config) -> Network:
     return Network(
         target=str(config.model["_target_"]),
         options={str(key): value for key, value in config.model.items() if key != "_target_"},
-        input_shape=tuple(config.data.shape),
+        input_shape=experiment.input_shape(config),
         num_classes=config.data.num_classes,
     )
 

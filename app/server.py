@@ -183,7 +183,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 def describe(config: Config, strategy: FederatedStrategy, folder: Path) -> dict[str, Any]:
     """Return summary.json: totals over rounds.jsonl, the client's model, and what ran."""
-    shape = tuple(config.data.shape)
+    shape = experiment.input_shape(config)
     parts, whole = strategy.device_costs(shape), cost(strategy.whole_model(), shape)
     batch, slots = config.train.batch_size, strategy.train.optimizer_slots
     return {

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, small
+from conftest import ROOT, simulate, small
 
 from app.config import compose, config_hash, relevant
 from app.session import Session, expand
@@ -195,3 +195,16 @@ def test_help_and_cfg() -> None:
     shown = run("--cfg", "job", "quant.bits=3")
     assert shown.returncode == 0
     assert "bits: 3" in shown.stdout
+
+
+def test_image_size(tmp_path: Path) -> None:
+    summary = simulate(tmp_path, "data.image_size=16", "data.max_test=40", "rounds=1")
+    assert (
+        summary["client_flops_per_sample"]
+        > 3
+        * simulate(tmp_path / "small", "data.max_test=40", "rounds=1")["client_flops_per_sample"]
+    )
+    with pytest.raises(ValueError, match=r"data\.image_size=64: takes images .* data=mitbih"):
+        compose(["data=mitbih", "data.image_size=64"])
+    with pytest.raises(ValueError, match=r"data\.image_size=0: takes 1 or more"):
+        compose(["data.image_size=0"])
