@@ -45,6 +45,10 @@ class Device:
     idle_w: float = 0.0
 
     def __post_init__(self) -> None:
+        if odd := self.flops_per_s.keys() - FORMATS.keys():
+            raise ValueError(
+                f"device {self.name}: {min(odd)}: takes speeds at {', '.join(FORMATS)}"
+            )
         for number_format in ("fp32", *self.flops_per_s):
             if not self.flops_per_s.get(number_format, 0) > 0:
                 raise ValueError(f"device {self.name}: takes a positive speed at {number_format}")

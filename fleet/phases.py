@@ -10,7 +10,7 @@ the other. All is monotone: more operations, more bytes, a slower device or link
 time or energy. The symbols are those of docs/FLEET.md.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fleet.devices import Device, Link
 from fleet.work import BatchWork, ClientWork, Compute
@@ -134,8 +134,19 @@ class Phases:
             )
             for run in self.runs
         )
-        down_s, local_s, up_s = self.down_s * link, self.local_s * device, self.up_s * link
-        return replace(self, down_s=down_s, local_s=local_s, runs=runs, up_s=up_s)
+        return Phases(  # dataclasses.replace takes three times as long
+            self.down_s * link,
+            self.local_s * device,
+            runs,
+            self.up_s * link,
+            self.power_w,
+            self.idle_w,
+            self.radio_w,
+            self.radio_j,
+            self.tail_j,
+            self.peak_bytes,
+            self.memory_bytes,
+        )
 
 
 def compute_seconds(work: Compute, device: Device) -> float:

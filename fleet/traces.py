@@ -15,6 +15,7 @@ can hold dict, list, tuple, int, float, str, bool and None and nothing else.
 
 import io
 import json
+import logging
 import math
 import pickle
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ from fleet.availability import Intervals
 from fleet.devices import Device, Link
 from fleet.population import Client
 from fleet.seeds import draw_uniform
+
+log = logging.getLogger(__name__)
 
 REFERENCE_FLOPS = 0.6e9
 """Operations of one inference behind FedScale's ms per sample. The file does not say which network
@@ -68,24 +71,30 @@ def read_capacity(path: Path, device: Device, link: Link) -> dict[str, Client]:
 def read_availability(path: Path) -> dict[str, Intervals]:
     """Return when each client is there, from a FedScale pickle or either of FLASH's JSON forms.
 
-    Users whose trace FLASH marked as unusable, or that is empty, are left out.
+    Users whose trace FLASH marked as unusable, or that is empty, are left out; so are users whose
+    states cannot be followed, as FLASH does, and a warning says how many.
 
     Raises:
         ValueError: names the file and the client.
     """
     is_json = path.suffix == ".json"
     node = _read_json(path) if is_json else _read_pickle(path)
-    found = {}
+    found, odd = {}, list[str]()
     for name, row in _entries(path, node):
         try:
             intervals = _intervals(row)
         except (KeyError, TypeError, ValueError) as error:
             what = f"has no {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{path}: client {name}: {what}") from error
+            if "messages" not in row:
+                raise ValueError(f"{path}: client {name}: {what}") from error
+            odd.append(f"client {name}: {what}")
+            continue
         if intervals is not None:
             found[name] = intervals
     if not found:
-        raise ValueError(f"{path}: no client of it is ever available")
+        raise ValueError("; ".join([f"{path}: no client of it is ever available", *odd[:1]]))
+    if odd:
+        log.warning("%s: %d clients left out; %s", path, len(odd), odd[0])
     return found
 
 

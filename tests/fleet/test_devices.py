@@ -179,5 +179,7 @@ def test_missing_figures_and_files(folder: Path) -> None:
 def test_impossible_devices_and_links_are_refused() -> None:
     with pytest.raises(ValueError, match="positive speed at fp32"):
         Device("x", {"int8": 1.0}, 1, 1, 1)
+    with pytest.raises(ValueError, match="int3: takes speeds at fp32"):
+        Device("x", {"fp32": 1.0, "int3": 1.0}, 1, 1, 1)
     with pytest.raises(ValueError, match="takes latency and powers"):
         Link("x", 1, 1, latency_s=-1)

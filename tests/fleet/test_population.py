@@ -33,6 +33,20 @@ def test_assignment_depends_on_seed_and_id_alone() -> None:
     assert assign(population, tables(), [], seed=3) == {}
 
 
+def test_a_fixed_draw_stays_what_it_is() -> None:
+    """Written down from the first version: a change would make old runs incomparable."""
+    found = assign(tables().population("mobile"), tables(), range(6), seed=0)
+    assert [f"{client.device.name} {client.link.name}" for client in found.values()] == [
+        "phone_low wifi",
+        "phone_low wifi",
+        "phone_low 4g",
+        "phone_mid 5g",
+        "phone_low wifi",
+        "phone_mid wifi",
+    ]
+    assert jitter(0.5, 0, 1, 0) == pytest.approx((1.036948183808422, 1.2196176871530084))
+
+
 def test_a_uniform_fleet_is_uniform() -> None:
     found = assign(tables().population("uniform"), tables(), range(20), seed=0)
     assert {client.device.name for client in found.values()} == {"ideal"}

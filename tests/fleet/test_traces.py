@@ -159,6 +159,17 @@ def test_bad_availability_is_refused(tmp_path: Path, row: dict, message: str) ->
     assert str(path) in str(caught.value)
 
 
+def test_users_whose_states_cannot_be_followed_are_left_out(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "a.json"
+    stamps = [f"2020-01-02 00:00:0{n}" for n in range(4)]
+    states = ["wifi", "screen_lock", "battery_charged_on", "screen_unlock"]
+    good = "\n".join(f"{stamp}\t{state}" for stamp, state in zip(stamps, states, strict=True))
+    rows = {"odd": {"messages": f"{stamps[0]}\tflying"}, "good": {"messages": good}}
+    path.write_text(json.dumps(rows))
+    assert read_availability(path) == {"good": Intervals(((2, 3),), 3)}
+    assert "1 clients left out; client odd: state 'flying' is unknown" in caplog.text
+
+
 def test_broken_json(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("{")
