@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
-from torch import Tensor, nn
+from torch import Tensor
 
 from app import experiment, messages
 from app.config import Config, from_run_config
@@ -62,12 +62,14 @@ def _config(run: tuple[tuple[str, Any], ...]) -> Config:
     return from_run_config(dict(run))
 
 
-@functools.lru_cache(maxsize=2)
-def _model(run: tuple[tuple[str, Any], ...], settings: tuple[tuple[str, Any], ...]) -> nn.Module:
-    """Return the one model of this process, which every client loads its arrays into."""
+@functools.lru_cache(maxsize=8)
+def _model(run: tuple[tuple[str, Any], ...], settings: tuple[tuple[str, Any], ...]) -> Any:
+    """Return the one model of this process, which every client loads its arrays into.
+
+    It is what the method's ``prepare`` returns and its ``train`` takes.
+    """
     config = _config(run)
-    model: nn.Module = experiment.method(config).prepare(experiment.network(config), dict(settings))
-    return model
+    return experiment.method(config).prepare(experiment.network(config), dict(settings))
 
 
 class _Latest:

@@ -10,8 +10,8 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,20 @@ from hydra.utils import to_absolute_path
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from app import sources
 from data.partition import SCHEMES
+from quant.codec import LinkSettings
 from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
 from strategies.aggregate import AVERAGES
 from strategies.local import LocalTraining
 from strategies.oqfl import WIRES
+from strategies.proximal import check_mu
+from strategies.server_optimizer import ServerSettings
+from strategies.split_learning import SIDES
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+# Keys of ``model`` that are ours and not its constructor's; the last is found, not given.
+MODEL_KEYS = ("_target_", "weights", "replace_head", "weights_content")
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -54,6 +61,8 @@ class TrainConfig:
     momentum: float = MISSING
     weight_decay: float = MISSING
     max_batches: int | None = None
+    server_lr: float | None = None  # of the server's half; None takes lr
+    augment: str = "none"
 
     def settings(self) -> LocalTraining:
         """Return what the strategies take."""
@@ -65,6 +74,7 @@ class TrainConfig:
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             max_batches=self.max_batches or 0,
+            augment=self.augment,
         )
 
 
@@ -73,14 +83,19 @@ class DataConfig:
     """A data source and its division; shape and num_classes are known before anything is loaded."""
 
     name: str = MISSING
-    source: str = MISSING  # module with load(root) and files(root)
-    shape: list[int] = MISSING
+    source: str = MISSING  # module; app.sources says what it has
+    shape: list[int] = MISSING  # [] and 0: found at data.path
     num_classes: int = MISSING
+    path: str | None = None
+    content: str = ""  # found at data.path; names what is there
+    options: dict[str, Any] = field(default_factory=dict)  # checked by the source
     root: str = "${oc.env:CUTBIT_DATA,${oc.env:HOME,/tmp}/.cache/cutbit}"
     partition: str = "iid"
     alpha: float = 0.5
     samples_per_client: int | None = None
     max_train: int | None = None
+    max_test: int | None = None
+    image_size: int | None = None  # images are brought to this height and width
 
 
 @dataclass
@@ -94,6 +109,7 @@ class QuantConfig:
     learn_step: bool = True
     per_channel: bool = False
     wire: str = "latent"
+    side: str = "both"  # of a cut network: both, or the client's
 
     def spec(self, default_bits: int) -> QuantSpec:
         """Return what the strategies take."""
@@ -108,10 +124,35 @@ class QuantConfig:
 
 
 @dataclass
+class SplitConfig:
+    """Where the network is cut."""
+
+    cut: Any = MISSING  # a name, a share of the FLOPs, or a mapping from partitions to either
+    tail: str = MISSING
+
+
+@dataclass
+class LinkConfig:
+    """What crosses the cut, and how."""
+
+    up: str = "fp32"
+    down: str = "fp32"
+    k: float = 0.1
+    alpha: float = 0.1
+    per_channel: bool = False
+    rounding: str = "nearest"
+
+    def settings(self) -> LinkSettings:
+        """Return what the strategies take."""
+        return LinkSettings(**{f.name: getattr(self, f.name) for f in fields(self)})
+
+
+@dataclass
 class EvaluateConfig:
-    """When the server evaluates."""
+    """When the server evaluates, and how many clients' halves where each has its own."""
 
     every: int = MISSING
+    clients: int = 10
 
 
 @dataclass
@@ -170,6 +211,8 @@ class Config:
     clients: ClientsConfig = field(default_factory=ClientsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    link: LinkConfig = field(default_factory=LinkConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
@@ -211,8 +254,23 @@ def from_omegaconf(node: DictConfig) -> Config:
     assert isinstance(config, Config)
     # Absolute before it goes to workers, which run in folders of their own.
     config.data.root = to_absolute_path(str(Path(config.data.root).expanduser()))
+    sources.complete(config.data)
+    _complete_model(config.model)
     validate(config)
     return config
+
+
+def _complete_model(model: dict[str, Any]) -> None:
+    """Make model.weights a file that is there, and name its content."""
+    model.pop("weights_content", None)
+    if (weights := model.get("weights")) is None:
+        return
+    path = Path(sources.absolute(str(weights)))
+    path = path / "model.safetensors" if path.is_dir() else path  # a run's folder
+    if not path.is_file():
+        raise FileNotFoundError(f"model.weights={weights}: no such file: {path}")
+    model["weights"] = str(path)
+    model["weights_content"] = sources.file_digest(str(path))
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> Config:
@@ -260,12 +318,15 @@ def validate(config: Config) -> None:
     _at_least("rounds", config.rounds, 1)
     _at_least("clients.total", clients.total, 1)
     _at_least("evaluate.every", config.evaluate.every, 1)
+    _at_least("evaluate.clients", config.evaluate.clients, 1)
     _at_least("checkpoint.every", config.checkpoint.every, 0)
     _at_least("checkpoint.keep", config.checkpoint.keep, 1)
     for key, value in (
         ("train.max_batches", config.train.max_batches),
         ("data.samples_per_client", data.samples_per_client),
         ("data.max_train", data.max_train),
+        ("data.max_test", data.max_test),
+        ("data.image_size", data.image_size),
         ("engine.workers", config.engine.workers),
     ):
         if value is not None:
@@ -293,7 +354,28 @@ def validate(config: Config) -> None:
         value = getattr(quant, key)
         if value is not None and value not in BIT_WIDTHS:
             raise ValueError(f"quant.{key}={value}: takes 2 to 8, {FULL_PRECISION} or null")
+    _one_of("quant.side", quant.side, SIDES)
     config.train.settings()  # checks itself
+    config.link.settings()
+    ServerSettings.of(config.strategy)  # checks itself
+    check_mu(config.strategy.get("proximal_mu", 0.0))
+    if min(data.shape, default=0) < 1 or data.num_classes < 1:
+        raise ValueError(
+            f"data.shape={data.shape}, data.num_classes={data.num_classes}: data={data.name} takes "
+            "positive ones"
+        )
+    if data.image_size is not None and len(data.shape) != 3:
+        raise ValueError(
+            f"data.image_size={data.image_size}: takes images (C, H, W), data={data.name} has "
+            f"samples of {tuple(data.shape)}"
+        )
+    if config.train.augment != "none" and len(data.shape) != 3:
+        raise ValueError(
+            f"train.augment={config.train.augment}: takes images (C, H, W), data={data.name} has "
+            f"samples of {tuple(data.shape)}"
+        )
+    if not isinstance(config.model.get("replace_head", False), bool):
+        raise ValueError(f"model.replace_head={config.model['replace_head']}: takes true or false")
 
 
 def _check_per_round(clients: ClientsConfig) -> None:
@@ -321,8 +403,8 @@ def _one_of(key: str, value: str, accepted: Sequence[str]) -> None:
 _NOT_HASHED = (
     "name", "engine", "tracker", "checkpoint", "resume", "target_accuracy", "sweep",
 )  # fmt: skip
-# Groups that only methods which say so read (`FederatedStrategy.reads`).
-_OPTIONAL_GROUPS = ("quant",)
+# Keys and groups that only methods which say so read (`FederatedStrategy.reads`).
+_OPTIONAL = ("quant", "split", "link", "train.server_lr", "evaluate.clients")
 
 
 def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
@@ -330,23 +412,37 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
 
     Args:
         config: the experiment.
-        reads: optional groups that the method reads.
+        reads: optional keys and groups that the method reads.
     """
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     assert isinstance(container, dict)
     flat = _flatten(container)
-    skipped = {*_NOT_HASHED, *(group for group in _OPTIONAL_GROUPS if group not in reads)}
-    unread = {"data.root"}
+    unread = {*_NOT_HASHED, "data.root", "data.path", "model.weights"}
+    # What a file holds is part of an experiment; where it lies is not.
+    unread |= {key for key in flat if is_under(key, _OPTIONAL) and not is_under(key, reads)}
+    unread |= {key for key in flat if key.startswith("data.options.") and flat[key] is None}
+    if not config.data.content:
+        unread.add("data.content")
+    if config.model.get("weights") is None:
+        unread.add("model.replace_head")
+    if config.train.augment == "none":
+        unread.add("train.augment")
     if config.data.partition != "dirichlet":
         unread.add("data.alpha")
     if config.train.optimizer != "sgd":
         unread.add("train.momentum")
+    unread |= {f"strategy.{name}" for name in ServerSettings.of(config.strategy).unread()}
     # Through JSON, so that what is compared with a file is equal to what was written to it.
     return {
         key: json.loads(json.dumps(value))
         for key, value in flat.items()
-        if key.split(".")[0] not in skipped and key not in unread
+        if not is_under(key, unread)
     }
+
+
+def is_under(key: str, names: Iterable[str]) -> bool:
+    """Whether ``key`` is one of ``names`` or in a group that is."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def config_hash(config: Config, reads: Sequence[str]) -> str:
@@ -410,6 +506,7 @@ _KINDS = {
 def nearest(key: str) -> str:
     """Return a hint with the nearest existing keys, or nothing."""
     known = list(_flatten(_keys(Config)))
+    known += [f"strategy.{name}" for name in ("average", "proximal_mu", *ServerSettings.names())]
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     close += [k for k in known if k.split(".")[-1] == key.split(".")[-1] and k not in close]
     return f"; did you mean {', '.join(close[:3])}?" if close else ""

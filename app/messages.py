@@ -2,7 +2,7 @@
 
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from typing import Any, TypeVar, cast
 
@@ -31,6 +31,7 @@ ROUND = "server-round"
 SEED = "seed"
 NUM_EXAMPLES = "num-examples"  # Flower's own weight key, so that its strategies can average replies
 LOSS = "train-loss"
+PROXIMAL_MU = "proximal-mu"  # as Flower's FedProx calls it
 PARTITION = "partition-id"
 BYTES_UP, BYTES_DOWN, PEAK_BYTES = "work.bytes-up", "work.bytes-down", "work.peak-bytes"
 FLOPS = "work.flops."
@@ -57,9 +58,18 @@ def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in to_arrays(record).items()}
 
 
-def payload_bytes(record: ArrayRecord) -> int:
-    """Bytes of the values themselves, without Flower's framing and numpy's headers."""
-    return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in record.values())
+def payload_bytes(record: ArrayRecord, names: Collection[str] | None = None) -> int:
+    """Bytes of the values themselves, without Flower's framing and numpy's headers.
+
+    Args:
+        record: arrays by name.
+        names: those that count; None for all.
+    """
+    return sum(
+        math.prod(array.shape) * np.dtype(array.dtype).itemsize
+        for name, array in record.items()
+        if names is None or name in names
+    )
 
 
 def _as_numpy(value: Tensor | NDArray[Any]) -> NDArray[Any]:
@@ -91,6 +101,11 @@ def unpack_settings(config: Mapping[str, Any], group: str, kind: type[Settings])
     return kind(**{name: value for name, value in given.items() if name in names})
 
 
+def proximal_mu(config: Mapping[str, Any]) -> float:
+    """Return FedProx's μ as it came with a round's settings; 0 where it did not."""
+    return float(config.get(PROXIMAL_MU, 0.0))
+
+
 # Server to client -----------------------------------------------------------------------------
 
 
@@ -111,12 +126,12 @@ def read_request(message: Message) -> tuple[ArrayRecord, ConfigRecord, int]:
 
 def reply(message: Message, update: Update) -> Message:
     """Answer a train message."""
-    arrays = to_record(update.arrays)
+    arrays, received = to_record(update.arrays), message.content.array_records[ARRAYS]
     metrics: dict[str, Any] = {
         NUM_EXAMPLES: update.num_examples,
         LOSS: update.loss,
-        BYTES_UP: update.work.bytes_up + payload_bytes(arrays),
-        BYTES_DOWN: update.work.bytes_down + payload_bytes(message.content.array_records[ARRAYS]),
+        BYTES_UP: update.work.bytes_up + payload_bytes(arrays, update.crosses),
+        BYTES_DOWN: update.work.bytes_down + payload_bytes(received, update.crosses),
         PEAK_BYTES: update.work.peak_bytes,
         **{FLOPS + precision: count for precision, count in update.work.flops.items()},
         **{EXTRA + name: value for name, value in update.metrics.items()},

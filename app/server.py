@@ -20,7 +20,6 @@ from app.config import Config, config_hash, from_run_config, relevant
 from models.cost import cost
 from strategies.base import FederatedStrategy
 from strategies.checkpoint import Checkpoint, Checkpoints
-from strategies.local import load_arrays
 from tracking.jsonl import JsonlSink
 from tracking.progress import ProgressSink, Show
 from tracking.record import Sink
@@ -74,7 +73,7 @@ def run(
     )
     resume_from = claim(folder, config)
     take(folder, config)
-    model = strategy.prepare(experiment.network(config))
+    model = experiment.prepare(config, strategy)
     done = list(resume_from.records) if resume_from else []
     sinks: list[Sink] = [
         JsonlSink(folder, done),
@@ -89,13 +88,13 @@ def run(
             grid,
             messages.to_record(model.state_dict()),
             num_rounds=config.rounds,
-            evaluate_fn=lambda r, arrays: None if r == 0 else evaluate(config, model, arrays),
+            evaluate_fn=lambda r, arrays: None if r == 0 else evaluate(config, strategy, arrays),
             sinks=sinks,
             checkpoints=checkpoints,
             resume_from=resume_from,
         )
         save_file(messages.to_arrays(result.arrays), folder / "model.safetensors")
-        summary = describe(config, strategy, model, folder) | {"wall_setup_s": setup_s}
+        summary = describe(config, strategy, folder) | {"wall_setup_s": setup_s}
         write_json(folder / "summary.json", summary)
     finally:
         for sink in sinks:
@@ -103,12 +102,12 @@ def run(
     return summary
 
 
-def evaluate(config: Config, model: nn.Module, arrays: ArrayRecord) -> MetricRecord:
-    """Accuracy and mean cross-entropy of ``arrays`` on the held-out test set."""
+def evaluate(config: Config, strategy: FederatedStrategy, arrays: ArrayRecord) -> MetricRecord:
+    """Accuracy, mean cross-entropy and the method's own of ``arrays`` on the held-out test set."""
     data = experiment.dataset(config)
-    load_arrays(model, messages.to_tensors(arrays))
-    accuracy, loss = test(model, data.test_x, data.test_y)
-    return MetricRecord({"accuracy": accuracy, "loss": loss})
+    state = messages.to_tensors(arrays)
+    metrics = strategy.evaluate(state, lambda network: test(network, data.test_x, data.test_y))
+    return MetricRecord(dict(metrics))
 
 
 @torch.no_grad()
@@ -184,17 +183,21 @@ def identity(config: Config) -> dict[str, Any]:
     return relevant(config, experiment.strategy_class(config).reads)
 
 
-def describe(
-    config: Config, strategy: FederatedStrategy, model: nn.Module, folder: Path
-) -> dict[str, Any]:
+def describe(config: Config, strategy: FederatedStrategy, folder: Path) -> dict[str, Any]:
     """Return summary.json: totals over rounds.jsonl, the client's model, and what ran."""
-    client = cost(model, tuple(config.data.shape))
+    parts = strategy.device_costs()
+    whole = cost(strategy.whole_model(), experiment.input_shape(config))
+    batch, slots = config.train.batch_size, strategy.train.optimizer_slots
     return {
         **summarise(folder, config.target_accuracy),
-        "client_params": client.params,
-        "client_model_bytes": client.packed_bytes,
-        "client_flops_per_sample": client.flops_forward + client.flops_backward,
-        "client_bops_per_sample": client.bops,
+        "client_params": sum(part.params for part in parts),
+        "client_model_bytes": sum(part.packed_bytes for part in parts),
+        "client_flops_per_sample": sum(p.flops_forward + p.flops_backward for p in parts),
+        "client_bops_per_sample": sum(part.bops for part in parts),
+        "client_peak_train_bytes": sum(part.peak_train_bytes(batch, slots) for part in parts),
+        "network_params": whole.params,
+        "network_flops_per_sample": whole.flops_forward + whole.flops_backward,
+        "network_peak_train_bytes": whole.peak_train_bytes(batch, slots),
         **strategy.describe(),
         "strategy": config.strategy["name"],
         "model": experiment.model_name(config),

@@ -66,10 +66,14 @@ class Session:
         configs = [compose(job) for job in open_jobs]
         checked: list[tuple[Any, ...]] = []
         for config in configs:
-            experiment.strategy(config)  # its constructor checks what the schema cannot
-            if (parts := (config.model, config.data.name)) not in checked:
+            method = experiment.strategy(config)  # its constructor checks what the schema cannot
+            data = config.data
+            if (parts := (config.model, data.name, data.shape, data.num_classes)) not in checked:
                 experiment.check_network(config)
                 checked.append(parts)
+            if (cuts := (*parts, config.strategy, config.split, config.quant)) not in checked:
+                experiment.prepare(config, method)
+                checked.append(cuts)
             experiment.division(config)  # loads the data, and leaves both in the cache
             check_online(config.tracker.wandb)
             check_address(config.engine.address)

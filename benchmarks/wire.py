@@ -33,8 +33,7 @@ def main() -> None:
     config = compose([*shape, "strategy=oqfl", f"quant.bits={chosen.bits}", "quant.wire=codes"])
     strategy = experiment.strategy(config)
     assert isinstance(strategy, OQFL)
-    plain = experiment.network(config)
-    model = strategy.prepare(plain)
+    model = experiment.prepare(config, strategy)
     assert list(quantized_layers(model))
     weights = {name: q.bits for name, q in weight_quantizers(model).items()}
     sent = encode_weights(model, torch.Generator().manual_seed(0))

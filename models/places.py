@@ -50,6 +50,11 @@ class Place:
     shape: tuple[int, ...]
     refusal: str
 
+    def is_within(self, module: str) -> bool:
+        """Whether the operation is one of those that the module of that path makes."""
+        target = str(self.node.target) if self.node.op == "call_module" else ""
+        return any(f"{path}.".startswith(f"{module}.") for path in (target, *self.names) if path)
+
 
 @dataclass(frozen=True)
 class Survey:

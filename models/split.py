@@ -24,6 +24,7 @@ and constants alone does not cross: the part that uses it computes it.
 `models.part` is what comes out.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,9 @@ from torch import Tensor, nn
 from models.part import Part, build_parts, check_parts
 from models.places import Place, Survey, flops_until
 
-__all__ = ["CutPoint", "Part", "at_fraction", "cut", "cut_many", "cut_points"]
+__all__ = [
+    "CutPoint", "Part", "at_fraction", "before", "cut", "cut_many", "cut_points", "last_layer",
+]  # fmt: skip
 
 EXAMPLE_SEED = 0
 
@@ -144,7 +147,8 @@ def cut_many(
 def at_fraction(model: nn.Module, example: Tensor | tuple[int, ...], fraction: float) -> CutPoint:
     """The cut point whose client half has nearest to ``fraction`` of the forward FLOPs.
 
-    The earlier on a tie.
+    On a tie the one where the least crosses, and of those the last: after the pooling that ends a
+    stage, not before it.
 
     Args:
         model: the network; left as it is.
@@ -164,10 +168,49 @@ def at_fraction(model: nn.Module, example: Tensor | tuple[int, ...], fraction: f
         lacks = "cut points" if total else "convolutions or matrix products to count FLOPs of"
         raise ValueError(f"{type(model).__name__} has no {lacks}")
 
-    def distance(place: Place) -> float:
-        return abs(flops[survey.counterparts[place.names[0]].node] / total - fraction)
+    def rank(place: Place) -> tuple[float, int, int]:
+        share = flops[survey.counterparts[place.names[0]].node] / total
+        return abs(share - fraction), math.prod(place.shape), -place.position
 
-    return _cut_point(min(survey.valid, key=distance))
+    return _cut_point(min(survey.valid, key=rank))
+
+
+@torch.inference_mode(False)
+def before(model: nn.Module, module: str, example: Tensor | tuple[int, ...]) -> CutPoint:
+    """The last cut point before the module of that path begins.
+
+    Args:
+        model: the network; left as it is.
+        module: path of a submodule.
+        example: as for `cut_points`.
+
+    Raises:
+        ValueError: no such module, or no cut point before it.
+    """
+    survey = Survey.of(model, _as_example(model, example))
+    begin = min(
+        (place.position for place in survey.places if place.is_within(module)), default=None
+    )
+    if begin is None:
+        raise ValueError(f"{type(model).__name__} has no module {module!r} among its steps")
+    earlier = [place for place in survey.valid if place.position < begin]
+    if not earlier:
+        raise ValueError(f"{type(model).__name__} has no cut point before {module!r}")
+    return _cut_point(earlier[-1])
+
+
+def last_layer(model: nn.Module) -> str:
+    """Path of the last module with parameters that the network calls.
+
+    Raises:
+        ValueError: there is none, or the network cannot be traced.
+    """
+    survey = Survey.of(model, None)
+    for place in reversed(survey.places):
+        path = str(place.node.target)
+        if place.node.op == "call_module" and list(model.get_submodule(path).parameters()):
+            return path
+    raise ValueError(f"{type(model).__name__} calls no module with parameters")
 
 
 def _cut_point(place: Place) -> CutPoint:

@@ -1,74 +1,146 @@
-"""Integers of 1 to 8 bits as real bytes.
+"""What crosses a cut, and in how many bytes: link codecs for split learning.
 
-Eight b-bit codes lie in b bytes: code i of a group holds bits i·b … i·b+b−1 of the group's
-little-endian word. The last group is cut to the bytes it needs, so n codes take ⌈n·b/8⌉ bytes.
+A codec makes a `Packet` of a float32 tensor (activations, or the gradient that comes back) and a
+tensor of a packet. The two directions have a codec each.
+
+    name            a value becomes                                     bytes for n values
+    fp32            itself                                              4n
+    fp16            the nearest half, at most ±65504                    2n
+    int8 int4 int2  round((x − low) / step), of min … max               ⌈n·b/8⌉ + 8 a range
+    sign            +1 where x ≥ 0, else −1                             ⌈n/8⌉, + 4 if scaled
+    topk randtopk   itself at k of a sample's d positions, elsewhere 0  4·B·k + ⌈B·k·⌈log2 d⌉/8⌉
+
+Affine codes: Jacob et al. 2018, arXiv 1712.05877, with the smallest value itself in place of an
+integer zero point, so that nothing is clipped; stochastic rounding: Gupta et al. 2015, arXiv
+1502.02551. Sign: Courbariaux et al. 2016, arXiv 1602.02830; scaled by mean |x|, for gradients,
+which mean nothing without their size: Karimireddy et al. 2019, arXiv 1901.09847. Top-k and its
+random variant, and the bits of an index: Zheng et al. 2023, arXiv 2305.18469.
+
+A codec is not differentiable: it gets a tensor without a graph and says by `gradient` what goes
+back. Where it draws, it draws from the generator it is given (on the tensor's device), and given
+None it does not draw: nearest rounding, plain top-k. That is what evaluation wants.
+
+What is not finite is refused with a FloatingPointError by all but fp32, which costs nothing and
+passes it on as an uncut network would.
 """
 
-import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-import torch
-from torch import Tensor
+from torch import Generator, Tensor
+
+from quant.dense import Affine, Fp16, Fp32, Sign
+from quant.packet import Packet
+from quant.sparse import TopK
+
+AFFINE_BITS = {"int8": 8, "int4": 4, "int2": 2}
+CODECS = ("fp32", "fp16", *AFFINE_BITS, "sign", "topk", "randtopk")
+ROUNDINGS = ("nearest", "stochastic")
+__all__ = ["CODECS", "ROUNDINGS", "Codec", "LinkSettings", "Packet", "make_codec"]
 
 
-def packed_bytes(num_codes: int, bits: int) -> int:
-    """Bytes that `pack` makes of ``num_codes`` codes."""
-    return math.ceil(num_codes * bits / 8)
+class Codec(Protocol):
+    """One direction of a link. Tensors are float32 of shape (B, …) and carry no graph."""
+
+    def encode(self, tensor: Tensor, generator: Generator | None) -> Packet:
+        """Pack ``tensor``.
+
+        Raises:
+            FloatingPointError: a value is not finite (fp32 does not look).
+            ValueError: ``tensor`` is not float32, carries a graph, or has no sample to choose from.
+        """
+
+    def decode(self, packet: Packet) -> Tensor:
+        """What arrives: float32, in the shape and the memory format of what was encoded."""
+
+    def num_bytes(self, shape: Sequence[int]) -> int:
+        """Bytes of the packet of any tensor of this shape."""
+
+    def transmit(self, tensor: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor | None]:
+        """``decode(encode(tensor))`` bit for bit without packing, and its `support`.
+
+        May return ``tensor`` itself. Raises what `encode` raises.
+        """
+
+    def support(self, packet: Packet) -> Tensor | None:
+        """Positions that crossed, or None for all.
+
+        (B, k) int64, ascending, in each sample as flattened in the order of its dimensions.
+        """
+
+    def gradient_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the gradient that has to come back for a tensor of ``shape``."""
+
+    def select(self, gradient: Tensor, support: Tensor | None) -> Tensor:
+        """The part of d loss / d decoded that has to come back: ``gradient``, or (B, k) of it."""
+
+    def gradient(self, sent: Tensor, received: Tensor, support: Tensor | None) -> Tensor:
+        """Gradient rule.
+
+        Args:
+            sent: what was encoded.
+            received: d loss / d decoded, whole or what `select` keeps of it.
+            support: of what was sent.
+
+        Returns:
+            d loss / d ``sent``, like ``sent``.
+        """
 
 
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack unsigned codes.
+@dataclass(frozen=True)
+class LinkSettings:
+    """The group link of the configuration.
 
-    Args:
-        codes: any shape, integer, each in [0, 2^bits).
-        bits: 1 to 8.
+    Attributes:
+        up: codec of what the device sends.
+        down: codec of what comes back.
+        k: share of a sample's values that topk and randtopk keep.
+        alpha: randtopk's chance that a place goes to a value outside the top k.
+        per_channel: intN with a range per channel, where a channel has more than one value.
+        rounding: of intN.
+    """
 
-    Returns:
-        (⌈n·bits/8⌉,) uint8.
+    up: str = "fp32"
+    down: str = "fp32"
+    k: float = 0.1
+    alpha: float = 0.1
+    per_channel: bool = False
+    rounding: str = "nearest"
+
+    def __post_init__(self) -> None:
+        for key, accepted in (("up", CODECS), ("down", CODECS), ("rounding", ROUNDINGS)):
+            if getattr(self, key) not in accepted:
+                raise ValueError(f"link.{key}={getattr(self, key)}: takes {', '.join(accepted)}")
+        if not 0 < self.k <= 1:
+            raise ValueError(f"link.k={self.k}: takes a share in (0, 1]")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"link.alpha={self.alpha}: takes a probability in [0, 1]")
+
+    def codecs(self) -> tuple[Codec, Codec]:
+        """Codecs up and down. Activations' signs are ±1, gradients' are scaled."""
+        return make_codec(self.up, self), make_codec(self.down, self, scaled_sign=True)
+
+
+def make_codec(name: str, settings: LinkSettings | None = None, scaled_sign: bool = False) -> Codec:
+    """The codec called ``name``; of ``settings`` only what it reads matters.
 
     Raises:
-        ValueError: a code does not fit, or ``bits`` is not 1 to 8.
+        ValueError: there is none of this name.
     """
-    _check(bits)
-    flat = codes.reshape(-1).long()
-    if flat.numel() and (int(flat.min()) < 0 or int(flat.max()) >= 2**bits):
-        raise ValueError(f"codes go from {int(flat.min())} to {int(flat.max())}, not {bits} bits")
-    groups = torch.zeros(math.ceil(flat.numel() / 8), 8, dtype=torch.int64)
-    groups.view(-1)[: flat.numel()] = flat
-    words = (groups << (torch.arange(8) * bits)).sum(1)  # disjoint bits: a sum is an or
-    packed = words.view(torch.uint8).view(-1, 8)[:, :bits].reshape(-1)
-    return packed[: packed_bytes(flat.numel(), bits)].clone()
-
-
-def unpack(packed: Tensor, bits: int, num_codes: int) -> Tensor:
-    """Inverse of `pack`.
-
-    Args:
-        packed: (⌈num_codes·bits/8⌉,) uint8.
-        bits: 1 to 8.
-        num_codes: how many codes were packed.
-
-    Returns:
-        (num_codes,) int64.
-
-    Raises:
-        ValueError: ``packed`` has another length.
-    """
-    _check(bits)
-    if packed.numel() != packed_bytes(num_codes, bits):
-        raise ValueError(
-            f"{num_codes} codes of {bits} bits take {packed_bytes(num_codes, bits)} bytes, "
-            f"got {packed.numel()}"
-        )
-    num_groups = math.ceil(num_codes / 8)
-    padded = torch.zeros(num_groups * bits, dtype=torch.uint8)
-    padded[: packed.numel()] = packed.reshape(-1)
-    words = torch.zeros(num_groups, 8, dtype=torch.uint8)
-    words[:, :bits] = padded.view(num_groups, bits)
-    groups = words.view(torch.int64).view(-1, 1) >> (torch.arange(8) * bits)
-    codes: Tensor = (groups & (2**bits - 1)).reshape(-1)[:num_codes]
-    return codes
-
-
-def _check(bits: int) -> None:
-    if not 1 <= bits <= 8:
-        raise ValueError(f"packing takes 1 to 8 bits, got {bits}")
+    settings = settings or LinkSettings()
+    if name in AFFINE_BITS:
+        stochastic = settings.rounding == "stochastic"
+        return Affine(AFFINE_BITS[name], settings.per_channel, stochastic)
+    match name:
+        case "fp32":
+            return Fp32()
+        case "fp16":
+            return Fp16()
+        case "sign":
+            return Sign(scaled_sign)
+        case "topk":
+            return TopK(settings.k)
+        case "randtopk":
+            return TopK(settings.k, settings.alpha)
+    raise ValueError(f"{name} is no codec: there are {', '.join(CODECS)}")

@@ -9,7 +9,7 @@ import copy
 import logging
 import math
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -191,7 +191,7 @@ _REWRITTEN: dict[type[nn.Module], type[_Quantized]] = {
 }
 
 
-def quantize(model: nn.Module, spec: QuantSpec) -> nn.Module:
+def quantize(model: nn.Module, spec: QuantSpec, only: Collection[str] | None = None) -> nn.Module:
     """Return a copy of ``model`` whose convolutions and linear layers are quantized by ``spec``.
 
     Layers of exactly the types Conv1d, Conv2d and Linear are rewritten under the same names; those
@@ -201,6 +201,12 @@ def quantize(model: nn.Module, spec: QuantSpec) -> nn.Module:
     not learned. An input is unsigned where a ReLU or ReLU6 comes before the layer (pooling,
     flattening, dropout and concatenation pass it on), else signed; a model that torch.fx cannot
     trace has signed inputs throughout.
+
+    Args:
+        model: the network; left as it is.
+        spec: bit widths and kind of quantizers.
+        only: names of the layers that may be rewritten; None for all. First and last layer are
+            still those of the whole network.
 
     Raises:
         ValueError: the model has no such layer, or is quantized already.
@@ -215,6 +221,8 @@ def quantize(model: nn.Module, spec: QuantSpec) -> nn.Module:
         raise ValueError("the model has no Conv1d, Conv2d or Linear layer to quantize")
     names = list(inputs)
     for name, is_unsigned in inputs.items():
+        if only is not None and name not in only:
+            continue
         is_edge = name in (names[0], names[-1])
         _rewrite(model.get_submodule(name), spec, is_edge, is_unsigned, is_first=name == names[0])
     return model

@@ -1,7 +1,7 @@
 """Local training, as every client half of this folder does it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,8 +13,10 @@ from fleet.seeds import derive_seed
 from fleet.work import Work
 from quant.functional import MIN_STEP
 from quant.layers import is_step
+from strategies.proximal import Proximal
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+AUGMENTS = ("none", "crop_flip")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class LocalTraining:
         momentum: of ``sgd``.
         weight_decay: not applied to quantizers' steps.
         max_batches: most batches per client and round; 0 for no limit.
+        augment: ``none``, or ``crop_flip`` for images, see `crop_flip`.
     """
 
     epochs: int = 1
@@ -38,10 +41,18 @@ class LocalTraining:
     momentum: float = 0.0
     weight_decay: float = 0.0
     max_batches: int = 0
+    augment: str = "none"
+
+    @property
+    def optimizer_slots(self) -> int:
+        """Tensors that the optimizer keeps for each parameter."""
+        return (1 if self.momentum else 0) if self.optimizer == "sgd" else 2
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"train.optimizer={self.optimizer}: takes {', '.join(OPTIMIZERS)}")
+        if self.augment not in AUGMENTS:
+            raise ValueError(f"train.augment={self.augment}: takes {', '.join(AUGMENTS)}")
         for name, least in (("epochs", 1), ("batch_size", 1), ("max_batches", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"train.{name}={getattr(self, name)}: takes {least} or more")
@@ -96,8 +107,10 @@ class Update:
         arrays: what goes up, by name: model state, or packed codes as (n,) uint8.
         num_examples: samples the client has, its weight in the average.
         loss: mean training loss per sample over the round.
-        work: what it took.
+        work: what it took, without the arrays of either direction, which are counted as they lie.
         metrics: what a method adds.
+        crosses: names of the arrays that would cross the network, in both directions; None for
+            all. The others travel in the simulation's messages alone and are not counted.
     """
 
     arrays: dict[str, Tensor]
@@ -105,6 +118,7 @@ class Update:
     loss: float
     work: Work = field(default_factory=Work)
     metrics: dict[str, float] = field(default_factory=dict)
+    crosses: frozenset[str] | None = None
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
@@ -130,48 +144,100 @@ def batches(rows: Tensor, settings: LocalTraining, generator: torch.Generator) -
     A last batch of a single sample joins the batch before it, because batch normalisation cannot
     normalise one value.
     """
+    sizes = _epoch_sizes(len(rows), settings.batch_size)
     remaining = settings.max_batches or math.inf
     for _ in range(settings.epochs):
         order = rows[torch.randperm(len(rows), generator=generator)]
-        chunks = list(order.split(settings.batch_size))
-        if len(chunks) > 1 and len(chunks[-1]) == 1 < settings.batch_size:
-            chunks[-2:] = [torch.cat(chunks[-2:])]
-        for chunk in chunks:
+        for chunk in order.split(sizes):
             if remaining <= 0:
                 return
             remaining -= 1
             yield chunk
 
 
+def batch_sizes(num_examples: int, settings: LocalTraining) -> list[int]:
+    """Return the sizes of the batches of a round, as `batches` yields them."""
+    sizes = _epoch_sizes(num_examples, settings.batch_size) * settings.epochs
+    return sizes[: settings.max_batches or None]
+
+
+def _epoch_sizes(num_examples: int, batch_size: int) -> list[int]:
+    full, rest = divmod(num_examples, batch_size)
+    if rest == 1 < batch_size and full:
+        return [*[batch_size] * (full - 1), batch_size + 1]
+    return [batch_size] * full + [rest] * (rest > 0)
+
+
 def samples(
     data: ClientData, settings: LocalTraining, streams: Streams
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of a round: inputs (B, …) and classes (B,)."""
+    generator = None if settings.augment == "none" else streams.generator("augment")
     for rows in batches(data.rows, settings, streams.generator("batches")):
-        yield data.x[rows], data.y[rows]
+        x = data.x[rows]
+        yield x if generator is None else crop_flip(x, generator), data.y[rows]
 
 
-def make_optimizer(model: nn.Module, settings: LocalTraining) -> torch.optim.Optimizer:
-    """Return a new optimizer over what trains in ``model``; steps get no weight decay."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each image of (B, C, H, W) at random and mirror half of them, as is usual for CIFAR.
+
+    An eighth of the side is added around (4 pixels around 32×32), of zeros, which are the mean
+    colour of standardised images; a window of the old size is cut out of it, each as likely.
+
+    Raises:
+        ValueError: ``x`` are no images.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"train.augment=crop_flip: takes images, got samples of {x.shape[1:]}")
+    count, channels, height, width = x.shape
+    top, left = height // 8, width // 8
+    padded = F.pad(x, (left, left, top, top))
+    down = torch.randint(2 * top + 1, (count, 1), generator=generator)
+    right = torch.randint(2 * left + 1, (count, 1), generator=generator)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    across = torch.arange(width)
+    rows = down + torch.arange(height)  # (B, H)
+    columns = right + torch.where(mirrored, across.flip(0), across)  # (B, W)
+    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (B, H, W)
+    pixels = pixels.reshape(count, 1, -1).expand(-1, channels, -1)
+    return padded.reshape(count, channels, -1).gather(2, pixels).reshape(x.shape)
+
+
+def make_optimizer(
+    models: Iterable[nn.Module], settings: LocalTraining, lr: float | None = None
+) -> torch.optim.Optimizer:
+    """Return a new optimizer over what trains in ``models``; steps get no weight decay.
+
+    Args:
+        models: parts of one network.
+        settings: kind of optimizer and its settings.
+        lr: learning rate; None takes that of ``settings``.
+    """
+    named = [(name, p) for m in models for name, p in m.named_parameters() if p.requires_grad]
     steps = [p for name, p in named if is_step(name)]
     others = [p for name, p in named if not is_step(name)]
     groups = [{"params": others}]
     if steps:
         groups.append({"params": steps, "weight_decay": 0.0})  # type: ignore[dict-item]
-    decay = settings.weight_decay
+    decay, lr = settings.weight_decay, settings.lr if lr is None else lr
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, settings.lr, momentum=settings.momentum, weight_decay=decay, fused=True
+            groups, lr, momentum=settings.momentum, weight_decay=decay, fused=True
         )
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, settings.lr, weight_decay=decay, fused=True)
+    return kind(groups, lr, weight_decay=decay, fused=True)
 
 
 def train_epochs(
-    model: nn.Module, data: ClientData, settings: LocalTraining, streams: Streams
+    model: nn.Module,
+    data: ClientData,
+    settings: LocalTraining,
+    streams: Streams,
+    proximal_mu: float = 0.0,
 ) -> float:
     """Train ``model`` in place on one client's data; return the mean loss per sample.
+
+    ``proximal_mu`` adds FedProx's term to what is minimised, not to what is returned.
 
     Raises:
         FloatingPointError: the loss or a weight is no finite number any more.
@@ -179,34 +245,46 @@ def train_epochs(
     streams.seed_dropout()
     model.train()
     if len(data) == 1:
-        _freeze_batch_norm(model)
-    optimizer = make_optimizer(model, settings)
-    total, count = torch.zeros(()), 0
+        freeze_batch_norm(model)
+    optimizer = make_optimizer([model], settings)
+    proximal = Proximal(model, proximal_mu) if proximal_mu > 0 else None
+    total, count = 0.0, 0
     for x, y in samples(data, settings, streams):
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
+        if proximal is not None:
+            proximal.add_gradient()
         optimizer.step()
-        total += loss.detach() * len(y)
+        total += float(loss.detach()) * len(y)
         count += len(y)
+    clamp_steps(model)
+    check_finite([model], total / count, settings)
+    return total / count
+
+
+def clamp_steps(model: nn.Module) -> None:
+    """Keep every quantizer's step positive: the last update may have left one below 0."""
     for name, parameter in model.named_parameters():
-        if is_step(name):  # the last update may have left one below 0
+        if is_step(name):
             parameter.data.clamp_(min=MIN_STEP)
-    mean_loss = float(total) / count
-    _check_finite(model, mean_loss, settings)
-    return mean_loss
 
 
-def _freeze_batch_norm(model: nn.Module) -> None:
+def freeze_batch_norm(model: nn.Module) -> None:
     """A client with one sample normalises by the running statistics: it has none of its own."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
 
 
-def _check_finite(model: nn.Module, loss: float, settings: LocalTraining) -> None:
+def check_finite(models: Iterable[nn.Module], loss: float, settings: LocalTraining) -> None:
+    """Refuse a round's result that is no finite number any more.
+
+    Raises:
+        FloatingPointError: the loss or a weight.
+    """
     finite = math.isfinite(loss) and all(
-        bool(torch.isfinite(p.detach().sum())) for p in model.parameters()
+        bool(torch.isfinite(p.detach().sum())) for model in models for p in model.parameters()
     )
     if not finite:
         raise FloatingPointError(

@@ -23,12 +23,12 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from app import messages
-from app.messages import unpack_settings
+from app.messages import proximal_mu, unpack_settings
 from fleet.seeds import derive_seed
-from quant.codec import pack, unpack
 from quant.functional import initial_step
 from quant.layers import QuantSpec, quantize, weight_quantizers
-from strategies.base import FederatedStrategy
+from quant.packing import pack, packed_bytes, unpack
+from strategies.base import QUANTIZERS, FederatedStrategy
 from strategies.checkpoint import Arrays
 from strategies.local import ClientData, LocalTraining, Streams, Update, load_arrays, train_epochs
 
@@ -55,7 +55,7 @@ class OQFL(FederatedStrategy):
         common: arguments of `FederatedStrategy`.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("quant",)
+    reads: ClassVar[tuple[str, ...]] = (*QUANTIZERS, "quant.wire")
     default_bits: ClassVar[int] = 4
 
     def __init__(
@@ -64,7 +64,6 @@ class OQFL(FederatedStrategy):
         super().__init__(**common)  # type: ignore[arg-type]
         self.spec = spec or QuantSpec()
         self.wire = Wire(wire)
-        self.model: nn.Module | None = None
 
     def state(self) -> Arrays:
         """None: weights and steps are the global model."""
@@ -73,10 +72,19 @@ class OQFL(FederatedStrategy):
     def load_state(self, state: Arrays) -> None:
         """Nothing to take back."""
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """Return the quantized network, whose state is the global model."""
-        self.model = quantize(model, self.spec)
-        return self.model
+    def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+        """Return the quantized network."""
+        return super().prepare(quantize(model, self.spec), input_shape)
+
+    def model_bytes(self, partition: int) -> tuple[int, int]:
+        """Less what packing saves, in the directions in which the wire has codes."""
+        down, up = super().model_bytes(partition)
+        state, saved = self.whole_model().state_dict(), 0
+        for name, quantizer in weight_quantizers(self.whole_model()).items():
+            count = state[name].numel()
+            saved += 4 * count - packed_bytes(count, quantizer.bits)
+        down_saved = saved if self.wire.name == "codes_both" else 0
+        return down - down_saved, up - (saved if self.wire.name != "latent" else 0)
 
     def describe(self) -> dict[str, float]:
         """Bit widths."""
@@ -87,11 +95,11 @@ class OQFL(FederatedStrategy):
         settings = messages.pack_settings(quant=self.spec, wire=self.wire)
         return super().client_config() | settings
 
-    def encode(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
+    def encode(self, server_round: int, arrays: ArrayRecord, partition: int) -> ArrayRecord:
         """Codes of the global weights where the wire is ``codes_both``."""
         if self.wire.name == "latent":
             return arrays
-        model = self._layout()  # says before the first round if prepare() is missing
+        model = self.whole_model()  # says before the first round if prepare() is missing
         if self.wire.name == "codes":
             return arrays
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "wire", server_round))
@@ -102,13 +110,8 @@ class OQFL(FederatedStrategy):
         """Dequantize each client's codes with the client's own steps."""
         if self.wire.name == "latent":
             return super().decode(update)
-        tensors = decode_weights(update.arrays, self._layout())
+        tensors = decode_weights(update.arrays, self.whole_model())
         return {name: tensor.numpy() for name, tensor in tensors.items()}
-
-    def _layout(self) -> nn.Module:
-        if self.model is None:
-            raise RuntimeError(f"quant.wire={self.wire.name} needs prepare() before start()")
-        return self.model
 
 
 def prepare(model: nn.Module, config: Mapping[str, object]) -> nn.Module:
@@ -129,7 +132,7 @@ def train(
         arrays = decode_weights(arrays, model)
     load_arrays(model, arrays)
     settings = unpack_settings(config, "train", LocalTraining)
-    loss = train_epochs(model, data, settings, streams)
+    loss = train_epochs(model, data, settings, streams, proximal_mu(config))
     if wire == "latent":
         sent = model.state_dict()
     else:

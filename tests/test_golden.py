@@ -41,11 +41,11 @@ def test_losses(strategy: str, losses: list[float], request: pytest.FixtureReque
         f"strategy={strategy}", "clients.total=1", "train.epochs=2", f"train.max_batches={STEPS}"
     )
     server = experiment.strategy(config)
-    settings = {**server.client_config(), "seed": 0, ROUND: 1}
+    arrays = experiment.prepare(config, server).state_dict()
+    settings = {**server.client_config(), **dict(server.variant(0)), "seed": 0, ROUND: 1}
     assert _key(settings)  # as the app keys its model by them
     method = experiment.method(config)
     model = method.prepare(experiment.network(config), settings)
-    arrays = server.prepare(experiment.network(config)).state_dict()
     data = experiment.client_data(config, 0)
     method.train(model, arrays, data, settings, local.Streams(0, 1, 0))
     assert len(losses) == STEPS

@@ -170,8 +170,7 @@ def test_several_contents_in_one_send(grid: SerialGrid | RayGrid) -> None:
     config = small("clients.total=5")
     strategy = experiment.strategy(config)
     strategy.discover(grid)
-    state = experiment.network(config).state_dict()
-    state = strategy.prepare(experiment.network(config)).state_dict()
+    state = experiment.prepare(config, strategy).state_dict()
     sent = []
     for node in range(5):
         arrays = messages.to_record(

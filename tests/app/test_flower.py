@@ -85,7 +85,7 @@ def test_a_strategy_alone(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         strategy = make(LocalTraining(lr=0.1, momentum=0.9, batch_size=16))
-        model = strategy.prepare(experiment.network(small()))
+        model = experiment.prepare(small(), strategy)
         arrays = messages.to_record(model.state_dict())
         results.append(strategy.start(grid, arrays, num_rounds=2))
 

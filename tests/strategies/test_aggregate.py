@@ -77,8 +77,8 @@ def test_mean_lies_between_the_clients_and_hardly_depends_on_their_order(drawn, 
     scale = max(float(np.abs(value).max(initial=0)) for value in values)
     np.testing.assert_allclose(got, turned, rtol=0, atol=1e-14 * scale)
     slack = 1e-14 * scale
-    assert np.all(got >= np.min(values, axis=0) - slack)
-    assert np.all(got <= np.max(values, axis=0) + slack)
+    assert np.all(got >= np.min(values, axis=0).astype(np.float64) - slack)
+    assert np.all(got <= np.max(values, axis=0).astype(np.float64) + slack)
 
 
 def test_mean_accumulates_in_the_order_given():

@@ -14,8 +14,8 @@ from app import client, experiment, messages
 from app.config import compose
 from app.engine import SerialGrid
 from models.cnn import CNN
-from quant.codec import packed_bytes, unpack
 from quant.layers import QuantSpec, is_step, quantize, weight_quantizers
+from quant.packing import packed_bytes, unpack
 from strategies import oqfl
 from strategies.local import LocalTraining, Update
 from strategies.oqfl import OQFL, Wire, decode_weights, encode_weights
@@ -130,7 +130,7 @@ def test_encoding_leaves_the_model_alone():
 
 def test_each_client_is_decoded_with_its_own_step():
     strategy = OQFL(wire="codes")
-    model = strategy.prepare(CNN(input_shape=(1, 8, 8), width=4))
+    model = strategy.prepare(CNN(input_shape=(1, 8, 8), width=4), (1, 8, 8))
     name = "stage2.conv.weight"
     step_name = "stage2.conv.weight_quantizer.step"
     encoded = encode_weights(model, generator())
@@ -195,7 +195,8 @@ def run(*overrides, prepare=True):
     )  # fmt: skip
     strategy, sink = experiment.strategy(config), Memory()
     network = experiment.network(config)
-    model = strategy.prepare(network) if prepare else oqfl.quantize(network, strategy.spec)
+    shape = (1, 8, 8)
+    model = strategy.prepare(network, shape) if prepare else oqfl.quantize(network, strategy.spec)
     nodes = SerialGrid(CLIENTS, {"config": json.dumps(asdict(config))}, client.app)
     result = strategy.start(nodes, messages.to_record(model.state_dict()), ROUNDS, sinks=[sink])
     return messages.to_arrays(result.arrays), sink, model
@@ -281,7 +282,7 @@ def test_four_bits_are_not_fedavg():
 
 @pytest.mark.parametrize("wire", ["codes", "codes_both"])
 def test_a_wire_of_codes_needs_prepare(wire):
-    with pytest.raises(RuntimeError, match=rf"quant\.wire={wire} needs prepare\(\) before start"):
+    with pytest.raises(RuntimeError, match=r"OQFL needs prepare\(\) before start"):
         run("strategy=oqfl", f"quant.wire={wire}", prepare=False)
 
 

@@ -1,0 +1,311 @@
+"""What the server halves of all split-learning methods share.
+
+The global model is the whole network. A message carries all of it, because the server's part is
+simulated beside the client (`strategies.split_learning`); bytes count what would cross: the
+device's part in both directions, activations, labels and gradients.
+"""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
+from torch import Tensor, nn
+
+from app import messages
+from fleet.seeds import derive_seed
+from fleet.work import ClientWork
+from models.cost import Cost, cost
+from models.split import at_fraction, before, last_layer
+from quant.codec import LinkSettings
+from quant.layers import QuantSpec
+from strategies.base import (
+    QUANTIZERS,
+    FederatedStrategy,
+    Outcome,
+    Test,
+    Variant,
+    all_failed,
+    report_failures,
+)
+from strategies.checkpoint import Arrays
+from strategies.link import Link, label_bytes, there_and_back
+from strategies.local import load_arrays
+from strategies.split_learning import Halves, Side, Split, halves, quantized
+from strategies.work import split_round
+
+Cut = str | float
+DEFAULT, HEAD = "default", "head"
+
+
+class SplitStrategy(FederatedStrategy):
+    """Base of the methods that cut the network; clients train in parallel, both halves averaged.
+
+    Args:
+        cut: a cut point's name, a share of the forward FLOPs in (0, 1), or a mapping from partition
+            ids, and ``default``, to either.
+        tail: where the device's last part begins, for methods that cut twice: a module's name, or a
+            cut point's; ``head`` stands for the last layer where no module is called so.
+        link: codecs at the cut.
+        spec: bit widths, where the network is quantized.
+        side: which half is.
+        server_lr: learning rate of the server's half; None takes the clients'.
+        common: arguments of `FederatedStrategy`.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = (
+        *QUANTIZERS, "quant.side", "split.cut", "link", "train.server_lr",
+    )  # fmt: skip
+    needs_colocation: ClassVar[bool] = True
+    takes_mapping: ClassVar[bool] = False  # whether clients may have cuts of their own
+    is_u_shaped: ClassVar[bool] = False
+    is_private: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        cut: Cut | Mapping[str, Cut] = "stage1",
+        tail: str = "head",
+        link: LinkSettings | None = None,
+        spec: QuantSpec | None = None,
+        side: str = "both",
+        server_lr: float | None = None,
+        **common: object,
+    ) -> None:
+        super().__init__(**common)  # type: ignore[arg-type]
+        given = cut if isinstance(cut, Mapping) else {DEFAULT: cut}
+        self.cut = {str(key): value for key, value in given.items()}
+        self.tail = tail
+        self.link = link or LinkSettings()
+        self.spec = spec or QuantSpec(weight_bits=32, act_bits=32)
+        self.side = Side(side)
+        self.server_lr = server_lr
+        self._check_cuts(isinstance(cut, Mapping))
+        self._splits: dict[Cut, Split] = {}  # by what the user called the cut
+        self._halves: dict[Split, Halves] = {}
+        self._names: dict[Split, frozenset[str]] = {}  # of the device's arrays
+        self._costs: dict[Split, tuple[list[Cost], Cost]] = {}
+
+    def state(self) -> Arrays:
+        """None: the global model is all there is."""
+        return {}
+
+    def load_state(self, state: Arrays) -> None:
+        """Nothing to take back."""
+
+    def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+        """Cut the network, compare the parts with the whole, and return it, quantized or not.
+
+        Raises:
+            ValueError: it cannot be cut there; names split.cut or split.tail, and the nearest.
+        """
+        plain = model
+        for name in dict.fromkeys(self.cut.values()):
+            split = self._resolve(plain, name, input_shape)
+            model = quantized(plain, self.spec, self.side, split)
+            self._splits[name] = split
+            try:
+                self._halves[split] = parts = halves(model, split, input_shape)
+                self._names[split] = parts.device_names()
+            except ValueError as error:
+                tail = f" split.tail={self.tail}" if self.is_u_shaped else ""
+                raise ValueError(f"split.cut={name}{tail}: {error}") from error
+        return super().prepare(model, input_shape)
+
+    def split_of(self, partition: int) -> Split:
+        """Return where a client's network is cut."""
+        name = self.cut.get(str(partition), self.cut.get(DEFAULT))
+        if name is None:
+            raise ValueError(f"split.cut: says nothing of client {partition}, and has no {DEFAULT}")
+        self.whole_model()  # says if prepare() is missing
+        return self._splits[name]
+
+    def device_names(self, partition: int = 0) -> frozenset[str]:
+        """Names of the arrays of a client's device part."""
+        return self._names[self.split_of(partition)]
+
+    def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
+        """Test the network with its link: what crosses the cut is compressed there, too."""
+        split = next(iter(self._halves))
+        return self.tested(split, arrays, test)
+
+    def tested(self, split: Split, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
+        """Accuracy and loss of the network with its link, cut at ``split``."""
+        accuracy, loss = test(Joined(self._halves[split], arrays, self.link))
+        return {"accuracy": accuracy, "loss": loss}
+
+    def device_costs(self) -> list[Cost]:
+        """Of the device's parts; where clients differ, of those with the most operations."""
+        found = [device for device, _ in self.costs().values()]
+        return max(found, key=lambda parts: sum(p.flops_forward for p in parts))
+
+    def costs(self) -> dict[Split, tuple[list[Cost], Cost]]:
+        """What the device's parts and the server's part cost at each cut."""
+        for split, parts in self._halves.items():
+            if split not in self._costs:
+                self._costs[split] = part_costs(parts, self.input_shape)
+        return self._costs
+
+    def client_works(self) -> dict[int, ClientWork]:
+        """What a round takes each client at its cut."""
+        works: dict[int, ClientWork] = {}
+        alike: dict[tuple[Split, int], ClientWork] = {}
+        for partition in self.with_data():
+            key = self.split_of(partition), self.num_examples[partition]
+            if key not in alike:
+                device, server = self.costs()[key[0]]
+                sent = self.model_bytes(partition)
+                alike[key] = split_round(device, server, key[1], self.train, self.link, sent)
+            works[partition] = alike[key]
+        return works
+
+    def describe(self) -> dict[str, float]:
+        """Bit widths, and bytes that cross the cut per sample and step, in batches of that size.
+
+        Of the first cut, where clients differ.
+        """
+        split, (device, server) = next(iter(self.costs().items()))
+        first, second, size = device[0], server.output_shape, self.train.batch_size
+        to_server, to_device = self.link.codecs()
+        up, down = there_and_back(to_server, to_device, (size, *first.output_shape))
+        if split.tail:
+            activations, gradients = there_and_back(to_device, to_server, (size, *second))
+            up, down = up + gradients, down + activations
+        else:
+            up += size * label_bytes(math.prod(second))
+        return {
+            "weight_bits": self.spec.weight_bits,
+            "act_bits": self.spec.act_bits,
+            "cut_bytes_up_per_sample": up / size,
+            "cut_bytes_down_per_sample": down / size,
+        }
+
+    def client_config(self) -> dict[str, bool | int | float | str]:
+        """Training settings, bit widths and the link."""
+        settings = messages.pack_settings(quant=self.spec, side=self.side, link=self.link)
+        return super().client_config() | settings
+
+    def variant(self, partition: int) -> Variant:
+        """Where this client's network is cut."""
+        return tuple(messages.pack_settings(split=self.split_of(partition)).items())
+
+    def crosses(self, partition: int) -> frozenset[str] | None:
+        """The device's part, unless it is private."""
+        return frozenset() if self.is_private else self.device_names(partition)
+
+    def _resolve(self, model: nn.Module, cut: Cut, input_shape: tuple[int, ...]) -> Split:
+        try:
+            at = cut if isinstance(cut, str) else at_fraction(model, input_shape, cut).name
+        except ValueError as error:
+            raise ValueError(f"split.cut={cut}: {error}") from error
+        modules, tail = dict(model.named_modules()), self.tail if self.is_u_shaped else ""
+        try:
+            if tail == HEAD and HEAD not in modules:
+                tail = last_layer(model)
+            if tail in modules and tail:
+                tail = before(model, tail, input_shape).name
+        except ValueError as error:
+            raise ValueError(f"split.tail={self.tail}: {error}") from error
+        return Split(at, tail, self.server_lr or 0.0, self.is_private)
+
+    def _check_cuts(self, is_mapping: bool) -> None:
+        if is_mapping and not self.takes_mapping:
+            raise ValueError(
+                "split.cut: a mapping needs clients that train in parallel from halves of their "
+                "own: splitfed_v1 or splitfed_v3"
+            )
+        if self.is_u_shaped and not self.tail:
+            raise ValueError("split.tail=: takes a module with which the device's last part begins")
+        if not self.cut:
+            raise ValueError("split.cut={}: takes a cut point or a mapping to cut points")
+        total = self.num_clients
+        for key, cut in self.cut.items():
+            if key != DEFAULT and not key.isdecimal():
+                raise ValueError(f"split.cut.{key}: takes partition ids and {DEFAULT} as keys")
+            if key != DEFAULT and total is not None and int(key) >= total:
+                raise ValueError(f"split.cut.{key}: there is no client {key} of {total}")
+            is_share = isinstance(cut, float) and 0 < cut < 1
+            if not is_share and not isinstance(cut, str):
+                raise ValueError(f"split.cut={cut}: takes a cut point, or a share in (0, 1)")
+        if DEFAULT not in self.cut:
+            absent = [p for p in range(total or 0) if str(p) not in self.cut]
+            if absent:
+                raise ValueError(
+                    f"split.cut: says nothing of client {absent[0]}, and has no {DEFAULT}"
+                )
+        if len(set(self.cut.values())) > 1 and self.side.name == "client":
+            raise ValueError("quant.side=client: takes one cut for all clients, not a mapping")
+
+
+class Chain(SplitStrategy):
+    """Base of the methods in which clients train one after another and hand something on."""
+
+    def handed_on(self, name: str) -> bool:
+        """Whether an array goes from one client to the next; the others begin as the round did."""
+        return True
+
+    def train_round(
+        self,
+        grid: Grid,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        timeout: float,
+    ) -> tuple[ArrayRecord, list[Outcome]]:
+        """One client after another; a client that fails hands on what it was given."""
+        current = dict(messages.to_arrays(arrays))
+        outcomes: list[Outcome] = []
+        for partition in self.choose(server_round):
+            sent = self.requests(server_round, messages.to_record(current), config, [partition])
+            (outcome,) = self.exchange(grid, sent, timeout)
+            current |= {n: array for n, array in outcome.state.items() if self.handed_on(n)}
+            kept = {n: array for n, array in outcome.state.items() if not self.handed_on(n)}
+            outcomes.append(replace(outcome, state=kept))
+        if not outcomes:
+            return arrays, []
+        outcomes.sort(key=lambda outcome: outcome.partition)
+        report_failures(server_round, outcomes)
+        averaged, _ = self.combine(outcomes)
+        if averaged is None:
+            raise all_failed(server_round, outcomes)
+        return messages.to_record(current | messages.to_arrays(averaged)), outcomes
+
+
+def shuffled(chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
+    """Return the clients in a random order of the round's own."""
+    generator = random.Random(derive_seed(seed, "order", server_round))
+    return generator.sample(sorted(chosen), len(chosen))
+
+
+class Joined(nn.Module):
+    """The parts of a network with the link between them, for testing.
+
+    Args:
+        parts: the network; they get ``arrays``.
+        arrays: state of the whole.
+        link: codecs at the cut, which draw nothing at random here.
+    """
+
+    def __init__(self, parts: Halves, arrays: Mapping[str, Tensor], link: LinkSettings) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts.parts)
+        for part in self.parts:
+            load_arrays(part, {name: arrays[name] for name in part.state_dict()})
+        self._link = Link(link)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, …) → (B, classes)."""
+        first, server, *last = self.parts
+        output: Tensor = server(self._link.send_up(first(x)).values)
+        return last[0](self._link.send_down(output).values) if last else output
+
+
+def part_costs(parts: Halves, input_shape: tuple[int, ...]) -> tuple[list[Cost], Cost]:
+    """Return what the device's parts and the server's part cost."""
+    first = cost(parts.device[0], input_shape)
+    server = cost(parts.server, first.output_shape, input_grad=True)
+    last = [cost(part, server.output_shape, input_grad=True) for part in parts.device[1:]]
+    return [first, *last], server

@@ -1,0 +1,18 @@
+"""SplitFed V1 (Thapa et al. 2020, arXiv 2004.12088).
+
+Clients train in parallel, each with a copy of the server's half; both halves are averaged, by the
+clients' samples. With exact links this is FedAvg bit for bit, wherever each client is cut.
+"""
+
+from typing import ClassVar
+
+from strategies.split_base import SplitStrategy
+from strategies.split_learning import prepare, train
+
+__all__ = ["SplitFedV1", "prepare", "train"]
+
+
+class SplitFedV1(SplitStrategy):
+    """Server half; averages by name, so that clients may be cut at different places."""
+
+    takes_mapping: ClassVar[bool] = True

@@ -1,0 +1,127 @@
+"""SplitFed V3 (Gawali et al. 2020, arXiv 2012.12591).
+
+Each client keeps a device's half of its own, which is never averaged and never leaves it; the
+copies of the server's half are averaged. The halves lie in this object between rounds, and in
+checkpoints: that is the simulation's doing, and does not count as traffic.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from app import messages
+from fleet.selection import select
+from strategies.base import Outcome, Test
+from strategies.checkpoint import Arrays
+from strategies.split_base import SplitStrategy
+from strategies.split_learning import prepare, train
+
+__all__ = ["SplitFedV3", "prepare", "train"]
+
+
+class SplitFedV3(SplitStrategy):
+    """Server half.
+
+    In the global model the device's part is the average of the round's clients. Nobody trains from
+    it but clients that take part for the first time, who begin with the initial one.
+
+    Args:
+        evaluate_clients: how many clients' halves are tested with the global server's half.
+        common: arguments of `SplitStrategy`.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = (*SplitStrategy.reads, "evaluate.clients")
+    takes_mapping: ClassVar[bool] = True
+    is_private: ClassVar[bool] = True
+
+    def __init__(self, *, evaluate_clients: int = 10, **common: object) -> None:
+        super().__init__(**common)  # type: ignore[arg-type]
+        self.evaluate_clients = evaluate_clients
+        self._initial: Arrays = {}
+        self._private: dict[int, Arrays] = {}  # partition id → its half
+
+    def state(self) -> Arrays:
+        """Every client's half, and the one that newcomers begin with."""
+        halves = {
+            f"{partition}/{name}": array
+            for partition, half in self._private.items()
+            for name, array in half.items()
+        }
+        return halves | {f"initial/{name}": array for name, array in self._initial.items()}
+
+    def load_state(self, state: Arrays) -> None:
+        """Take the halves back."""
+        self._initial, self._private = {}, {}
+        for key, array in state.items():
+            owner, _, name = key.partition("/")
+            half = self._initial if owner == "initial" else self._private.setdefault(int(owner), {})
+            half[name] = array
+
+    def requests(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, chosen: Sequence[int]
+    ) -> list[Message]:
+        """A message of its own for each client, with the client's own half in it."""
+        whole = messages.to_arrays(arrays)
+        self._initial = self._initial or whole
+        sent: list[Message] = []
+        for partition in chosen:
+            own = messages.to_record(whole | self.own(partition))
+            sent += super().requests(server_round, own, config, [partition])
+        return sent
+
+    def exchange(self, grid: Grid, sent: Sequence[Message], timeout: float) -> list[Outcome]:
+        """Keep each client's half; the copies of the server's go on to be averaged."""
+        outcomes = super().exchange(grid, sent, timeout)
+        for outcome in outcomes:
+            names = self.device_names(outcome.partition)
+            if outcome.update is not None:
+                mine = {name: outcome.state[name] for name in outcome.state if name in names}
+                self._private[outcome.partition] = mine
+        return outcomes
+
+    def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
+        """Mean over some clients' halves, the same in each round, with the global server's."""
+        found = []
+        for partition in select(self.with_data(), self.evaluate_clients, self.seed, 0):
+            own = {name: torch.from_numpy(array) for name, array in self.own(partition).items()}
+            found.append(self.tested(self.split_of(partition), {**arrays, **own}, test))
+        return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+
+    def combine(
+        self, outcomes: Sequence[Outcome]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average each array over the clients whose server half it is in; else over all."""
+        everyone, loss = super().combine(outcomes)
+        if everyone is None:
+            return None, None
+        averaged = messages.to_arrays(everyone)
+        useful = [outcome for outcome in outcomes if outcome.update is not None]
+        for names, holders in self._held_by(useful, averaged):
+            some = [replace(o, state={name: o.state[name] for name in names}) for o in holders]
+            part, _ = super().combine(some)
+            averaged |= messages.to_arrays(part) if part is not None else {}
+        return messages.to_record(averaged), loss
+
+    def _held_by(
+        self, outcomes: Sequence[Outcome], names: Iterable[str]
+    ) -> list[tuple[list[str], list[Outcome]]]:
+        """Names that only some clients have in their server half, with those clients."""
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name in names:
+            holders = [
+                i for i, o in enumerate(outcomes) if name not in self.device_names(o.partition)
+            ]
+            if 0 < len(holders) < len(outcomes):
+                groups.setdefault(tuple(holders), []).append(name)
+        return [(mine, [outcomes[i] for i in holders]) for holders, mine in groups.items()]
+
+    def own(self, partition: int) -> Arrays:
+        """Return a client's device half, the initial one where it has not taken part yet."""
+        names = self.device_names(partition)
+        half = self._private.get(partition, self._initial)
+        return {name: array for name, array in half.items() if name in names}

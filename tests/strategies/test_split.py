@@ -1,0 +1,370 @@
+"""Split learning: bytes by hand, failures in a chain, private halves, settings, errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAULTS, assert_same_run, rounds, simulate, small
+from safetensors.numpy import load_file
+from torch import nn
+
+from app import experiment
+from app.config import compose
+from app.messages import unpack_settings
+from app.session import Session
+from quant.codec import LinkSettings
+from quant.layers import quantized_layers
+from strategies.link import Link
+from strategies.local import LocalTraining, Streams
+from strategies.split_learning import Colocated, Split, halves, train_device
+
+# cnn on digits: stage1 is a convolution 1→16 (3×3) with group norm: 16·9 + 16 + 16 + 16 numbers.
+FAMILY = ("split", "splitfed_v1", "splitfed_v2", "splitfed_v3", "ushaped")
+
+
+def prepared(*overrides):
+    config = small(*overrides)
+    strategy = experiment.strategy(config)
+    experiment.prepare(config, strategy)
+    return strategy
+
+
+class TwoParts(nn.Module):
+    """Sizes that one can multiply in the head: 64 → 8 → 10."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stage1 = nn.Sequential(nn.Flatten(), nn.Linear(64, 8))
+        self.body = nn.Linear(8, 6)
+        self.head = nn.Linear(6, num_classes)
+
+    def forward(self, x):
+        return self.head(self.body(self.stage1(x)).relu())
+
+
+NETWORK = "model._target_=tests.strategies.test_split.TwoParts"
+DEVICE = (64 * 8 + 8) * 4  # bytes of stage1
+TAIL = (6 * 10 + 10) * 4
+# 6 clients of 40 samples: two batches of 16 and one of 8.
+SAMPLES = 40
+BYTES = [
+    # strategy, link → bytes up and down of one client in one round
+    ("splitfed_v1", "fp32", "fp32", DEVICE + SAMPLES * (8 * 4 + 1), DEVICE + SAMPLES * 8 * 4),
+    ("splitfed_v1", "fp16", "fp32", DEVICE + SAMPLES * (8 * 2 + 1), DEVICE + SAMPLES * 8 * 4),
+    # 8 bytes for each packet's range
+    ("split", "int8", "int4", DEVICE + SAMPLES * 9 + 3 * 8, DEVICE + SAMPLES * 4 + 3 * 8),
+    ("splitfed_v2", "sign", "fp32", DEVICE + SAMPLES * (1 + 1), DEVICE + SAMPLES * 8 * 4),
+    # k = 2 of 8: two values, and two indices of 3 bits each, packed per batch
+    ("splitfed_v2", "topk", "fp32", DEVICE + SAMPLES * (2 * 4 + 1) + 12 + 12 + 6,
+     DEVICE + SAMPLES * 2 * 4),
+    ("splitfed_v3", "fp32", "fp32", SAMPLES * (8 * 4 + 1), SAMPLES * 8 * 4),
+    # labels stay; activations 8 and gradients 6 up, activations 6 and gradients 8 down
+    ("ushaped", "fp32", "fp32", DEVICE + TAIL + SAMPLES * 14 * 4, DEVICE + TAIL + SAMPLES * 14 * 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("strategy", "up", "down", "bytes_up", "bytes_down"), BYTES)
+def test_bytes_by_hand(strategy, up, down, bytes_up, bytes_down, tmp_path: Path) -> None:
+    simulate(
+        tmp_path,
+        f"strategy={strategy}",
+        NETWORK,
+        f"link.up={up}",
+        f"link.down={down}",
+        "link.k=.25",
+    )
+    for line in (tmp_path / "clients.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert (row["bytes_up"], row["bytes_down"]) == (bytes_up, bytes_down)
+    assert rounds(tmp_path)[0]["bytes_up"] == 6 * bytes_up
+
+
+def test_an_exact_quarter_of_the_cut(tmp_path: Path) -> None:
+    """int8 sends a quarter of the activations' bytes, and 8 more a batch."""
+    totals = {}
+    for codec in ("fp32", "int8"):
+        simulate(tmp_path / codec, "strategy=splitfed_v3", NETWORK, f"link.up={codec}")
+        totals[codec] = rounds(tmp_path / codec)[0]["bytes_up"] - 6 * SAMPLES
+    assert totals["int8"] == totals["fp32"] // 4 + 6 * 3 * 8
+
+
+class Block(nn.Module):
+    """As torchvision writes them: one ReLU for all, in place, and a residual connection."""
+
+    def __init__(self, inplanes: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = nn.Sequential(
+            nn.Conv2d(inplanes, planes, 1, stride), nn.BatchNorm2d(planes)
+        )
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(out + self.downsample(x))
+
+
+class Unknown(nn.Module):
+    """A network that the project has never seen; it knows nothing of splitting either."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3, 1, 1, bias=False)
+        self.layer1 = nn.Sequential(Block(8, 8, 1), Block(8, 16, 2))
+        self.layer2 = nn.Sequential(Block(16, 16, 2))
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        x = self.layer2(self.layer1(self.conv1(x)))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+@pytest.mark.parametrize("cut", ["conv1", "layer1.0", "layer1", "layer2", "0.5"])
+def test_a_network_of_the_users_needs_no_change(cut, tmp_path: Path) -> None:
+    chosen = ("model._target_=tests.strategies.test_split.Unknown", "rounds=1", "clients.total=2")
+    simulate(tmp_path / "whole", "strategy=fedavg", *chosen)
+    simulate(tmp_path / "cut", "strategy=splitfed_v1", f"split.cut={cut}", *chosen)
+    simulate(tmp_path / "u", "strategy=ushaped", f"split.cut={cut}", "split.tail=fc", *chosen)
+    one, *others = (load_file(tmp_path / r / "model.safetensors") for r in ("whole", "cut", "u"))
+    for other in others:
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+# Failures ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faults():
+    def fail(**kinds: str) -> None:
+        FAULTS.write_text("\n".join(f"{k.removeprefix('c')} {v}" for k, v in kinds.items()))
+
+    yield fail
+    FAULTS.write_text("")
+
+
+@pytest.mark.parametrize("kind", ["FaultySplit", "FaultyV2", "FaultyV3"])
+def test_a_client_that_fails_leaves_the_chain_as_it_was(kind, faults, tmp_path: Path) -> None:
+    """The run equals one in which that client has no part."""
+    name = {"FaultySplit": "split", "FaultyV2": "splitfed_v2", "FaultyV3": "splitfed_v3"}[kind]
+    target = f"strategy._target_=tests.strategies.faulty_split.{kind}"
+    faults(c1="late", c4="late")  # after they have trained
+    simulate(tmp_path / "faulty", f"strategy={name}", target, "rounds=1")
+    faults(c1="skip", c4="skip")
+    simulate(tmp_path / "absent", f"strategy={name}", target, "rounds=1")
+    got, wanted = (load_file(tmp_path / run / "model.safetensors") for run in ("faulty", "absent"))
+    assert all(np.array_equal(got[key], wanted[key]) for key in wanted)
+    assert rounds(tmp_path / "faulty")[0]["num_failed"] == 2
+    rows = map(json.loads, (tmp_path / "faulty" / "clients.jsonl").read_text().splitlines())
+    assert [row["partition"] for row in rows if row["status"] == "failed"] == [1, 4]
+
+
+@pytest.mark.parametrize("kind", ["FaultySplit", "FaultyV2"])
+def test_all_clients_failing_ends_the_run(kind, faults, tmp_path: Path) -> None:
+    faults(**{f"c{i}": "raise" for i in range(6)})
+    name = {"FaultySplit": "split", "FaultyV2": "splitfed_v2"}[kind]
+    with pytest.raises(RuntimeError, match="all 6 clients failed; ArithmeticError"):
+        simulate(
+            tmp_path, f"strategy={name}", f"strategy._target_=tests.strategies.faulty_split.{kind}"
+        )
+
+
+# Private halves -----------------------------------------------------------------------------------
+
+
+def test_private_halves_differ_and_survive(tmp_path: Path) -> None:
+    simulate(tmp_path, "strategy=splitfed_v3", "evaluate.clients=3")
+    state = load_file(tmp_path / "checkpoint" / "000002" / "strategy.safetensors")
+    halves_of = [state[f"{p}/stage1.conv.weight"] for p in range(6)]
+    assert all(not np.array_equal(halves_of[0], other) for other in halves_of[1:])
+    assert "0/stage2.conv.weight" not in state
+    model = load_file(tmp_path / "model.safetensors")
+    np.testing.assert_allclose(model["stage1.conv.weight"], np.mean(halves_of, axis=0), atol=1e-6)
+
+
+def test_private_halves_when_few_take_part(tmp_path: Path) -> None:
+    """Who has not taken part yet is tested with the initial half; continuing keeps the rest."""
+    chosen = ("strategy=splitfed_v3", "clients.per_round=2", "evaluate.clients=6")
+    simulate(tmp_path / "whole", *chosen, "rounds=3")
+    simulate(tmp_path / "grown", *chosen, "rounds=1")
+    simulate(tmp_path / "grown", *chosen, "rounds=3", "resume=true")
+    assert_same_run(tmp_path / "whole", tmp_path / "grown")
+
+
+def test_v3_with_cuts_of_their_own_averages_what_servers_share(tmp_path: Path) -> None:
+    cuts = "split.cut={0:stage2,default:stage1}"
+    simulate(tmp_path, "strategy=splitfed_v3", cuts, "rounds=1", "clients.total=3")
+    state = load_file(tmp_path / "checkpoint" / "000001" / "strategy.safetensors")
+    assert "0/stage2.conv.weight" in state
+    assert "1/stage2.conv.weight" not in state
+    # stage2 of the global model is that of clients 1 and 2 alone: without client 0 it is the same.
+    (tmp_path / "more").mkdir()
+    strategy = prepared("strategy=splitfed_v3", cuts, "clients.total=3")
+    assert "stage2.conv.weight" in strategy.device_names(0)
+    assert "stage2.conv.weight" not in strategy.device_names(1)
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+def test_the_server_may_have_its_own_learning_rate(tmp_path: Path) -> None:
+    """With 0.0-like rates nothing of a half moves but where the rate is the device's."""
+    simulate(
+        tmp_path, "strategy=splitfed_v1", "train.server_lr=1e-12", "train.momentum=0", "rounds=1"
+    )
+    config = small("strategy=splitfed_v1")
+    before, after = (
+        experiment.network(config).state_dict(),
+        load_file(tmp_path / "model.safetensors"),
+    )
+    for name, tensor in before.items():
+        moved = np.abs(after[name] - tensor.numpy()).max()
+        assert (moved > 1e-5) == name.startswith("stage1."), name
+
+
+@pytest.mark.parametrize("side", ["both", "client"])
+def test_quantizers_on_one_side(side) -> None:
+    strategy = prepared(
+        "strategy=splitfed_v1", "quant.bits=4", f"quant.side={side}", "split.cut=stage2"
+    )
+    layers = dict(quantized_layers(strategy.whole_model()))
+    device = {"stage1.conv", "stage2.conv"}
+    assert set(layers) == (device if side == "client" else {*device, "stage3.conv", "head.linear"})
+    assert layers["stage1.conv"].weight_quantizer.bits == 8  # the network's first layer
+    assert layers["stage2.conv"].weight_quantizer.bits == 4
+
+
+def test_quantized_splitfed_v1_is_oqfl(tmp_path: Path) -> None:
+    simulate(tmp_path / "oqfl", "strategy=oqfl", "quant.bits=4")
+    simulate(tmp_path / "split", "strategy=splitfed_v1", "quant.bits=4", "split.cut=stage2")
+    one, other = (load_file(tmp_path / run / "model.safetensors") for run in ("oqfl", "split"))
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("model", "tail", "expected"),
+    [
+        ("cnn", "head", "stage3"),
+        ("resnet8", "head", "stage3"),
+        ("mobilenetv2", "head", "classifier.0"),  # before its last layer
+        ("densenet121", "classifier", "avgpool+flatten"),
+    ],
+)
+def test_the_tail_begins_with_a_module(model, tail, expected) -> None:
+    cut = {"cnn": "stage1", "resnet8": "stage1"}.get(model, "0.1")
+    data = ["data.source=benchmarks.random_data", "data.name=random", "data.shape=[3,32,32]"]
+    strategy = prepared(
+        "strategy=ushaped", f"model={model}", f"split.tail={tail}", f"split.cut={cut}", *data
+    )
+    assert strategy.split_of(0).tail.startswith(expected)
+
+
+def test_summary_is_of_the_devices_part(tmp_path: Path) -> None:
+    summary = simulate(tmp_path, "strategy=splitfed_v1", NETWORK)
+    assert summary["client_params"] == 64 * 8 + 8
+    assert summary["client_model_bytes"] == DEVICE
+    assert summary["client_flops_per_sample"] == 2 * (2 * 64 * 8)  # forward, gradient of the weight
+    summary = simulate(tmp_path / "u", "strategy=ushaped", NETWORK)
+    assert summary["client_params"] == 64 * 8 + 8 + 6 * 10 + 10
+    assert summary["client_flops_per_sample"] == 2 * (2 * 64 * 8) + 3 * (2 * 6 * 10)
+
+
+ERRORS = [
+    ("split.cut=stage9", r"split\.cut=stage9: .*no cut point 'stage9'; the nearest names are"),
+    ("split.cut=head", r"split\.cut=head: .*output"),
+    ("split.cut=1.5", r"split\.cut=1\.5: takes a cut point, or a share in \(0, 1\)"),
+    ("split.cut=3", r"split\.cut=3: takes a cut point"),
+    ("split.cut=true", r"split\.cut=True: takes a cut point"),
+    ("split.cut=[stage1]", r"split\.cut=\['stage1'\]: takes"),
+    ("split.cut={}", r"split\.cut=\{\}: takes"),
+    ("split.cut={0:stage1}", r"split\.cut: says nothing of client 1, and has no default"),
+    ("split.cut={99:stage1,default:stage2}", r"split\.cut\.99: there is no client 99"),
+    ("split.cut={phone:stage1}", r"split\.cut\.phone: takes partition ids"),
+    ("link.up=int7", r"link\.up=int7: takes fp32, fp16, int8"),
+    ("link.k=0", r"link\.k=0\.0: takes a share"),
+    ("train.server_lr=-1", r"train\.server_lr=-1\.0: takes 0 or more"),
+    ("quant.side=server", r"quant\.side=server: takes both, client"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "message"), ERRORS)
+def test_what_cannot_be(override, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        Session().prepare(["strategy=splitfed_v1", "clients.total=3", override], is_sweep=False)
+
+
+@pytest.mark.parametrize("strategy", ["split", "splitfed_v2", "ushaped"])
+def test_one_cut_where_there_is_one_server_half(strategy) -> None:
+    with pytest.raises(ValueError, match=r"split\.cut: a mapping .* splitfed_v1 or splitfed_v3"):
+        Session().prepare([f"strategy={strategy}", "split.cut={default:stage1}"], is_sweep=False)
+
+
+def test_a_tail_that_is_none() -> None:
+    for tail, message in (
+        ("nowhere", r"split\.cut=stage1 split\.tail=nowhere: .* no cut point 'nowhere'"),
+        ("stage1", r"split\.tail=stage1: CNN has no cut point before 'stage1'"),
+        ("stage2", r"split\.cut=stage1 split\.tail=stage2: .*'stage1' is the same place"),
+        ("", r"split\.tail=: takes a module"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Session().prepare(["strategy=ushaped", f"split.tail={tail}"], is_sweep=False)
+
+
+def test_keys_that_a_method_does_not_read() -> None:
+    from app.server import identity
+
+    fedavg = identity(compose(["strategy=fedavg", "split.cut=stage2", "link.up=int8"]))
+    assert not [key for key in fedavg if key.startswith(("split", "link", "quant", "train.server"))]
+    v1 = identity(compose(["strategy=splitfed_v1"]))
+    assert {"split.cut", "link.up", "train.server_lr", "quant.bits", "quant.side"} <= v1.keys()
+    assert not {"split.tail", "evaluate.clients", "quant.wire"} & v1.keys()
+
+
+# The other side -----------------------------------------------------------------------------------
+
+
+class Remote:
+    """A `ServerHalf` to which every packet really goes as bytes, in and out."""
+
+    def __init__(self, part, settings, link_settings, streams):
+        self.link = Link(link_settings, None, streams.generator("link.down"))
+        self.inner = Colocated(part, settings, settings.lr, self.link)
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+def test_the_device_needs_nothing_of_the_server_but_its_protocol() -> None:
+    """The device's loop with two links, one per side, as a remote server would have."""
+    config = small("strategy=splitfed_v1")
+    settings, streams = LocalTraining(batch_size=16), Streams(0, 1, 0)
+    data, wire = experiment.client_data(config, 0), LinkSettings("int8", "int4")
+    found = []
+    for is_remote in (False, True):
+        parts = halves(experiment.network(config), Split("stage1"))
+        link = Link(wire, streams.generator("link.up"), streams.generator("link.down"))
+        server = (
+            Remote(parts.server, settings, wire, streams)
+            if is_remote
+            else Colocated(parts.server, settings, settings.lr, link)
+        )
+        train_device(parts.device, server, link, data, settings, streams)
+        state = {n: t for part in parts.parts for n, t in part.state_dict().items()}
+        found.append((state, link))
+    (one, link), (other, mine) = found
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert mine.bytes_up + len(data) * 1 == link.bytes_up  # labels are counted by the server's side
+
+
+def test_settings_travel() -> None:
+    strategy = prepared("strategy=ushaped", "link.up=int8", "train.server_lr=0.5", "quant.bits=4")
+    config = {**strategy.client_config(), **dict(strategy.variant(0))}
+    split = unpack_settings(config, "split", Split)
+    assert split == Split("stage1", "stage3", 0.5)
+    assert unpack_settings(config, "link", LinkSettings) == LinkSettings("int8")
