@@ -12,8 +12,6 @@ import yaml
 
 # Said on the command line, but never the reason of a result.
 _NO_REASON = ("resume", "name", "sweep", "tracker", "checkpoint")
-# A choice of a file under conf/, and where the configuration keeps its name.
-_CHOICES = {"strategy": "strategy.name", "data": "data.name", "model": "model._target_"}
 
 
 @dataclass(frozen=True)
@@ -92,11 +90,12 @@ def value(run: Run, key: str, known: set[str]) -> Any:
         key: as on the command line, such as ``quant.bits`` or ``strategy``.
         known: keys that the configuration of any run has.
     """
-    stored = _CHOICES.get(key, key)
-    if stored in run.config:
-        found = run.config[stored]
-        return str(found).rpartition(".")[2].lower() if key == "model" else found
-    return None if run.config and stored in known else run.said.get(key)
+    # The choice of a file under conf/ is kept as its name, a network as its class.
+    places = [place for place in (key, f"{key}.name", f"{key}._target_") if place in known]
+    if not places or not run.config:
+        return run.said.get(key)
+    found = run.config.get(places[0])
+    return str(found).rpartition(".")[2].lower() if places[0] == f"{key}._target_" else found
 
 
 def common(jobs: Sequence[Sequence[str]]) -> list[str]:

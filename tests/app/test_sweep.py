@@ -1,6 +1,7 @@
 """Sweeps: presets, what is not run again, what is killed and continued, the report at the end."""
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from conftest import FAULTS, ROOT
 import tracking
 from app.config import compose
 from app.server import claim, identity, take
-from app.session import expand, finished, preset
+from app.session import Session, expand, finished, preset
 from tracking.collect import find
 
 SMALL = (
@@ -178,15 +179,14 @@ def test_one_job_fails_and_even_calls_exit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "conf" / "sweep").glob("*.yaml")))
 def test_every_preset_is_a_sweep_of_valid_jobs(name: str) -> None:
-    added = preset([f"sweep={name}"], is_sweep=True)
-    jobs = expand([f"sweep={name}", *added], is_sweep=True)
-    assert len(jobs) > 1
-    for job in jobs:
-        config = compose(job)
-        assert (
-            config.sweep.over
-            == yaml.safe_load((ROOT / f"conf/sweep/{name}.yaml").read_text())["over"]
-        )
+    session = Session()
+    overrides = session.prepare([f"sweep={name}", "seed=0", "data=digits"], is_sweep=True)
+    over = yaml.safe_load((ROOT / "conf" / "sweep" / f"{name}.yaml").read_text())["over"]
+    jobs = expand(overrides, is_sweep=True)
+    assert len(jobs) == math.prod(
+        len(values.split(",")) for key, values in over.items() if key not in ("seed", "data")
+    )
+    assert len(over["seed"].split(",")) > 1
 
 
 def test_a_key_on_the_command_line_takes_the_place_of_the_presets() -> None:
@@ -200,7 +200,7 @@ def test_a_key_on_the_command_line_takes_the_place_of_the_presets() -> None:
     [
         (["sweep=bits"], False, "sweep=bits: runs several jobs; takes -m"),
         (["sweep=bits,methods"], True, "sweep: takes one preset"),
-        (["sweep=nothing"], True, "sweep=nothing: takes bits, methods"),
+        (["sweep=nothing"], True, "sweep=nothing: takes bits, codecs, cuts, methods"),
         (["sweep.skip_finished=maybe"], False, "sweep.skip_finished=maybe: takes true or false"),
     ],
 )
