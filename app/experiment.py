@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app import sources
+from app import fleets, sources
 from app.config import MODEL_KEYS, Config, DataConfig
 from data.cache import cached
 from data.dataset import Dataset
@@ -142,6 +142,7 @@ def strategy(config: Config) -> FederatedStrategy:
         "split.tail": ("tail", config.split.tail),
         "link": ("link", config.link.settings()),
         "train.server_lr": ("server_lr", config.train.server_lr),
+        "fleet.objective": ("objective", config.fleet.objective),
         "evaluate.clients": ("evaluate_clients", config.evaluate.clients),
     }
     own |= {name: value for key, (name, value) in settings.items() if key in kind.reads}
@@ -151,6 +152,8 @@ def strategy(config: Config) -> FederatedStrategy:
         seed=config.seed,
         average=AVERAGES[config.strategy["average"]],
         evaluate_every=config.evaluate.every,
+        fleet=fleets.make(config),
+        over_select=config.fleet.over_select,
         num_clients=config.clients.total,
         server=ServerSettings.of(config.strategy),
         **own,
@@ -163,6 +166,9 @@ def prepare(config: Config, method: FederatedStrategy) -> nn.Module:
     Raises:
         ValueError: the method cannot train this network; names the key.
     """
+    if not method.num_examples:  # what is known before a client is asked
+        rows = division(config)
+        method.num_examples = {partition: len(part) for partition, part in enumerate(rows)}
     return method.prepare(network(config), input_shape(config))
 
 

@@ -63,10 +63,12 @@ class Session:
             if (parts := (config.model, data.name, data.shape, data.num_classes)) not in checked:
                 experiment.check_network(config)
                 checked.append(parts)
-            if (cuts := (*parts, config.strategy, config.split, config.quant)) not in checked:
-                experiment.prepare(config, method)
+            if (
+                cuts := (*parts, config.strategy, config.split, config.quant, config.fleet)
+            ) not in checked:
+                experiment.prepare(config, method)  # loads and divides the data, into the cache
+                method.check_fleet()
                 checked.append(cuts)
-            experiment.division(config)  # loads the data, and leaves both in the cache
             check_online(config.tracker.wandb)
             check_address(config.engine.address)
         self._num_jobs, self._is_sweep = len(configs), is_sweep
