@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fleet.availability import Always, Availability
+from fleet.availability import Always, Availability, Traced
 from fleet.clock import Rule
 from fleet.cost import check_objective
 from fleet.devices import Device
@@ -86,6 +86,11 @@ class Fleet:
     def __post_init__(self) -> None:
         if not self.deadline_s > 0:
             raise ValueError(f"fleet.deadline_s={self.deadline_s}: takes a positive number or null")
+        if isinstance(self.availability, Traced) and math.isinf(self.deadline_s):
+            raise ValueError(
+                "fleet.deadline_s=null: takes a number where availability is a trace; a round that "
+                "nobody attends would last no time, and the next would find nobody again"
+            )
         jitter(self.jitter, 0, 0, 0)  # checks itself
 
     def phases(self, works: Mapping[int, ClientWork]) -> dict[int, Phases]:
