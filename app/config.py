@@ -416,7 +416,7 @@ def _one_of(key: str, value: str, accepted: Sequence[str]) -> None:
 # Changing these does not change the results.
 _NOT_HASHED = ("name", "engine", "tracker", "checkpoint", "resume", "target_accuracy")
 # Keys and groups that only methods which say so read (`FederatedStrategy.reads`).
-_OPTIONAL = ("quant", "split", "link", "train.server_lr", "evaluate.clients")
+_OPTIONAL = ("quant", "split", "link", "train.server_lr", "evaluate.clients", "fleet.objective")
 
 
 def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:

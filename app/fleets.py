@@ -56,13 +56,13 @@ def check(fleet: "FleetConfig") -> None:
     given = fleet.availability
     if isinstance(given, bool) or not isinstance(given, str | float | int):
         raise ValueError(_takes(given))
-    is_trace = isinstance(given, str) and given not in WORDS
-    for key, path in (("capacity", fleet.capacity), ("availability", given if is_trace else None)):
-        if path is not None and not Path(path).is_file():
-            raise FileNotFoundError(
-                _takes(given) if key == "availability" else f"fleet.capacity={path}: no such file"
-            )
-    if is_trace and fleet.deadline_s is None:
+    if fleet.capacity is not None and not Path(fleet.capacity).is_file():
+        raise FileNotFoundError(f"fleet.capacity={fleet.capacity}: no such file")
+    if not isinstance(given, str):
+        Sometimes(float(given))  # checks itself
+    elif given not in WORDS and not Path(given).is_file():
+        raise FileNotFoundError(_takes(given))
+    elif given not in WORDS and fleet.deadline_s is None:
         raise ValueError(
             f"fleet.availability={given}: a trace needs fleet.deadline_s, so that time passes in a "
             "round that nobody attends"

@@ -66,7 +66,7 @@ class SplitStrategy(FederatedStrategy):
     """
 
     reads: ClassVar[tuple[str, ...]] = (
-        *QUANTIZERS, "quant.side", "split.cut", "link", "train.server_lr",
+        *QUANTIZERS, "quant.side", "split.cut", "link", "fleet.objective", "train.server_lr",
     )  # fmt: skip
     needs_colocation: ClassVar[bool] = True
     takes_mapping: ClassVar[bool] = False  # whether clients may have cuts of their own
@@ -279,11 +279,9 @@ class SplitStrategy(FederatedStrategy):
             raise ValueError("split.tail=: takes a module with which the device's last part begins")
         if not self.cut:
             raise ValueError("split.cut={}: takes a cut point or a mapping to cut points")
-        total = self.num_clients
+        total, clients = self.num_clients, self.fleet.clients.values() if self.fleet else ()
+        devices = sorted({client.device.name for client in clients})
         for key, cut in self.cut.items():
-            devices = sorted(
-                {c.device.name for c in self.fleet.clients.values()} if self.fleet else []
-            )
             if not key.isdecimal() and key not in (DEFAULT, *devices):
                 known = ", ".join(["partition ids", *devices, DEFAULT])
                 raise ValueError(f"split.cut.{key}: takes as keys {known}")
