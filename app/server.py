@@ -39,21 +39,23 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run under `flwr run`; docs/FLOWER.md says how. What cannot start says why in one line.
+    """Run under `flwr run`; docs/FLOWER.md says how.
 
     Raises:
-        ValueError: nothing was started, and nothing written. Only what is raised makes Flower count
-            a run as failed.
+        ValueError: the run cannot start, and nothing was written; one line says why. An exception
+            alone makes Flower count a run as failed: sys.exit would not.
     """
     try:
         config, folder = prepare(grid, context.run_config)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").unlink(missing_ok=True)
     except (ValueError, OSError, RuntimeError) as error:
         log.error("error: %s", explain(error))
         raise ValueError(explain(error)) from None
     try:
-        (folder / "error.txt").unlink(missing_ok=True)
         run(config, grid, folder)
     except Exception as error:
+        log.error("error: %s", explain(error))
         if not isinstance(error, FolderTakenError):  # what is there is not ours to mark
             (folder / "error.txt").write_text(traceback.format_exc())
         raise
