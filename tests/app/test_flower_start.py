@@ -4,7 +4,7 @@ import io
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def test_a_run(start: Callable[..., None], tmp_path: Path) -> None:
         (("rounds=0",), {}, "rounds=0: takes 1 or more"),
         (("quant.bit=4",), {}, "quant.bit: unknown key; did you mean quant.bits"),
         (("data=mnist", "data.root=/nowhere"), {}, "/nowhere"),
-        (("model=inception_v3",), {}, "model=inception_v3 with data=digits"),
+        (("model=ecg1d",), {}, "model=ecg1d with data=digits: ecg1d takes signals"),
         ((COLOCATED,), {}, "strategy=fedavg: cannot run on SuperNodes: its server half runs"),
         (("clients.total=1",), {}, "clients.total=1: there are 2 nodes"),
         (
@@ -170,6 +170,26 @@ def test_nodes_with_wrong_partitions(second: dict[str, Any], line: str, tmp_path
         server.main(nodes, Context(1, 1, {}, RecordDict(), given))
     assert line in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_supernodes_that_come_late_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Late(OddNodes):
+        asked = 0
+
+        def get_node_ids(self) -> Iterable[int]:
+            self.asked += 1
+            return range(min(self.asked // 3, 2))
+
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    given = {"overrides": " ".join([*SMALL, *TWO]), "output": str(tmp_path / "run")}
+    server.main(
+        Late({"partition-id": 0}, {"partition-id": 1}), Context(1, 1, {}, RecordDict(), given)
+    )
+    said = [text for text in caplog.messages if text.startswith("waiting")]
+    assert said == [f"waiting for nodes: {there} of 2 are there" for there in (0, 1)]
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_a_node_may_hold_any_partition_that_nobody_else_holds(tmp_path: Path) -> None:
