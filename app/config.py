@@ -297,7 +297,12 @@ def from_run_config(run_config: Mapping[str, Any]) -> Config:
         node = OmegaConf.merge(Config, json.loads(str(run_config["config"])))
         assert isinstance(node, DictConfig)
         return from_omegaconf(node)
-    return compose(shlex.split(str(run_config.get("overrides", ""))))
+    text = str(run_config.get("overrides", ""))
+    try:
+        overrides = shlex.split(text)
+    except ValueError as error:  # an open quote
+        raise ValueError(f"overrides={text!r}: {error}") from error
+    return compose(overrides)
 
 
 def refuse_additions(overrides: Sequence[str]) -> None:
