@@ -87,9 +87,7 @@ def prepare(grid: Grid, run_config: Mapping[str, Any]) -> tuple[Config, Path]:
             "beside each client and would leave the server; python main.py and Flower's simulation "
             "run it"
         )
-    experiment.strategy(config)  # its constructor checks what the schema cannot
-    experiment.check_network(config)
-    experiment.division(config)  # loads the data, and leaves both in the cache
+    experiment.check(config)
     check_online(config.tracker.wandb)
     claim(Path(output), config)
     try:
