@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -20,6 +22,7 @@ from quant.export import (
     METADATA_KEY,
     Network,
     _digest,
+    is_ours,
     load_packed,
     read,
     save_packed,
@@ -332,6 +335,15 @@ def test_other_descriptions_are_refused(
     rewritten(packed, change)
     with pytest.raises(ValueError, match=message):
         load_packed(packed)
+
+
+def test_every_network_of_conf_is_built_from_the_file_alone() -> None:
+    targets = [
+        yaml.safe_load(path.read_text())["_target_"]
+        for path in (ROOT / "conf" / "model").glob("*.yaml")
+    ]
+    assert targets
+    assert all(is_ours(Network(target, {}, (1, 8, 8), 10)) for target in targets)
 
 
 def test_another_network_is_refused(packed: Path) -> None:
