@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models.build import build
-from quant.codec import packed_bytes
 from quant.export import (
     METADATA_KEY,
     Network,
@@ -38,6 +37,7 @@ from quant.layers import (
     quantized_layers,
     weight_quantizers,
 )
+from quant.packing import packed_bytes
 
 NARROW = [bits for bits in BIT_WIDTHS if bits != FULL_PRECISION]
 

@@ -56,7 +56,7 @@ def test_batch_sizes_are_those_of_the_batches(num, batch_size, max_batches) -> N
 def test_a_round_by_hand(tmp_path) -> None:
     """Two ideal clients of 32 samples, two batches, 64 → 8 → 6 → 10 cut after the first layer."""
     chosen = (
-        "model._target_=tests.strategies.test_split.TwoParts", "clients.total=2",
+        "model._target_=tests.strategies.test_split_methods.TwoParts", "clients.total=2",
         "data.max_train=64", "rounds=1",
     )  # fmt: skip
     simulate(tmp_path / "split", "strategy=splitfed_v1", *chosen)
