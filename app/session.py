@@ -66,14 +66,13 @@ class Session:
         configs = [compose(job) for job in open_jobs]
         checked: list[tuple[Any, ...]] = []
         for config in configs:
-            method = experiment.strategy(config)  # its constructor checks what the schema cannot
-            data = config.data
-            if (parts := (config.model, data.name, data.shape, data.num_classes)) not in checked:
-                experiment.check_network(config)
+            parts = (
+                config.model, config.data, config.strategy, config.split, config.quant,
+                config.link, config.fleet, config.train, config.clients,
+            )  # fmt: skip
+            if parts not in checked:  # seeds make no difference
+                experiment.check(config)
                 checked.append(parts)
-            if (cuts := (*parts, config.strategy, config.split, config.quant)) not in checked:
-                experiment.prepare(config, method)
-                checked.append(cuts)
             experiment.division(config)  # loads the data, and leaves both in the cache
             check_online(config.tracker.wandb)
             check_address(config.engine.address)
