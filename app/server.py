@@ -183,8 +183,8 @@ def identity(config: Config) -> dict[str, Any]:
 
 def describe(config: Config, strategy: FederatedStrategy, folder: Path) -> dict[str, Any]:
     """Return summary.json: totals over rounds.jsonl, the client's model, and what ran."""
-    shape = experiment.input_shape(config)
-    parts, whole = strategy.device_costs(shape), cost(strategy.whole_model(), shape)
+    parts = strategy.device_costs()
+    whole = cost(strategy.whole_model(), experiment.input_shape(config))
     batch, slots = config.train.batch_size, strategy.train.optimizer_slots
     return {
         **summarise(folder, config.target_accuracy),
@@ -196,7 +196,7 @@ def describe(config: Config, strategy: FederatedStrategy, folder: Path) -> dict[
         "network_params": whole.params,
         "network_flops_per_sample": whole.flops_forward + whole.flops_backward,
         "network_peak_train_bytes": whole.peak_train_bytes(batch, slots),
-        **strategy.describe(shape),
+        **strategy.describe(),
         "strategy": config.strategy["name"],
         "model": experiment.model_name(config),
         "data": config.data.name,

@@ -27,15 +27,17 @@ from torch import Tensor, nn
 
 from app import messages
 from app.messages import unpack_settings
+from fleet.clock import Rule, overlapped
 from fleet.seeds import derive_seed
 from fleet.selection import select
-from fleet.work import Work
+from fleet.work import ClientWork, Work
 from models.cost import Cost, cost
 from models.exits import ExitHead, ExitSpec, exit_head, exit_name
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec
 from strategies.base import FederatedStrategy, Outcome, Test, all_failed, report_failures
 from strategies.checkpoint import Arrays
+from strategies.hierarchical_work import alone_round, hierarchical_round
 from strategies.link import Link, Packet
 from strategies.local import (
     ClientData,
@@ -49,7 +51,7 @@ from strategies.local import (
     make_optimizer,
     samples,
 )
-from strategies.split_base import Chain, SplitStrategy, part_costs, shuffled
+from strategies.split_base import Chain, SplitStrategy, shuffled
 from strategies.split_learning import Halves, Side, Split, halves, quantized
 
 SHARED, REPLICATED = "shared", "replicated"
@@ -151,11 +153,10 @@ class Hierarchical(Chain):
         """
         whole = super().prepare(model, input_shape)
         split = self.split_of(0)
-        first, server = part_costs(self._halves[split], input_shape)
+        device, server = self._halves[split].parts
+        shape = cost(device, input_shape).output_shape
         try:
-            self._exit = ExitSpec.of(
-                first[0].output_shape, server.output_shape[0], self._exit_width
-            )
+            self._exit = ExitSpec.of(shape, cost(server, shape).output_shape[-1], self._exit_width)
         except ValueError as error:
             key = "" if str(error).startswith("strategy.") else f"split.cut={split.cut}: "
             raise ValueError(f"{key}{error}") from error
@@ -182,7 +183,30 @@ class Hierarchical(Chain):
             partition, _, name = key.partition("/")
             self._own.setdefault(int(partition), {})[name] = array
 
-    # What is sent -------------------------------------------------------------------------------
+    # What is sent, and what it takes ------------------------------------------------------------
+
+    def rule(self) -> Rule:
+        """All at once; within a batch the device goes on while the cloud works."""
+        return overlapped
+
+    def client_works(self) -> dict[int, ClientWork]:
+        """What a round takes each client; the device's own work where there is no network."""
+        ((device, head), server), *_ = self.costs().values()
+        works: dict[int, ClientWork] = {}
+        by_samples: dict[int, ClientWork] = {}
+        for partition in self.with_data():
+            samples = self.num_examples[partition]
+            if samples not in by_samples:
+                by_samples[samples] = (
+                    alone_round(device, head, samples, self.train)
+                    if self._is_cut
+                    else hierarchical_round(
+                        device, head, server, samples, self.train, self.link,
+                        self.model_bytes(partition),
+                    )
+                )  # fmt: skip
+            works[partition] = by_samples[samples]
+        return works
 
     def client_config(self) -> dict[str, bool | int | float | str]:
         """Also the exit, and when there is no network."""
@@ -225,8 +249,10 @@ class Hierarchical(Chain):
         timeout: float,
     ) -> tuple[ArrayRecord, list[Outcome]]:
         """One device after another where they share the server's part, else all at once."""
-        self._is_cut = self.outage.is_now(self.seed, server_round)
-        if self._is_cut:
+        is_cut = self.outage.is_now(self.seed, server_round)
+        if is_cut != self._is_cut:
+            self._is_cut, self._phases = is_cut, {}  # a round takes less without network
+        if is_cut:
             sent = list(self.configure_train(server_round, arrays, config, grid))
             outcomes = self.exchange(grid, sent, timeout)
             report_failures(server_round, outcomes)
@@ -237,7 +263,7 @@ class Hierarchical(Chain):
                 self, grid, server_round, arrays, config, timeout
             )
         useful = [outcome for outcome in outcomes if outcome.update is not None]
-        if not useful:
+        if outcomes and not useful:
             raise all_failed(server_round, outcomes)
         for outcome in useful:
             self._own.pop(outcome.partition, None)
@@ -246,7 +272,7 @@ class Hierarchical(Chain):
                 own = {name: array for name, array in outcome.state.items() if name in names}
                 self._own[outcome.partition] = own
         self._alone = [outcome.partition for outcome in useful] if self._is_cut else []
-        self._extra = {"edge_train_loss": edge_train_loss(useful)}
+        self._extra = {"edge_train_loss": edge_train_loss(useful)} if useful else {}
         if self.outage.happens:
             self._extra["link_cut"] = float(self._is_cut)
         return arrays, outcomes
@@ -282,17 +308,23 @@ class Hierarchical(Chain):
         load_arrays(head, exit_arrays(arrays, self._exit_name, head))
         return nn.Sequential(part, head)
 
-    def device_costs(self, input_shape: tuple[int, ...]) -> list[Cost]:
-        """Of the device's part and of its exit."""
-        assert self._exit is not None, "prepare() comes first"
-        costs = super().device_costs(input_shape)
-        return [*costs, cost(exit_head(self._exit, 0), costs[-1].output_shape, input_grad=True)]
+    def costs(self) -> dict[Split, tuple[list[Cost], Cost]]:
+        """What the device's part and its exit cost, and what the cloud's part does.
 
-    def describe(self, input_shape: tuple[int, ...]) -> dict[str, float]:
+        The backward pass goes through the exit into the device's part, and ends in the cloud's.
+        """
+        assert self._exit is not None, "prepare() comes first"
+        for split, parts in self._halves.items():
+            if split not in self._costs:
+                device = cost(parts.device[0], self.input_shape)
+                head = cost(exit_head(self._exit, 0), device.output_shape, input_grad=True)
+                self._costs[split] = [device, head], cost(parts.server, device.output_shape)
+        return self._costs
+
+    def describe(self) -> dict[str, float]:
         """Bit widths, bytes per sample at the cut, and the exit's parameters."""
-        params = self.device_costs(input_shape)[-1].params
-        own = {"cut_bytes_down_per_sample": 0.0, "exit_params": params}
-        return super().describe(input_shape) | own
+        own = {"cut_bytes_down_per_sample": 0.0, "exit_params": self.device_costs()[-1].params}
+        return super().describe() | own
 
 
 def edge_train_loss(outcomes: Sequence[Outcome]) -> float:

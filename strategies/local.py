@@ -144,17 +144,28 @@ def batches(rows: Tensor, settings: LocalTraining, generator: torch.Generator) -
     A last batch of a single sample joins the batch before it, because batch normalisation cannot
     normalise one value.
     """
+    sizes = _epoch_sizes(len(rows), settings.batch_size)
     remaining = settings.max_batches or math.inf
     for _ in range(settings.epochs):
         order = rows[torch.randperm(len(rows), generator=generator)]
-        chunks = list(order.split(settings.batch_size))
-        if len(chunks) > 1 and len(chunks[-1]) == 1 < settings.batch_size:
-            chunks[-2:] = [torch.cat(chunks[-2:])]
-        for chunk in chunks:
+        for chunk in order.split(sizes):
             if remaining <= 0:
                 return
             remaining -= 1
             yield chunk
+
+
+def batch_sizes(num_examples: int, settings: LocalTraining) -> list[int]:
+    """Return the sizes of the batches of a round, as `batches` yields them."""
+    sizes = _epoch_sizes(num_examples, settings.batch_size) * settings.epochs
+    return sizes[: settings.max_batches or None]
+
+
+def _epoch_sizes(num_examples: int, batch_size: int) -> list[int]:
+    full, rest = divmod(num_examples, batch_size)
+    if rest == 1 < batch_size and full:
+        return [*[batch_size] * (full - 1), batch_size + 1]
+    return [batch_size] * full + [rest] * (rest > 0)
 
 
 def samples(

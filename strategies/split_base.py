@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from app import messages
 from fleet.seeds import derive_seed
+from fleet.work import ClientWork
 from models.cost import Cost, cost
 from models.split import at_fraction, before, last_layer
 from quant.codec import LinkSettings
@@ -34,6 +35,7 @@ from strategies.checkpoint import Arrays
 from strategies.link import Link, label_bytes, there_and_back
 from strategies.local import load_arrays
 from strategies.split_learning import Halves, Side, Split, halves, quantized
+from strategies.work import split_round
 
 Cut = str | float
 DEFAULT, HEAD = "default", "head"
@@ -85,6 +87,7 @@ class SplitStrategy(FederatedStrategy):
         self._splits: dict[Cut, Split] = {}  # by what the user called the cut
         self._halves: dict[Split, Halves] = {}
         self._names: dict[Split, frozenset[str]] = {}  # of the device's arrays
+        self._costs: dict[Split, tuple[list[Cost], Cost]] = {}
 
     def state(self) -> Arrays:
         """None: the global model is all there is."""
@@ -134,20 +137,38 @@ class SplitStrategy(FederatedStrategy):
         accuracy, loss = test(Joined(self._halves[split], arrays, self.link))
         return {"accuracy": accuracy, "loss": loss}
 
-    def device_costs(self, input_shape: tuple[int, ...]) -> list[Cost]:
+    def device_costs(self) -> list[Cost]:
         """Of the device's parts; where clients differ, of those with the most operations."""
-        found = [part_costs(parts, input_shape)[0] for parts in self._halves.values()]
+        found = [device for device, _ in self.costs().values()]
         return max(found, key=lambda parts: sum(p.flops_forward for p in parts))
 
-    def describe(self, input_shape: tuple[int, ...]) -> dict[str, float]:
+    def costs(self) -> dict[Split, tuple[list[Cost], Cost]]:
+        """What the device's parts and the server's part cost at each cut."""
+        for split, parts in self._halves.items():
+            if split not in self._costs:
+                self._costs[split] = part_costs(parts, self.input_shape)
+        return self._costs
+
+    def client_works(self) -> dict[int, ClientWork]:
+        """What a round takes each client at its cut."""
+        works: dict[int, ClientWork] = {}
+        alike: dict[tuple[Split, int], ClientWork] = {}
+        for partition in self.with_data():
+            key = self.split_of(partition), self.num_examples[partition]
+            if key not in alike:
+                device, server = self.costs()[key[0]]
+                sent = self.model_bytes(partition)
+                alike[key] = split_round(device, server, key[1], self.train, self.link, sent)
+            works[partition] = alike[key]
+        return works
+
+    def describe(self) -> dict[str, float]:
         """Bit widths, and bytes that cross the cut per sample and step, in batches of that size.
 
         Of the first cut, where clients differ.
         """
-        split, parts = next(iter(self._halves.items()))
-        first = cost(parts.device[0], input_shape)
-        second = cost(parts.server, first.output_shape, input_grad=True).output_shape
-        size = self.train.batch_size
+        split, (device, server) = next(iter(self.costs().items()))
+        first, second, size = device[0], server.output_shape, self.train.batch_size
         to_server, to_device = self.link.codecs()
         up, down = there_and_back(to_server, to_device, (size, *first.output_shape))
         if split.tail:
@@ -222,10 +243,6 @@ class SplitStrategy(FederatedStrategy):
 class Chain(SplitStrategy):
     """Base of the methods in which clients train one after another and hand something on."""
 
-    def order(self, chosen: Sequence[int], server_round: int) -> list[int]:
-        """Return the clients in the order in which they train."""
-        return list(chosen)
-
     def handed_on(self, name: str) -> bool:
         """Whether an array goes from one client to the next; the others begin as the round did."""
         return True
@@ -239,15 +256,16 @@ class Chain(SplitStrategy):
         timeout: float,
     ) -> tuple[ArrayRecord, list[Outcome]]:
         """One client after another; a client that fails hands on what it was given."""
-        chosen = self.choose(server_round)
         current = dict(messages.to_arrays(arrays))
         outcomes: list[Outcome] = []
-        for partition in self.order(chosen, server_round):
+        for partition in self.choose(server_round):
             sent = self.requests(server_round, messages.to_record(current), config, [partition])
             (outcome,) = self.exchange(grid, sent, timeout)
             current |= {n: array for n, array in outcome.state.items() if self.handed_on(n)}
             kept = {n: array for n, array in outcome.state.items() if not self.handed_on(n)}
             outcomes.append(replace(outcome, state=kept))
+        if not outcomes:
+            return arrays, []
         outcomes.sort(key=lambda outcome: outcome.partition)
         report_failures(server_round, outcomes)
         averaged, _ = self.combine(outcomes)
