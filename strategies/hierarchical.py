@@ -71,22 +71,20 @@ class Outage:
     rounds: str = ""
 
     @classmethod
-    def of(cls, given: float | Sequence[int]) -> "Outage":
+    def of(cls, given: object) -> "Outage":
         """Take a probability or a list of rounds.
 
         Raises:
             ValueError: it is neither; names the key.
         """
-        takes = "takes a probability in [0, 1], or a list of rounds from 1"
-        is_list = isinstance(given, Sequence) and not isinstance(given, str)
-        for value in given if is_list else [given]:  # type: ignore[union-attr,list-item]
-            kinds = int if is_list else int | float
-            is_number = isinstance(value, kinds) and not isinstance(value, bool)
-            if not is_number or not (value >= 1 if is_list else 0 <= value <= 1):
-                raise ValueError(f"strategy.outage={given}: {takes}")
-        if is_list:
-            return cls(rounds=",".join(str(value) for value in given))  # type: ignore[union-attr]
-        return cls(probability=float(given))  # type: ignore[arg-type]
+        if isinstance(given, list | tuple):
+            if all(_is_number(value, int) and value >= 1 for value in given):
+                return cls(rounds=",".join(str(value) for value in given))
+        elif _is_number(given, int | float) and 0 <= given <= 1:  # type: ignore[operator]
+            return cls(probability=float(given))  # type: ignore[arg-type]
+        raise ValueError(
+            f"strategy.outage={given}: takes a probability in [0, 1], or a list of rounds from 1"
+        )
 
     @property
     def happens(self) -> bool:
@@ -99,6 +97,10 @@ class Outage:
             return True
         drawn = random.Random(derive_seed(seed, "outage", server_round)).random()
         return drawn < self.probability
+
+
+def _is_number(value: object, kinds: Any) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 class Hierarchical(Chain):
@@ -132,7 +134,7 @@ class Hierarchical(Chain):
         super().__init__(**common)  # type: ignore[arg-type]
         if server_half not in (SHARED, REPLICATED):
             raise ValueError(f"strategy.server_half={server_half}: takes {SHARED}, {REPLICATED}")
-        if isinstance(exit_width, bool) or not isinstance(exit_width, int):
+        if not _is_number(exit_width, int):
             raise ValueError(f"strategy.exit_width={exit_width}: takes 0, or 2 or more channels")
         self.server_half = server_half
         self.outage = Outage.of(outage)
