@@ -25,7 +25,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from app import sources
+from app import fleets, sources
 from data.partition import SCHEMES
 from quant.codec import LinkSettings
 from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
@@ -148,6 +148,27 @@ class LinkConfig:
 
 
 @dataclass
+class FleetConfig:
+    """What clients run on, when they are there, and how long a round may last."""
+
+    name: str = MISSING
+    population: str | None = None  # a row of fleet/tables/populations.yaml
+    capacity: str | None = None  # instead: a FedScale file of devices
+    device: str = "phone_mid"  # what such a file does not say: memory, power, latency
+    link: str = "wifi"
+    availability: Any = "always"  # always, a probability, diurnal, or a trace's path
+    by_id: bool = False  # whether partition i is the trace's client i; else drawn by seed
+    low: float = 0.1  # diurnal: probability at noon
+    high: float = 0.9  # diurnal: at midnight
+    spread_h: float = 3.0  # diurnal: over how many hours midnights are spread
+    deadline_s: float | None = None
+    over_select: float = 1.0
+    jitter: float = 0.0
+    tails: bool = False
+    objective: str = "seconds"
+
+
+@dataclass
 class EvaluateConfig:
     """When the server evaluates, and how many clients' halves where each has its own."""
 
@@ -181,6 +202,14 @@ class TrackerConfig:
 
 
 @dataclass
+class SweepConfig:
+    """What -m runs: a preset's keys with Hydra's lists of values, and what it need not run."""
+
+    over: dict[str, Any] = field(default_factory=dict)
+    skip_finished: bool = False
+
+
+@dataclass
 class CheckpointConfig:
     """Rounds between checkpoints (0: none) and how many of the newest stay."""
 
@@ -205,10 +234,12 @@ class Config:
     quant: QuantConfig = field(default_factory=QuantConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -275,7 +306,12 @@ def from_run_config(run_config: Mapping[str, Any]) -> Config:
         node = OmegaConf.merge(Config, json.loads(str(run_config["config"])))
         assert isinstance(node, DictConfig)
         return from_omegaconf(node)
-    return compose(shlex.split(str(run_config.get("overrides", ""))))
+    text = str(run_config.get("overrides", ""))
+    try:
+        overrides = shlex.split(text)
+    except ValueError as error:  # an open quote
+        raise ValueError(f"overrides={text!r}: {error}") from error
+    return compose(overrides)
 
 
 def refuse_additions(overrides: Sequence[str]) -> None:
@@ -348,6 +384,7 @@ def validate(config: Config) -> None:
     _one_of("quant.side", quant.side, SIDES)
     config.train.settings()  # checks itself
     config.link.settings()
+    fleets.check(config.fleet)
     ServerSettings.of(config.strategy)  # checks itself
     check_mu(config.strategy.get("proximal_mu", 0.0))
     if min(data.shape, default=0) < 1 or data.num_classes < 1:
@@ -391,9 +428,11 @@ def _one_of(key: str, value: str, accepted: Sequence[str]) -> None:
 # What identifies an experiment --------------------------------------------------------------------
 
 # Changing these does not change the results.
-_NOT_HASHED = ("name", "engine", "tracker", "checkpoint", "resume", "target_accuracy")
+_NOT_HASHED = (
+    "name", "engine", "tracker", "checkpoint", "resume", "target_accuracy", "sweep",
+)  # fmt: skip
 # Keys and groups that only methods which say so read (`FederatedStrategy.reads`).
-_OPTIONAL = ("quant", "split", "link", "train.server_lr", "evaluate.clients")
+_OPTIONAL = ("quant", "split", "link", "train.server_lr", "evaluate.clients", "fleet.objective")
 
 
 def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
@@ -410,6 +449,7 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     # What a file holds is part of an experiment; where it lies is not.
     unread |= {key for key in flat if is_under(key, _OPTIONAL) and not is_under(key, reads)}
     unread |= {key for key in flat if key.startswith("data.options.") and flat[key] is None}
+    unread.add("fleet.name")  # what it stands for is there beside it
     if not config.data.content:
         unread.add("data.content")
     if config.model.get("weights") is None:

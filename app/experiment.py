@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app import sources
+from app import fleets, sources
 from app.config import MODEL_KEYS, Config, DataConfig
 from data.cache import cached
 from data.dataset import Dataset
 from data.partition import partition
 from fleet.seeds import derive_seed
-from models.build import build, check, check_batch_of_one, smallest_input
+from models import build as models_build
+from models.build import build, check_batch_of_one, smallest_input
 from models.weights import load_weights
 from strategies.aggregate import AVERAGES
 from strategies.base import FederatedStrategy
@@ -98,7 +99,7 @@ def check_network(config: Config) -> None:
     shape, num_classes = input_shape(config), config.data.num_classes
     target = config.model["_target_"]
     try:
-        check(network(config), shape, num_classes)
+        models_build.check(network(config), shape, num_classes)
         if config.train.batch_size == 1:
             check_batch_of_one(network(config), shape)
     except (ValueError, RuntimeError, TypeError) as error:
@@ -142,6 +143,7 @@ def strategy(config: Config) -> FederatedStrategy:
         "split.tail": ("tail", config.split.tail),
         "link": ("link", config.link.settings()),
         "train.server_lr": ("server_lr", config.train.server_lr),
+        "fleet.objective": ("objective", config.fleet.objective),
         "evaluate.clients": ("evaluate_clients", config.evaluate.clients),
     }
     own |= {name: value for key, (name, value) in settings.items() if key in kind.reads}
@@ -151,10 +153,25 @@ def strategy(config: Config) -> FederatedStrategy:
         seed=config.seed,
         average=AVERAGES[config.strategy["average"]],
         evaluate_every=config.evaluate.every,
+        fleet=fleets.make(config),
+        over_select=config.fleet.over_select,
         num_clients=config.clients.total,
         server=ServerSettings.of(config.strategy),
         **own,
     )
+
+
+def check(config: Config) -> None:
+    """Refuse what would go wrong later: a method's settings, network, data, cuts, fleet.
+
+    Raises:
+        ValueError: names the key.
+        FileNotFoundError: the data are not there.
+    """
+    method = strategy(config)  # its constructor checks what the schema cannot
+    check_network(config)
+    prepare(config, method)
+    method.check_fleet()
 
 
 def prepare(config: Config, method: FederatedStrategy) -> nn.Module:
@@ -163,6 +180,9 @@ def prepare(config: Config, method: FederatedStrategy) -> nn.Module:
     Raises:
         ValueError: the method cannot train this network; names the key.
     """
+    if not method.num_examples:  # what is known before a client is asked
+        rows = division(config)
+        method.num_examples = {partition: len(part) for partition, part in enumerate(rows)}
     return method.prepare(network(config), input_shape(config))
 
 

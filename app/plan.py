@@ -1,18 +1,18 @@
 """What each cut costs on each device: seconds, joules and memory of one training batch.
 
-    python -m app.plan model=resnet18 data=cifar10 fleet=mobile fleet.objective=joules
+    python -m app.plan model=resnet18 data=cifar10 fleet=mobile fleet.objective=joules link.up=int8
 
-Takes the same overrides as main.py; model, data, train and fleet matter. One table for each link of
-the fleet; for each cut point the memory that the client half needs, and for each device a batch of
-split learning with fp32 activations, the server to itself. The last row is the whole network on the
-device, without a server. – does not fit the device's memory; * is the best cut for the device. The
-model's own way down and up, once a round, is not in it. docs/FLEET.md says how it is computed.
+Takes the same overrides as main.py; model, data, train, quant, link and fleet matter (fleet=mobile
+if none is given). One table for each link of the fleet; for each cut point the memory that the
+client half needs, and for each device a batch of split learning over that link, the server to
+itself. The last row is the whole network on the device, without a server. – does not fit the
+device's memory; * is the best cut for the device. The model's own way down and up, once a round, is
+not in it. docs/FLEET.md says how it is computed.
 """
 
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
@@ -20,11 +20,12 @@ from rich.text import Text
 
 from app import experiment
 from app.config import Config, compose
-from fleet.cost import OBJECTIVES, choose_cut, cost
+from fleet.cost import choose_cut, cost
 from fleet.devices import Device, Link, Population, tables
-from fleet.work import BatchWork, ClientWork, Compute, Exchange, traffic_bytes
-from models import cost as model_cost
-from models.split import cut_many, cut_points
+from fleet.work import ClientWork
+from models.cost import joined
+from quant.layers import quantize
+from strategies.work import Pieces, local_round, split_round
 
 WHOLE = "(no cut)"
 
@@ -37,14 +38,6 @@ class Row:
     work: ClientWork
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What to plan for."""
-
-    population: Population
-    objective: str
-
-
 def rows(config: Config) -> list[Row]:
     """Return one row per cut point, in execution order, and the whole network last.
 
@@ -52,77 +45,33 @@ def rows(config: Config) -> list[Row]:
         ValueError: a network that does not take the data; one line.
     """
     experiment.check_network(config)
-    model, shape = experiment.network(config), tuple(config.data.shape)
-    points = cut_points(model, shape)
-    # Cut everywhere at once: what is before a cut is the sum of the pieces before it.
-    names = [point.name for point in points]
-    pieces = cut_many(model, names, shape, check=False) if points else (model,)
-    shapes = [shape, *(point.shape for point in points)]
-    costs = [
-        model_cost.cost(piece, size, input_grad=index > 0)
-        for index, (piece, size) in enumerate(zip(pieces, shapes, strict=True))
+    model = quantize(experiment.network(config), config.quant.spec(default_bits=32))
+    pieces = Pieces.of(model, experiment.input_shape(config))
+    train = replace(config.train.settings(), epochs=1, max_batches=0)
+    link, batch = config.link.settings(), train.batch_size
+    found = [
+        Row(name, split_round(*pieces.at(name), batch, train, link, (0, 0)))
+        for name in pieces.names
     ]
-    slots = {"sgd": int(config.train.momentum > 0)}.get(config.train.optimizer, 2)
-    batch = config.train.batch_size
-    peaks = [piece.peak_train_bytes(batch, slots) for piece in costs]
-    label_bytes = 1 if config.data.num_classes <= 2**8 else 2
-    found = []
-    for index, point in enumerate(points, start=1):
-        values = batch * math.prod(point.shape)
-        device, server = costs[:index], costs[index:]
-        exchange = Exchange(
-            device=_forward(device, batch),
-            bytes_up=4 * values + label_bytes * batch,
-            server=_forward(server, batch) + _backward(server, batch),
-            bytes_down=4 * values,
-        )
-        split = BatchWork((exchange,), _backward(device, batch))
-        work = ClientWork(batches=(split,), peak_bytes=sum(peaks[:index]))
-        found.append(Row(point.name, work))
-    whole = _forward(costs, batch) + _backward(costs, batch)
-    return [*found, Row(WHOLE, ClientWork(local=whole, peak_bytes=sum(peaks)))]
+    return [*found, Row(WHOLE, local_round(joined(pieces.costs), batch, train, (0, 0)))]
 
 
-def _forward(costs: Sequence[model_cost.Cost], batch: int) -> Compute:
-    flops = batch * sum(piece.flops_forward for piece in costs)
-    return Compute({"fp32": flops}, _traffic(costs, batch))
-
-
-def _backward(costs: Sequence[model_cost.Cost], batch: int) -> Compute:
-    flops = batch * sum(piece.flops_backward for piece in costs)
-    return Compute({"fp32": flops}, 2 * _traffic(costs, batch))
-
-
-def _traffic(costs: Sequence[model_cost.Cost], batch: int) -> float:
-    kept = sum(piece.fixed_activation_bytes + batch * piece.activation_bytes for piece in costs)
-    return traffic_bytes(kept, sum(piece.model_bytes for piece in costs))
-
-
-def choice(overrides: Sequence[str]) -> tuple[Choice, list[str]]:
-    """Take ``fleet=`` and ``fleet.objective=`` out of the overrides; return them and the rest.
+def population(config: Config) -> Population:
+    """Return the fleet's devices and links.
 
     Raises:
-        ValueError: no such fleet, objective or key.
+        ValueError: the fleet is a trace, which has no classes.
     """
-    population, objective, rest = "mobile", OBJECTIVES[0], []
-    for text in overrides:
-        key, _, value = text.partition("=")
-        if key == "fleet":
-            population = value
-        elif key == "fleet.objective":
-            objective = value
-        elif key.startswith("fleet."):
-            raise ValueError(f"{key}: has no meaning here; app.plan reads fleet, fleet.objective")
-        else:
-            rest.append(text)
-    if objective not in OBJECTIVES:
-        raise ValueError(f"fleet.objective={objective}: takes {', '.join(OBJECTIVES)}")
-    return Choice(tables().population(population), objective), rest
+    if config.fleet.population is None:
+        raise ValueError(f"fleet={config.fleet.name}: app.plan takes one of tables, not a trace")
+    return tables().population(config.fleet.population)
 
 
-def table(found: Sequence[Row], chosen: Choice, link: Link, server: Device) -> Table:
+def table(
+    found: Sequence[Row], chosen: Population, objective: str, link: Link, server: Device
+) -> Table:
     """One link's table."""
-    devices = [tables().device(name) for name in chosen.population.devices]
+    devices = [tables().device(name) for name in chosen.devices]
     printed = Table(title=f"{link.name}: {link.down_mbps:g} Mbit/s down, {link.up_mbps:g} up")
     printed.add_column("cut")
     printed.add_column("MiB", justify="right")
@@ -130,7 +79,7 @@ def table(found: Sequence[Row], chosen: Choice, link: Link, server: Device) -> T
         printed.add_column(f"{device.name}\ns", justify="right")
         printed.add_column("\nJ", justify="right")
     works = [row.work for row in found if row.name != WHOLE]
-    best = [choose_cut(works, device, link, server, chosen.objective) for device in devices]
+    best = [choose_cut(works, device, link, server, objective) for device in devices]
     for index, row in enumerate(found):
         cells: list[Text | str] = [Text(row.name), f"{row.work.peak_bytes / 2**20:,.1f}"]
         for device, best_index in zip(devices, best, strict=True):
@@ -148,19 +97,19 @@ def main(overrides: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        chosen, rest = choice(overrides)
-        config = compose(rest)
-        found = rows(config)
-    except ValueError as error:
+        has_fleet = any(text.startswith("fleet=") for text in overrides)
+        config = compose([*([] if has_fleet else ["fleet=mobile"]), *overrides])
+        chosen, found = population(config), rows(config)
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    server = tables().device(chosen.population.server)
+    server = tables().device(chosen.server)
     console = Console()
     if not console.is_terminal:
-        width = max(len(row.name) for row in found) + 40 * len(chosen.population.devices)
+        width = max(len(row.name) for row in found) + 40 * len(chosen.devices)
         console = Console(width=width + 40)
-    for name in chosen.population.links:
-        console.print(table(found, chosen, tables().link(name), server))
+    for name in chosen.links:
+        console.print(table(found, chosen, config.fleet.objective, tables().link(name), server))
     return 0
 
 

@@ -5,6 +5,8 @@ import json
 import logging
 import platform
 import time
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,20 @@ from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save_file
 from torch import nn
 
-from app import experiment, messages
-from app.config import Config, config_hash, from_run_config, relevant
+from app import experiment, messages, runtime
+from app.config import Config, config_hash, explain, from_run_config, relevant
 from models.cost import cost
-from strategies.base import FederatedStrategy
+from strategies.base import FederatedStrategy, wait_for_nodes
 from strategies.checkpoint import Checkpoint, Checkpoints
 from tracking.jsonl import JsonlSink
-from tracking.progress import ProgressSink
+from tracking.progress import ProgressSink, Show
 from tracking.record import Sink
 from tracking.summary import summarise
-from tracking.wandb_sink import WandbSink
+from tracking.wandb_sink import WandbSink, check_online
 
 EVALUATION_BATCH = 500
+NODES_TIMEOUT_S = 300.0
+SIMULATED_S = 3.0  # Flower makes its simulated nodes while the ServerApp starts
 
 log = logging.getLogger(__name__)
 app = ServerApp()
@@ -34,21 +38,70 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run under `flwr run`: ``overrides`` is a command line, ``output`` an absolute folder.
+    """Run under `flwr run`; docs/FLOWER.md says how.
 
     Raises:
-        ValueError: ``output`` is not an absolute path. Flower starts apps in a folder of its own.
+        ValueError: the run cannot start, and nothing was written; one line says why. An exception
+            alone makes Flower count a run as failed: sys.exit would not.
     """
-    config = from_run_config(context.run_config)
-    output = Path(str(context.run_config.get("output") or ""))
-    if not output.is_absolute():
-        raise ValueError(f"output={str(output)!r}: takes an absolute folder to write the run to")
-    experiment.check_network(config)
-    run(config, grid, output)
+    try:
+        config, folder = prepare(grid, context.run_config)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").unlink(missing_ok=True)
+    except (ValueError, OSError, RuntimeError) as error:
+        log.error("error: %s", explain(error))
+        raise ValueError(explain(error)) from None
+    try:
+        run(config, grid, folder)
+    except Exception as error:
+        log.error("error: %s", explain(error))
+        if not isinstance(error, FolderTakenError):  # what is there is not ours to mark
+            (folder / "error.txt").write_text(traceback.format_exc())
+        raise
+
+
+def prepare(grid: Grid, run_config: Mapping[str, Any]) -> tuple[Config, Path]:
+    """Check all that can be checked beforehand, and wait for the nodes; writes nothing.
+
+    Args:
+        grid: where the clients are.
+        run_config: ``overrides`` is a command line, ``output`` an absolute folder (Flower starts
+            apps in a folder of its own), ``nodes_timeout_s`` how long to wait for SuperNodes.
+
+    Raises:
+        ValueError: something in the run's configuration is wrong; names the key.
+        FileNotFoundError: the data are not there.
+        RuntimeError: too few nodes came.
+    """
+    output = str(run_config.get("output", ""))
+    if not Path(output).is_absolute():
+        raise ValueError(f"output={output!r}: takes an absolute folder to write the run to")
+    timeout_s = run_config.get("nodes_timeout_s", NODES_TIMEOUT_S)
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or timeout_s < 0:
+        raise ValueError(f"nodes_timeout_s={timeout_s!r}: takes seconds, 0 or more")
+    config = from_run_config(run_config)
+    is_simulated = runtime.is_simulated(grid)
+    if experiment.strategy_class(config).needs_colocation and not is_simulated:
+        raise ValueError(
+            f"strategy={config.strategy['name']}: cannot run on SuperNodes: its server half runs "
+            "beside each client and would leave the server; python main.py and Flower's simulation "
+            "run it"
+        )
+    experiment.check(config)
+    check_online(config.tracker.wandb)
+    claim(Path(output), config)
+    try:
+        wait_for_nodes(grid, config.clients.total, SIMULATED_S if is_simulated else timeout_s)
+    except (ValueError, RuntimeError) as error:
+        if not is_simulated:
+            raise
+        hint = f'--federation-config "num-supernodes={config.clients.total}"'
+        raise ValueError(f"{error}; {hint} simulates as many as are needed") from error
+    return config, Path(output)
 
 
 def run(
-    config: Config, grid: Grid, folder: Path, label: str = "", group: str = ""
+    config: Config, grid: Grid, folder: Path, group: str = "", show: Show = ProgressSink
 ) -> dict[str, Any]:
     """Run one experiment and return its summary.
 
@@ -56,8 +109,8 @@ def run(
         config: a validated configuration.
         grid: where the clients are.
         folder: the run's folder; DESIGN section 4 says what it will hold.
-        label: shown beside the progress.
         group: the sweep that this run is part of, for wandb.
+        show: makes what shows the progress.
 
     Raises:
         FolderTakenError: the folder holds another run, or one that is not to be continued.
@@ -78,7 +131,7 @@ def run(
     sinks: list[Sink] = [
         JsonlSink(folder, done),
         WandbSink(config.tracker.wandb, folder, identity(config), group, done),
-        ProgressSink(config.rounds, label, done),
+        show(config.rounds, done),
     ]
     summary = None
     try:
@@ -135,12 +188,11 @@ def claim(folder: Path, config: Config) -> Checkpoint | None:
             configuration; names the differing keys.
     """
     path = folder / "config.json"
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:  # killed in the moment of taking it
         return None
     if not config.resume:
         raise FolderTakenError(
-            f"hydra.run.dir={folder}: holds a run already; resume=true continues it, another "
-            "folder starts anew"
+            f"{folder}: holds a run already; resume=true continues it, another folder starts anew"
         )
     mine = identity(config)
     theirs = json.loads(path.read_text())
@@ -166,12 +218,14 @@ def take(folder: Path, config: Config) -> None:
         FolderTakenError: another process took it a moment ago.
     """
     path = folder / "config.json"
-    if not path.exists():
+    if path.exists():
+        write_json(path, identity(config))
+    else:
         try:
-            path.open("x").close()
+            with path.open("x") as file:
+                file.write(json.dumps(identity(config), indent=2) + "\n")
         except FileExistsError as error:
-            raise FolderTakenError(f"hydra.run.dir={folder}: another run just took it") from error
-    write_json(path, identity(config))
+            raise FolderTakenError(f"{folder}: another run just took it") from error
     for name in ("summary.json", "model.safetensors"):
         (folder / name).unlink(missing_ok=True)
 

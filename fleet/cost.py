@@ -77,8 +77,17 @@ def choose_cut(
     Raises:
         ValueError: no such objective.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"fleet.objective={objective}: takes {', '.join(OBJECTIVES)}")
+    check_objective(objective)
     costs = [cost(work, device, link, server, rule, participants) for work in works]
     fitting = [index for index, found in enumerate(costs) if found.fits]
     return min(fitting, key=lambda index: getattr(costs[index], objective), default=None)
+
+
+def check_objective(objective: str) -> None:
+    """Refuse what is no objective.
+
+    Raises:
+        ValueError: names fleet.objective.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"fleet.objective={objective}: takes {', '.join(OBJECTIVES)}")

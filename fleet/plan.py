@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fleet.availability import Always, Availability
+from fleet.availability import Always, Availability, Traced
 from fleet.clock import Rule
+from fleet.cost import check_objective
 from fleet.devices import Device
 from fleet.phases import Phases, phases
 from fleet.population import Client, jitter
@@ -85,6 +86,11 @@ class Fleet:
     def __post_init__(self) -> None:
         if not self.deadline_s > 0:
             raise ValueError(f"fleet.deadline_s={self.deadline_s}: takes a positive number or null")
+        if isinstance(self.availability, Traced) and math.isinf(self.deadline_s):
+            raise ValueError(
+                "fleet.deadline_s=null: takes a number where availability is a trace; a round that "
+                "nobody attends would last no time, and the next would find nobody again"
+            )
         jitter(self.jitter, 0, 0, 0)  # checks itself
 
     def phases(self, works: Mapping[int, ClientWork]) -> dict[int, Phases]:
@@ -94,6 +100,38 @@ class Fleet:
             for partition, work in works.items()
             if (client := self.clients.get(partition)) is not None
         }
+
+    def best(self, choices: Sequence[Mapping[int, ClientWork]], rule: Rule, objective: str) -> int:
+        """Return the index of the choice that costs least where all clients must have the same.
+
+        That for which most clients have the memory; of those the one whose round is over first, or
+        takes the least energy.
+
+        Args:
+            choices: each client's round, for each choice.
+            rule: how clients and server take turns.
+            objective: ``seconds`` or ``joules``.
+
+        Raises:
+            ValueError: no such objective.
+        """
+        check_objective(objective)
+
+        def rank(works: Mapping[int, ClientWork]) -> tuple[int, float]:
+            parts = list(self.phases(works).values())
+            fitting = [part for part in parts if part.fits]
+            turns = [turn for turn in rule(fitting, math.inf) if turn is not None]
+            if objective == "seconds":
+                price = max((turn.end_s for turn in turns), default=0.0)
+            else:
+                price = sum(
+                    part.joules(turn.end_s - turn.begin_s)
+                    for part, turn in zip(fitting, turns, strict=True)
+                )
+            return len(parts) - len(fitting), price
+
+        ranks = [rank(works) for works in choices]
+        return ranks.index(min(ranks))
 
     def plan(
         self,

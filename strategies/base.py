@@ -87,10 +87,11 @@ class FederatedStrategy(FedAvg):
 
     # Keys and groups of the configuration that the method reads beyond the common ones.
     reads: ClassVar[tuple[str, ...]] = ()
-    # Whether clients must run where the server is: its half of a cut network is beside theirs.
-    needs_colocation: ClassVar[bool] = False
     # Bit width where quant.bits is null.
     default_bits: ClassVar[int] = 32
+    # Whether the server half runs beside each client: then not on SuperNodes, where it would leave
+    # the server.
+    needs_colocation: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -452,15 +453,7 @@ class FederatedStrategy(FedAvg):
             RuntimeError: a node answers with an error, too few nodes come, or nobody has data.
         """
         self.nodes, self.num_examples = {}, {}
-        deadline = time.monotonic() + timeout
-        while len(ids := sorted(grid.get_node_ids())) < (self.num_clients or 1):
-            if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"clients.total={self.num_clients}: only {len(ids)} nodes came in {timeout} s"
-                )
-            time.sleep(1)
-        if self.num_clients is not None and len(ids) > self.num_clients:
-            raise ValueError(f"clients.total={self.num_clients}: there are {len(ids)} nodes")
+        ids = wait_for_nodes(grid, self.num_clients, timeout)
         sent = self._construct_messages(RecordDict(), ids, MessageType.QUERY)
         for reply in grid.send_and_receive(sent, timeout=timeout):
             node = reply.metadata.src_node_id
@@ -471,7 +464,7 @@ class FederatedStrategy(FedAvg):
                 )
             partition, num_examples = messages.read_introduction(reply)
             if self.nodes.setdefault(partition, node) != node:
-                raise ValueError(f"two nodes hold partition {partition}")
+                raise ValueError(f"two nodes hold partition {partition}; each needs one of its own")
             self.num_examples[partition] = num_examples
         silent = sorted(set(ids) - set(self.nodes.values()))
         if silent:
@@ -509,6 +502,33 @@ class FederatedStrategy(FedAvg):
         if update is None:
             return Outcome(partition, num_examples, bytes_down, error=error)
         return Outcome(partition, num_examples, update.work.bytes_down, update, state)
+
+
+def wait_for_nodes(grid: Grid, num_clients: int | None, timeout: float) -> list[int]:
+    """Return the ids of all nodes, once there is one for each client; says how many are there.
+
+    Args:
+        grid: where the nodes are.
+        num_clients: nodes to wait for; None takes those that are there, but at least one.
+        timeout: seconds to wait.
+
+    Raises:
+        ValueError: there are more nodes than clients.
+        RuntimeError: too few nodes came in time.
+    """
+    needed, deadline, said = num_clients or 1, time.monotonic() + timeout, -1
+    while len(ids := sorted(grid.get_node_ids())) < needed:
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"clients.total={num_clients}: only {len(ids)} nodes came in {timeout:g} s"
+            )
+        if len(ids) != said:  # a warning, because Flower shows nothing below
+            log.warning("waiting for nodes: %d of %d are there", len(ids), needed)
+            said = len(ids)
+        time.sleep(1)
+    if num_clients is not None and len(ids) > num_clients:
+        raise ValueError(f"clients.total={num_clients}: there are {len(ids)} nodes")
+    return ids
 
 
 def check_shapes(state: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:

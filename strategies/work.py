@@ -7,12 +7,49 @@ layers are real numbers. A step of the optimizer, quantizing and coding are not 
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
 
 from fleet.work import BatchWork, ClientWork, Compute, Exchange, traffic_bytes
-from models.cost import FULL_PRECISION_BITS, Cost
+from models.cost import FULL_PRECISION_BITS, Cost, cost, joined
+from models.split import cut_many, cut_points
 from quant.codec import LinkSettings
 from strategies.link import label_bytes, there_and_back
 from strategies.local import LocalTraining, batch_sizes
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A network cut at every cut point at once, and what each piece costs.
+
+    Attributes:
+        names: of the cut points, in execution order.
+        costs: one more than there are cut points.
+    """
+
+    names: list[str]
+    costs: list[Cost]
+
+    @staticmethod
+    def of(model: nn.Module, input_shape: tuple[int, ...]) -> "Pieces":
+        """Cut ``model``, whose samples are of ``input_shape``, everywhere."""
+        points = cut_points(model, input_shape)
+        names = [point.name for point in points]
+        parts = cut_many(model, names, input_shape, check=False) if points else (model,)
+        shapes = [input_shape, *(point.shape for point in points)]
+        costs = [
+            cost(part, shape, input_grad=index > 0)
+            for index, (part, shape) in enumerate(zip(parts, shapes, strict=True))
+        ]
+        return Pieces(names, costs)
+
+    def at(self, cut: str, tail: str = "") -> tuple[list[Cost], Cost]:
+        """What the device's parts and the server's part cost, cut at ``cut`` and ``tail``."""
+        begin = self.names.index(cut) + 1
+        end = self.names.index(tail) + 1 if tail else len(self.costs)
+        last = [joined(self.costs[end:])] if tail else []
+        return [joined(self.costs[:begin]), *last], joined(self.costs[begin:end])
 
 
 def batch_runs(num_examples: int, settings: LocalTraining) -> Iterator[tuple[int, int]]:
@@ -21,22 +58,22 @@ def batch_runs(num_examples: int, settings: LocalTraining) -> Iterator[tuple[int
         yield size, len(list(alike))
 
 
-def forward(cost: Cost, batch_size: int) -> Compute:
+def forward(part: Cost, batch_size: int) -> Compute:
     """A forward pass of one batch."""
     flops: dict[str, float] = {}
-    for layer in cost.layers:
+    for layer in part.layers:
         bits = max(layer.weight_bits, layer.input_bits)
         name = "fp32" if bits >= FULL_PRECISION_BITS else f"int{bits}"
         flops[name] = flops.get(name, 0.0) + 2.0 * layer.macs * batch_size
-    rest = cost.flops_forward * batch_size - sum(flops.values())  # products outside of layers
+    rest = part.flops_forward * batch_size - sum(flops.values())  # products outside of layers
     flops["fp32"] = flops.get("fp32", 0.0) + max(0.0, rest)
-    return Compute(flops, _traffic(cost, batch_size))
+    return Compute(flops, _traffic(part, batch_size))
 
 
-def backward(cost: Cost, batch_size: int) -> Compute:
+def backward(part: Cost, batch_size: int) -> Compute:
     """A backward pass of one batch, which moves twice what the forward pass does."""
-    flops = {"fp32": float(cost.flops_backward * batch_size)}
-    return Compute(flops, 2 * _traffic(cost, batch_size))
+    flops = {"fp32": float(part.flops_backward * batch_size)}
+    return Compute(flops, 2 * _traffic(part, batch_size))
 
 
 def peak_bytes(parts: Sequence[Cost], settings: LocalTraining) -> int:
@@ -46,14 +83,14 @@ def peak_bytes(parts: Sequence[Cost], settings: LocalTraining) -> int:
 
 
 def local_round(
-    cost: Cost, num_examples: int, settings: LocalTraining, model_bytes: tuple[int, int]
+    network: Cost, num_examples: int, settings: LocalTraining, model_bytes: tuple[int, int]
 ) -> ClientWork:
     """A round without a cut: model down, training, model up."""
     total = Compute()
     for size, count in batch_runs(num_examples, settings):
-        total += (forward(cost, size) + backward(cost, size)) * count
+        total += (forward(network, size) + backward(network, size)) * count
     down, up = model_bytes
-    return ClientWork(down, total, (), up, peak_bytes([cost], settings))
+    return ClientWork(down, total, (), up, peak_bytes([network], settings))
 
 
 def split_round(
@@ -100,5 +137,6 @@ def _split_batch(
     return BatchWork(exchanges, back, count)
 
 
-def _traffic(cost: Cost, batch_size: int) -> float:
-    return traffic_bytes(cost.activation_bytes * batch_size, cost.model_bytes)
+def _traffic(part: Cost, batch_size: int) -> float:
+    kept = part.fixed_activation_bytes + part.activation_bytes * batch_size
+    return traffic_bytes(kept, part.model_bytes)

@@ -39,9 +39,9 @@ def test_output_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fixed: 85.73 Mbit/s down" in printed
     assert printed.count("*") == 2 * 4  # a best cut for each link and device
     for overrides, message in (
-        (["fleet=x"], "error: fleet=x: takes uniform, flagship, mobile, iot"),
+        (["fleet=x"], "error: fleet=x: takes flagship, iot, mobile, trace, uniform"),
         (["fleet.objective=x"], "error: fleet.objective=x: takes seconds, joules"),
-        (["fleet.deadline_s=3"], "error: fleet.deadline_s: has no meaning here"),
+        (["fleet=trace"], "error: fleet=trace: takes either fleet.population or fleet.capacity"),
         (["model=nothing"], "error: model=nothing: takes cnn, "),
     ):
         assert plan.main(overrides) == 1

@@ -97,7 +97,7 @@ def test_the_absent_and_the_unfit_take_no_share_of_the_server() -> None:
     assert statuses(found) == ["ok", "unfit", "ok"]
     assert found.sim_s == 36  # two share it
     traced = Traced({0: Intervals(((0, 5),), 10), 1: Intervals(((5, 9),), 10)})
-    found = plan(Fleet(FAST_AND_SLOW, SERVER, availability=traced), SPLIT)
+    found = plan(Fleet(FAST_AND_SLOW, SERVER, availability=traced, deadline_s=99), SPLIT)
     assert statuses(found) == ["ok", "absent", "absent"]
     assert found.sim_s == 28
     assert [member.reason for member in found.members[1:]] == [
@@ -151,5 +151,7 @@ def test_impossible_deadlines_are_refused() -> None:
     for wrong in (0, -1, float("nan")):
         with pytest.raises(ValueError, match=r"fleet\.deadline_s="):
             Fleet({}, SERVER, deadline_s=wrong)
+    with pytest.raises(ValueError, match=r"fleet\.deadline_s=null: takes a number where"):
+        Fleet({}, SERVER, availability=Traced())
     with pytest.raises(ValueError, match=r"fleet\.jitter="):
         Fleet({}, SERVER, jitter=-1)
