@@ -140,7 +140,7 @@ class Hierarchical(Chain):
         self.outage = Outage.of(outage)
         self.evaluate_clients = evaluate_clients
         self._exit_width = exit_width
-        self._exit_name = ""
+        self._name = ""
         self._exit: ExitSpec | None = None
         self._own: dict[int, Arrays] = {}  # partition id → its half, where it has been alone
         self._alone: list[int] = []  # who trained in the latest round, if that had no network
@@ -162,11 +162,11 @@ class Hierarchical(Chain):
         except ValueError as error:
             key = "" if str(error).startswith("strategy.") else f"split.cut={split.cut}: "
             raise ValueError(f"{key}{error}") from error
-        self._exit_name = exit_name(whole)
+        self._name = exit_name(whole)
         head = exit_head(self._exit, derive_seed(self.seed, "exit"))
         joined = copy.deepcopy(whole)
-        joined.add_module(self._exit_name, head)
-        names = (f"{self._exit_name}.{name}" for name in head.state_dict())
+        joined.add_module(self._name, head)
+        names = (f"{self._name}.{name}" for name in head.state_dict())
         self._names[split] |= frozenset(names)
         return FederatedStrategy.prepare(self, joined, input_shape)
 
@@ -212,9 +212,16 @@ class Hierarchical(Chain):
 
     def client_config(self) -> dict[str, bool | int | float | str]:
         """Also the exit, and when there is no network."""
-        assert self._exit is not None, "prepare() comes first"
-        own = messages.pack_settings(exit=self._exit, outage=self.outage)
+        own = messages.pack_settings(exit=self.spec_of_exit(), outage=self.outage)
         return super().client_config() | own
+
+    def _work(self, device: Sequence[Cost], server: Cost, samples: int) -> ClientWork:
+        """What a round takes at a cut that is not chosen yet."""
+        (part,) = device
+        spec = ExitSpec.of(part.output_shape, server.output_shape[-1], self._exit_width)
+        head = cost(exit_head(spec, 0), part.output_shape, input_grad=True)
+        sent = part.model_bytes + head.model_bytes
+        return hierarchical_round(part, head, server, samples, self.train, self.link, (sent, sent))
 
     def crosses(self, partition: int) -> frozenset[str] | None:
         """The device's part and its exit; nothing where there is no network."""
@@ -235,8 +242,9 @@ class Hierarchical(Chain):
     # A round ------------------------------------------------------------------------------------
 
     def order(self, chosen: Sequence[int], server_round: int) -> list[int]:
-        """A random order, drawn by seed and round."""
-        return shuffled(chosen, self.seed, server_round)
+        """A random order, drawn by seed and round, where they share the cloud's part."""
+        is_chain = self.server_half == SHARED
+        return shuffled(chosen, self.seed, server_round) if is_chain else list(chosen)
 
     def handed_on(self, name: str) -> bool:
         """The server's part is."""
@@ -256,7 +264,7 @@ class Hierarchical(Chain):
             self._is_cut, self._phases = is_cut, {}  # a round takes less without network
         if is_cut:
             sent = list(self.configure_train(server_round, arrays, config, grid))
-            outcomes = self.exchange(grid, sent, timeout)
+            outcomes = sorted(self.exchange(grid, sent, timeout), key=lambda o: o.partition)
             report_failures(server_round, outcomes)
         elif self.server_half == SHARED:
             arrays, outcomes = super().train_round(grid, server_round, arrays, config, timeout)
@@ -304,22 +312,30 @@ class Hierarchical(Chain):
 
     def edge(self, arrays: Mapping[str, Tensor]) -> nn.Module:
         """The network that the device has: its part and its exit, (B, …) → (B, classes)."""
-        assert self._exit is not None, "prepare() comes first"
-        part, head = self._halves[self.split_of(0)].device[0], exit_head(self._exit, 0)
-        load_arrays(part, {name: arrays[name] for name in part.state_dict()})
-        load_arrays(head, exit_arrays(arrays, self._exit_name, head))
-        return nn.Sequential(part, head)
+        tiers = self.tiers(arrays)
+        return nn.Sequential(tiers.halves.device[0], tiers.exit)
+
+    def tiers(self, arrays: Mapping[str, Tensor]) -> "Tiers":
+        """Both parts and the exit, with these arrays of the global model."""
+        tiers = Tiers(self._halves[self.split_of(0)], exit_head(self.spec_of_exit(), 0), self._name)
+        tiers.load(arrays)
+        return tiers
+
+    def spec_of_exit(self) -> ExitSpec:
+        """What the exit is made of."""
+        self.whole_model()  # says if prepare() is missing
+        assert self._exit is not None
+        return self._exit
 
     def costs(self) -> dict[Split, tuple[list[Cost], Cost]]:
         """What the device's part and its exit cost, and what the cloud's part does.
 
         The backward pass goes through the exit into the device's part, and ends in the cloud's.
         """
-        assert self._exit is not None, "prepare() comes first"
         for split, parts in self._halves.items():
             if split not in self._costs:
                 device = cost(parts.device[0], self.input_shape)
-                head = cost(exit_head(self._exit, 0), device.output_shape, input_grad=True)
+                head = cost(exit_head(self.spec_of_exit(), 0), device.output_shape, input_grad=True)
                 self._costs[split] = [device, head], cost(parts.server, device.output_shape)
         return self._costs
 
@@ -334,11 +350,6 @@ def edge_train_loss(outcomes: Sequence[Outcome]) -> float:
     updates = [outcome.update for outcome in outcomes if outcome.update is not None]
     total = sum(update.num_examples for update in updates)
     return sum(update.metrics[EDGE_LOSS] * update.num_examples for update in updates) / total
-
-
-def exit_arrays(arrays: Mapping[str, Tensor], name: str, head: nn.Module) -> dict[str, Tensor]:
-    """Return the exit's own arrays, under the names they have in it."""
-    return {own: arrays[f"{name}.{own}"] for own in head.state_dict()}
 
 
 # The client half ----------------------------------------------------------------------------------
@@ -357,6 +368,13 @@ class Tiers:
     halves: Halves
     exit: ExitHead
     name: str
+
+    def load(self, arrays: Mapping[str, Tensor]) -> None:
+        """Copy the global model's arrays into the parts and the exit."""
+        for part in self.halves.parts:
+            load_arrays(part, {name: arrays[name] for name in part.state_dict()})
+        own = {name: arrays[f"{self.name}.{name}"] for name in self.exit.state_dict()}
+        load_arrays(self.exit, own)
 
 
 def prepare(model: nn.Module, config: Mapping[str, Any]) -> Tiers:
@@ -381,9 +399,7 @@ def train(
     is_cut = unpack_settings(config, "outage", Outage).is_now(streams.seed, streams.server_round)
     link = Link(unpack_settings(config, "link", LinkSettings), streams.generator("link.up"))
     device, server = model.halves.parts
-    for part in (device, server):
-        load_arrays(part, {name: arrays[name] for name in part.state_dict()})
-    load_arrays(model.exit, exit_arrays(arrays, model.name, model.exit))
+    model.load(arrays)
     cloud = None if is_cut else Cloud(server, settings, split.server_lr or settings.lr, link)
     edge_loss, loss = train_tiers(device, model.exit, cloud, link, data, settings, streams)
     state = {**device.state_dict(), **server.state_dict()}
