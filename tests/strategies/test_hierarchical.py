@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_same_arrays, assert_same_run, rounds, simulate, small
+from conftest import FAULTS, assert_same_arrays, assert_same_run, rounds, simulate, small
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
@@ -242,7 +242,7 @@ def test_many_devices_keep_their_halves_until_the_network_is_back(tmp_path) -> N
     before, after = (load_file(tmp_path / run / "model.safetensors") for run in "12")
     assert_same_arrays(before, after)  # nothing reached the server
     client = Client(*chosen)
-    chosen_now = client.server.fleet and sorted(
+    chosen_now = sorted(
         row["partition"]
         for row in map(json.loads, (tmp_path / "2" / "clients.jsonl").open())
         if row["round"] == 2
@@ -277,6 +277,47 @@ def test_outages_are_drawn_by_the_seed() -> None:
     assert [r for r in range(1, 20) if Outage.of([1, 11]).is_now(0, r)] == [1, 11]
     assert not any(Outage.of(0).is_now(0, r) for r in range(100))
     assert all(Outage.of(1).is_now(0, r) for r in range(100))
+
+
+# Failures -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faults():
+    yield lambda text: FAULTS.write_text(text)
+    FAULTS.write_text("")
+
+
+@pytest.mark.parametrize("outage", ["[]", "[1]"])
+@pytest.mark.parametrize("server_half", ["shared", "replicated"])
+def test_who_fails_has_no_part(server_half, outage, faults, tmp_path) -> None:
+    """The run equals one in which those clients were not drawn, with and without network."""
+    chosen = (
+        STRATEGY, "strategy._target_=tests.strategies.faulty_hierarchical.Faulty", "rounds=2",
+        f"strategy.server_half={server_half}", f"strategy.outage={outage}",
+    )  # fmt: skip
+    faults("1 late\n4 late")
+    simulate(tmp_path / "faulty", *chosen)
+    faults("1 skip\n4 skip")
+    simulate(tmp_path / "absent", *chosen)
+    assert_same_arrays(
+        load_file(tmp_path / "faulty" / "model.safetensors"),
+        load_file(tmp_path / "absent" / "model.safetensors"),
+    )
+    assert [row["num_failed"] for row in rounds(tmp_path / "faulty")] == [2, 2]
+
+
+@pytest.mark.parametrize("outage", ["[]", "[1]"])
+def test_all_clients_failing_ends_the_run(outage, faults, tmp_path) -> None:
+    faults("\n".join(f"{partition} late" for partition in range(6)))
+    target = "strategy._target_=tests.strategies.faulty_hierarchical.Faulty"
+    with pytest.raises(RuntimeError, match="all 6 clients failed; ArithmeticError"):
+        simulate(tmp_path, STRATEGY, target, f"strategy.outage={outage}")
+
+
+def test_nobody_there_is_no_failure(tmp_path) -> None:
+    simulate(tmp_path, STRATEGY, "fleet.availability=0.0", "strategy.outage=[2]")
+    assert [(row["num_clients"], row["link_cut"]) for row in rounds(tmp_path)] == [(0, 0), (0, 1)]
 
 
 # The clock ----------------------------------------------------------------------------------------
