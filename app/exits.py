@@ -30,7 +30,8 @@ from fleet.devices import tables
 from fleet.phases import compute_seconds, transfer_seconds
 from models.exits import Point, Price, by_confidence
 from quant.codec import LinkSettings
-from strategies.hierarchical import Hierarchical, Tiers
+from strategies.hierarchical import Hierarchical
+from strategies.hierarchical_learning import Tiers
 from strategies.link import Link, label_bytes
 from strategies.work import forward
 

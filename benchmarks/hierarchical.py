@@ -16,6 +16,7 @@ fleet/tables (docs/FLEET.md).
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -159,6 +160,26 @@ def table(
     return printed
 
 
+def highest_rate(cut: Cut, network: Cost, device: Device, target: float) -> float | None:
+    """Highest uplink rate, Mbit/s, at which ``target`` is saved against fp32 inputs each epoch.
+
+    By bisection between 1 kbit/s and 10 Gbit/s: savings fall with the rate. None if at none.
+    """
+
+    def reaches(mbps: float) -> bool:
+        clock = Clock(device, mbps)
+        seconds = clock.seconds(cut.epoch(LinkSettings()))
+        return saved(seconds, clock.baseline(network, "fp32, each epoch", 1)) >= target
+
+    low, high = 1e-3, 1e4
+    if not reaches(low):
+        return None
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if reaches(middle) else (low, middle)
+    return low
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="jetson_nano", choices=sorted(tables().devices))
@@ -177,6 +198,12 @@ def main() -> None:
                     title = f"{name} on {device.name}, {rule.__name__}, z as {codec}, {what}"
                     printed = table(title, choices, network, device, rule, codec, chosen.epochs)
                     console.print(printed)
+        title = f"{name} cut after {CUTS[name]}: {PAPER[name]:.0%} less than fp32 each epoch, up to"
+        limits = Table("device", "Mbit/s", title=title)
+        for row in tables().devices.values():
+            rate = highest_rate(fixed[0], network, row, PAPER[name])
+            limits.add_row(row.name, "–" if rate is None else f"{rate:.3g}")
+        console.print(limits)
 
 
 if __name__ == "__main__":

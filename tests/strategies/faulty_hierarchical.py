@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from strategies import hierarchical
-from strategies.hierarchical import Hierarchical, Tiers
+from strategies.hierarchical import Hierarchical
+from strategies.hierarchical_learning import Tiers
 from strategies.local import ClientData, Streams, Update
 from tests.strategies.faulty_split import Skipping, faults
 

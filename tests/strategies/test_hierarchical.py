@@ -19,7 +19,7 @@ from fleet.devices import tables
 from quant.codec import LinkSettings
 from strategies import hierarchical
 from strategies.aggregate import mean
-from strategies.hierarchical import Cloud, Outage, train_tiers
+from strategies.hierarchical_learning import Cloud, Outage, train_tiers
 from strategies.link import Link
 from strategies.local import LocalTraining, Streams, samples, train_epochs
 from tests.strategies.test_split_methods import DEVICE, NETWORK, SAMPLES
