@@ -1,4 +1,4 @@
-"""What the clients of hierarchical training do: train their part and its exit, and send what crosses.
+"""What clients of hierarchical training do: train their part and its exit, send what crosses.
 
     z = device(x)                          → z, labels →    loss = CE(cloud(z), y)
     loss_edge = CE(exit(z), y)                              cloud steps
