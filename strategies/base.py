@@ -17,7 +17,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -199,6 +199,10 @@ class FederatedStrategy(FedAvg):
         """Return what summary.json should say of the method's settings."""
         return {}
 
+    def round_extra(self) -> dict[str, float]:
+        """Return what every round's record should say, evaluated or not, of the latest round."""
+        return {}
+
     def client_config(self) -> dict[str, bool | int | float | str]:
         """Return the settings that travel to every client with each round."""
         proximal = {messages.PROXIMAL_MU: self.proximal_mu} if self.proximal_mu else {}
@@ -368,6 +372,7 @@ class FederatedStrategy(FedAvg):
             plan, wall_s = self._plan, time.perf_counter() - started
             self._now_s += plan.sim_s if plan else 0.0
             record = round_record(server_round, outcomes, metrics, wall_s, plan)
+            record = replace(record, extra={**record.extra, **self.round_extra()})
             records.append(record)
             for sink in sinks:
                 sink.round(record, client_records(server_round, outcomes, plan))

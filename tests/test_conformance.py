@@ -38,6 +38,11 @@ ROWS: dict[str, list[tuple[str, ...]]] = {
     ],
     "splitfed_v2": [(), ("link.up=sign", "link.down=sign", "model.norm=batch")],
     "splitfed_v3": [(), ("link.up=randtopk", "clients.per_round=4", "evaluate.clients=3")],
+    "hierarchical": [
+        (),
+        ("strategy.server_half=replicated", "strategy.exit_width=8", "link.up=int8"),
+        ("quant.bits=4", "quant.side=client", "link.up=randtopk", "model.norm=batch"),
+    ],
     "ushaped": [(), ("link.up=int8", "link.down=int2", "link.per_channel=true")],
 }
 CASES = [pytest.param(s, o, id=" ".join((s, *o))) for s, rows in ROWS.items() for o in rows]
