@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
 from strategies.aggregate import AVERAGES
 from strategies.local import LocalTraining
 from strategies.oqfl import WIRES
+from strategies.split_bottleneck import PruneSettings
 from strategies.split_learning import SIDES
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -136,6 +137,36 @@ class LinkConfig:
 
 
 @dataclass
+class PruneConfig:
+    """The bottleneck at the cut; None takes what the number of rounds suggests."""
+
+    ratio: float = 0.75
+    schedule: str = "grow"
+    importance: str = "l1"
+    rounds: int | None = None
+    stages: int = 4
+    frozen: bool = False
+    source: str | None = None
+    pretrain_rounds: int | None = None
+
+    def settings(self, rounds: int) -> PruneSettings:
+        """Return what the strategies take, in an experiment of ``rounds`` rounds."""
+        last = rounds if self.rounds is None else self.rounds
+        # Where nothing says how long: half of the way, or as little as the importance needs.
+        default = last // 2 if not self.source else int(self.importance == "taylor")
+        return PruneSettings(
+            ratio=self.ratio,
+            schedule=self.schedule,
+            importance=self.importance,
+            rounds=last,
+            stages=self.stages,
+            frozen=self.frozen,
+            source=self.source or "",
+            pretrain_rounds=default if self.pretrain_rounds is None else self.pretrain_rounds,
+        )
+
+
+@dataclass
 class EvaluateConfig:
     """When the server evaluates, and how many clients' halves where each has its own."""
 
@@ -193,6 +224,7 @@ class Config:
     quant: QuantConfig = field(default_factory=QuantConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
@@ -233,6 +265,8 @@ def from_omegaconf(node: DictConfig) -> Config:
     assert isinstance(config, Config)
     # Absolute before it goes to workers, which run in folders of their own.
     config.data.root = to_absolute_path(str(Path(config.data.root).expanduser()))
+    if config.prune.source is not None:
+        config.prune.source = to_absolute_path(str(Path(config.prune.source).expanduser()))
     validate(config)
     return config
 
@@ -319,6 +353,11 @@ def validate(config: Config) -> None:
     _one_of("quant.side", quant.side, SIDES)
     config.train.settings()  # checks itself
     config.link.settings()
+    config.prune.settings(config.rounds)
+    if config.prune.rounds is not None and config.prune.rounds > config.rounds:
+        raise ValueError(
+            f"prune.rounds={config.prune.rounds}: takes 1 to rounds={config.rounds}, or null for it"
+        )
 
 
 def _check_per_round(clients: ClientsConfig) -> None:
@@ -345,7 +384,7 @@ def _one_of(key: str, value: str, accepted: Sequence[str]) -> None:
 # Changing these does not change the results.
 _NOT_HASHED = ("name", "engine", "tracker", "checkpoint", "resume", "target_accuracy")
 # Keys and groups that only methods which say so read (`FederatedStrategy.reads`).
-_OPTIONAL = ("quant", "split", "link", "train.server_lr", "evaluate.clients")
+_OPTIONAL = ("quant", "split", "link", "prune", "train.server_lr", "evaluate.clients")
 
 
 def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
@@ -358,6 +397,8 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     assert isinstance(container, dict)
     flat = _flatten(container)
+    # What null stands for, because `rounds` itself may grow where a run is continued.
+    flat |= _flatten({"prune": asdict(config.prune.settings(config.rounds))})
     unread = {*_NOT_HASHED, "data.root"}
     unread |= {key for key in flat if is_under(key, _OPTIONAL) and not is_under(key, reads)}
     if config.data.partition != "dirichlet":

@@ -28,6 +28,8 @@ from models.build import build, check, check_batch_of_one, smallest_input
 from strategies.aggregate import AVERAGES
 from strategies.base import FederatedStrategy
 from strategies.local import ClientData
+from strategies.on_base import on_base
+from strategies.split_base import SplitStrategy
 
 
 def dataset(config: Config) -> Dataset:
@@ -104,13 +106,17 @@ def strategy_class(config: Config) -> type[FederatedStrategy]:
     name = str(config.strategy["_target_"]).rpartition(".")[2]
     found = getattr(method(config), name)
     assert isinstance(found, type) and issubclass(found, FederatedStrategy)
-    return found
+    if (base := config.strategy.get("base")) is None:
+        return found
+    assert issubclass(found, SplitStrategy)
+    return on_base(found, str(base))
 
 
 def strategy(config: Config) -> FederatedStrategy:
     """Return the server half, ready to start."""
     kind = strategy_class(config)
-    own = {k: v for k, v in config.strategy.items() if k not in ("_target_", "name", "average")}
+    general = ("_target_", "name", "average", "base")
+    own = {k: v for k, v in config.strategy.items() if k not in general}
     settings = {
         "quant.bits": ("spec", config.quant.spec(kind.default_bits)),
         "quant.wire": ("wire", config.quant.wire),
@@ -119,6 +125,7 @@ def strategy(config: Config) -> FederatedStrategy:
         "split.tail": ("tail", config.split.tail),
         "link": ("link", config.link.settings()),
         "train.server_lr": ("server_lr", config.train.server_lr),
+        "prune.ratio": ("prune", config.prune.settings(config.rounds)),
         "evaluate.clients": ("evaluate_clients", config.evaluate.clients),
     }
     own |= {name: value for key, (name, value) in settings.items() if key in kind.reads}

@@ -16,7 +16,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -140,6 +140,10 @@ class FederatedStrategy(FedAvg):
         """Return what summary.json should say of the method's settings."""
         return {}
 
+    def round_extra(self) -> dict[str, float]:
+        """Return what every round's record should say, evaluated or not, of the latest round."""
+        return {}
+
     def client_config(self) -> dict[str, bool | int | float | str]:
         """Return the settings that travel to every client with each round."""
         return messages.pack_settings(train=self.train)
@@ -250,6 +254,7 @@ class FederatedStrategy(FedAvg):
             is_due = server_round % self.evaluate_every == 0 or server_round == num_rounds
             metrics = evaluate_fn(server_round, arrays) if evaluate_fn and is_due else None
             record = round_record(server_round, outcomes, metrics, time.perf_counter() - started)
+            record = replace(record, extra={**record.extra, **self.round_extra()})
             records.append(record)
             for sink in sinks:
                 sink.round(record, [client_record(server_round, o) for o in outcomes])
