@@ -25,7 +25,7 @@ app = ClientApp()
 def query(message: Message, context: Context) -> Message:
     """Answer which partition this node holds and how many samples it has."""
     try:
-        partition = int(context.node_config["partition-id"])
+        partition = _partition(context)
         data = experiment.client_data(_config(_key(context.run_config)), partition)
     except Exception as error:
         return messages.error_reply(message, error)
@@ -38,7 +38,7 @@ def train(message: Message, context: Context) -> Message:
     torch.set_num_threads(1)
     try:
         run = _key(context.run_config)
-        partition = int(context.node_config["partition-id"])
+        partition = _partition(context)
         record, settings, server_round = messages.read_request(message)
         update = experiment.method(_config(run)).train(
             _model(run, _key({k: v for k, v in settings.items() if k != messages.ROUND})),
@@ -50,6 +50,17 @@ def train(message: Message, context: Context) -> Message:
     except Exception as error:
         return messages.error_reply(message, error)
     return messages.reply(message, update)
+
+
+def _partition(context: Context) -> int:
+    """Return which part of the data this node holds."""
+    given = str(context.node_config.get("partition-id", ""))
+    if not given.isdecimal():
+        raise ValueError(
+            f"node-config: partition-id={given or 'missing'}: takes the number of the node's part "
+            "of the data, from 0"
+        )
+    return int(given)
 
 
 def _key(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -25,16 +25,21 @@ from hydra.utils import to_absolute_path
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from app import fleets, sources
 from data.partition import SCHEMES
 from quant.codec import LinkSettings
 from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
 from strategies.aggregate import AVERAGES
 from strategies.local import LocalTraining
 from strategies.oqfl import WIRES
+from strategies.proximal import check_mu
+from strategies.server_optimizer import ServerSettings
 from strategies.split_bottleneck import PruneSettings
 from strategies.split_learning import SIDES
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+# Keys of ``model`` that are ours and not its constructor's; the last is found, not given.
+MODEL_KEYS = ("_target_", "weights", "replace_head", "weights_content")
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -58,6 +63,7 @@ class TrainConfig:
     weight_decay: float = MISSING
     max_batches: int | None = None
     server_lr: float | None = None  # of the server's half; None takes lr
+    augment: str = "none"
 
     def settings(self) -> LocalTraining:
         """Return what the strategies take."""
@@ -69,6 +75,7 @@ class TrainConfig:
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             max_batches=self.max_batches or 0,
+            augment=self.augment,
         )
 
 
@@ -77,14 +84,19 @@ class DataConfig:
     """A data source and its division; shape and num_classes are known before anything is loaded."""
 
     name: str = MISSING
-    source: str = MISSING  # module with load(root) and files(root)
-    shape: list[int] = MISSING
+    source: str = MISSING  # module; app.sources says what it has
+    shape: list[int] = MISSING  # [] and 0: found at data.path
     num_classes: int = MISSING
+    path: str | None = None
+    content: str = ""  # found at data.path; names what is there
+    options: dict[str, Any] = field(default_factory=dict)  # checked by the source
     root: str = "${oc.env:CUTBIT_DATA,${oc.env:HOME,/tmp}/.cache/cutbit}"
     partition: str = "iid"
     alpha: float = 0.5
     samples_per_client: int | None = None
     max_train: int | None = None
+    max_test: int | None = None
+    image_size: int | None = None  # images are brought to this height and width
 
 
 @dataclass
@@ -167,6 +179,27 @@ class PruneConfig:
 
 
 @dataclass
+class FleetConfig:
+    """What clients run on, when they are there, and how long a round may last."""
+
+    name: str = MISSING
+    population: str | None = None  # a row of fleet/tables/populations.yaml
+    capacity: str | None = None  # instead: a FedScale file of devices
+    device: str = "phone_mid"  # what such a file does not say: memory, power, latency
+    link: str = "wifi"
+    availability: Any = "always"  # always, a probability, diurnal, or a trace's path
+    by_id: bool = False  # whether partition i is the trace's client i; else drawn by seed
+    low: float = 0.1  # diurnal: probability at noon
+    high: float = 0.9  # diurnal: at midnight
+    spread_h: float = 3.0  # diurnal: over how many hours midnights are spread
+    deadline_s: float | None = None
+    over_select: float = 1.0
+    jitter: float = 0.0
+    tails: bool = False
+    objective: str = "seconds"
+
+
+@dataclass
 class EvaluateConfig:
     """When the server evaluates, and how many clients' halves where each has its own."""
 
@@ -225,6 +258,7 @@ class Config:
     split: SplitConfig = field(default_factory=SplitConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
@@ -267,8 +301,23 @@ def from_omegaconf(node: DictConfig) -> Config:
     config.data.root = to_absolute_path(str(Path(config.data.root).expanduser()))
     if config.prune.source is not None:
         config.prune.source = to_absolute_path(str(Path(config.prune.source).expanduser()))
+    sources.complete(config.data)
+    _complete_model(config.model)
     validate(config)
     return config
+
+
+def _complete_model(model: dict[str, Any]) -> None:
+    """Make model.weights a file that is there, and name its content."""
+    model.pop("weights_content", None)
+    if (weights := model.get("weights")) is None:
+        return
+    path = Path(sources.absolute(str(weights)))
+    path = path / "model.safetensors" if path.is_dir() else path  # a run's folder
+    if not path.is_file():
+        raise FileNotFoundError(f"model.weights={weights}: no such file: {path}")
+    model["weights"] = str(path)
+    model["weights_content"] = sources.file_digest(str(path))
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> Config:
@@ -282,7 +331,12 @@ def from_run_config(run_config: Mapping[str, Any]) -> Config:
         node = OmegaConf.merge(Config, json.loads(str(run_config["config"])))
         assert isinstance(node, DictConfig)
         return from_omegaconf(node)
-    return compose(shlex.split(str(run_config.get("overrides", ""))))
+    text = str(run_config.get("overrides", ""))
+    try:
+        overrides = shlex.split(text)
+    except ValueError as error:  # an open quote
+        raise ValueError(f"overrides={text!r}: {error}") from error
+    return compose(overrides)
 
 
 def refuse_additions(overrides: Sequence[str]) -> None:
@@ -323,6 +377,8 @@ def validate(config: Config) -> None:
         ("train.max_batches", config.train.max_batches),
         ("data.samples_per_client", data.samples_per_client),
         ("data.max_train", data.max_train),
+        ("data.max_test", data.max_test),
+        ("data.image_size", data.image_size),
         ("engine.workers", config.engine.workers),
     ):
         if value is not None:
@@ -358,6 +414,26 @@ def validate(config: Config) -> None:
         raise ValueError(
             f"prune.rounds={config.prune.rounds}: takes 1 to rounds={config.rounds}, or null for it"
         )
+    fleets.check(config.fleet)
+    ServerSettings.of(config.strategy)  # checks itself
+    check_mu(config.strategy.get("proximal_mu", 0.0))
+    if min(data.shape, default=0) < 1 or data.num_classes < 1:
+        raise ValueError(
+            f"data.shape={data.shape}, data.num_classes={data.num_classes}: data={data.name} takes "
+            "positive ones"
+        )
+    if data.image_size is not None and len(data.shape) != 3:
+        raise ValueError(
+            f"data.image_size={data.image_size}: takes images (C, H, W), data={data.name} has "
+            f"samples of {tuple(data.shape)}"
+        )
+    if config.train.augment != "none" and len(data.shape) != 3:
+        raise ValueError(
+            f"train.augment={config.train.augment}: takes images (C, H, W), data={data.name} has "
+            f"samples of {tuple(data.shape)}"
+        )
+    if not isinstance(config.model.get("replace_head", False), bool):
+        raise ValueError(f"model.replace_head={config.model['replace_head']}: takes true or false")
 
 
 def _check_per_round(clients: ClientsConfig) -> None:
@@ -384,7 +460,15 @@ def _one_of(key: str, value: str, accepted: Sequence[str]) -> None:
 # Changing these does not change the results.
 _NOT_HASHED = ("name", "engine", "tracker", "checkpoint", "resume", "target_accuracy")
 # Keys and groups that only methods which say so read (`FederatedStrategy.reads`).
-_OPTIONAL = ("quant", "split", "link", "prune", "train.server_lr", "evaluate.clients")
+_OPTIONAL = (
+    "quant",
+    "split",
+    "link",
+    "prune",
+    "train.server_lr",
+    "evaluate.clients",
+    "fleet.objective",
+)
 
 
 def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
@@ -399,12 +483,22 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     flat = _flatten(container)
     # What null stands for, because `rounds` itself may grow where a run is continued.
     flat |= _flatten({"prune": asdict(config.prune.settings(config.rounds))})
-    unread = {*_NOT_HASHED, "data.root"}
+    unread = {*_NOT_HASHED, "data.root", "data.path", "model.weights"}
+    # What a file holds is part of an experiment; where it lies is not.
     unread |= {key for key in flat if is_under(key, _OPTIONAL) and not is_under(key, reads)}
+    unread |= {key for key in flat if key.startswith("data.options.") and flat[key] is None}
+    unread.add("fleet.name")  # what it stands for is there beside it
+    if not config.data.content:
+        unread.add("data.content")
+    if config.model.get("weights") is None:
+        unread.add("model.replace_head")
+    if config.train.augment == "none":
+        unread.add("train.augment")
     if config.data.partition != "dirichlet":
         unread.add("data.alpha")
     if config.train.optimizer != "sgd":
         unread.add("train.momentum")
+    unread |= {f"strategy.{name}" for name in ServerSettings.of(config.strategy).unread()}
     # Through JSON, so that what is compared with a file is equal to what was written to it.
     return {
         key: json.loads(json.dumps(value))
@@ -479,6 +573,7 @@ _KINDS = {
 def nearest(key: str) -> str:
     """Return a hint with the nearest existing keys, or nothing."""
     known = list(_flatten(_keys(Config)))
+    known += [f"strategy.{name}" for name in ("average", "proximal_mu", *ServerSettings.names())]
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     close += [k for k in known if k.split(".")[-1] == key.split(".")[-1] and k not in close]
     return f"; did you mean {', '.join(close[:3])}?" if close else ""

@@ -59,7 +59,7 @@ def rows(overrides: Sequence[str]) -> list[Row]:
     """
     config = compose(overrides)
     experiment.check_network(config)
-    model, shape = experiment.network(config), tuple(config.data.shape)
+    model, shape = experiment.network(config), experiment.input_shape(config)
     points = cut_points(model, shape)
     if not points:
         raise ValueError(f"model={experiment.model_name(config)}: has no cut points")

@@ -5,7 +5,8 @@ Flower's simulation polls, starts its actors for each run and sends the model wi
 round's model is put into Ray's object store once, several clients go into one actor call, and an
 actor that dies is replaced and its clients are run again.
 
-Everything that touches what Flower does not publish (TaskIdentity, message ids, Run) is here.
+Everything that touches what Flower does not publish (TaskIdentity, message ids, Run) is here, but
+for `app.runtime`.
 """
 
 import itertools

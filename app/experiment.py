@@ -19,16 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.config import Config, DataConfig
+from app import fleets, sources
+from app.config import MODEL_KEYS, Config, DataConfig
 from data.cache import cached
 from data.dataset import Dataset
 from data.partition import partition
 from fleet.seeds import derive_seed
 from models.build import build, check, check_batch_of_one, smallest_input
+from models.weights import load_weights
 from strategies.aggregate import AVERAGES
 from strategies.base import FederatedStrategy
 from strategies.local import ClientData
 from strategies.on_base import on_base
+from strategies.server_optimizer import ServerSettings
 from strategies.split_base import SplitStrategy
 
 
@@ -60,12 +63,32 @@ def division(config: Config) -> list[Tensor]:
     return _division(json.dumps(asdict(config.data)), config.clients.total, config.seed)
 
 
+def input_shape(config: Config) -> tuple[int, ...]:
+    """Return the shape of one sample as the network gets it."""
+    channels, *size = config.data.shape
+    return (channels, *([config.data.image_size] * 2 if config.data.image_size else size))
+
+
 def network(config: Config) -> nn.Module:
-    """Return the network that the user chose, with initial weights drawn by the seed."""
-    options = {str(key): value for key, value in config.model.items() if key != "_target_"}
-    shape, num_classes = tuple(config.data.shape), config.data.num_classes
+    """Return the network that the user chose, its weights drawn by the seed or from model.weights.
+
+    Raises:
+        ValueError: the network or its weights do not fit; names the key.
+    """
+    shape, num_classes = input_shape(config), config.data.num_classes
     seed = derive_seed(config.seed, "model")
-    return build(config.model["_target_"], options, shape, num_classes, seed)
+    model = build(config.model["_target_"], model_options(config), shape, num_classes, seed)
+    if weights := config.model.get("weights"):
+        try:
+            load_weights(model, weights, config.model.get("replace_head", False))
+        except ValueError as error:
+            raise ValueError(f"model.weights={error}") from error
+    return model
+
+
+def model_options(config: Config) -> dict[str, Any]:
+    """Return what the network's constructor is given."""
+    return {str(key): value for key, value in config.model.items() if key not in MODEL_KEYS}
 
 
 def check_network(config: Config) -> None:
@@ -74,7 +97,7 @@ def check_network(config: Config) -> None:
     Raises:
         ValueError: names model and data, and the smallest input that the model takes.
     """
-    shape, num_classes = tuple(config.data.shape), config.data.num_classes
+    shape, num_classes = input_shape(config), config.data.num_classes
     target = config.model["_target_"]
     try:
         check(network(config), shape, num_classes)
@@ -83,8 +106,7 @@ def check_network(config: Config) -> None:
     except (ValueError, RuntimeError, TypeError) as error:
         if str(error).startswith(("model.", "train.")):
             raise ValueError(str(error)) from error
-        options = {str(key): value for key, value in config.model.items() if key != "_target_"}
-        smallest = smallest_input(target, options, shape, num_classes)
+        smallest = smallest_input(target, model_options(config), shape, num_classes)
         hint = f"; the smallest it takes is {smallest}" if smallest else ""
         raise ValueError(
             f"model={model_name(config)} with data={config.data.name}: {error}{hint}"
@@ -115,8 +137,8 @@ def strategy_class(config: Config) -> type[FederatedStrategy]:
 def strategy(config: Config) -> FederatedStrategy:
     """Return the server half, ready to start."""
     kind = strategy_class(config)
-    general = ("_target_", "name", "average", "base")
-    own = {k: v for k, v in config.strategy.items() if k not in general}
+    common = ("_target_", "name", "average", "base", *ServerSettings.names())
+    own = {k: v for k, v in config.strategy.items() if k not in common}
     settings = {
         "quant.bits": ("spec", config.quant.spec(kind.default_bits)),
         "quant.wire": ("wire", config.quant.wire),
@@ -126,6 +148,7 @@ def strategy(config: Config) -> FederatedStrategy:
         "link": ("link", config.link.settings()),
         "train.server_lr": ("server_lr", config.train.server_lr),
         "prune.ratio": ("prune", config.prune.settings(config.rounds)),
+        "fleet.objective": ("objective", config.fleet.objective),
         "evaluate.clients": ("evaluate_clients", config.evaluate.clients),
     }
     own |= {name: value for key, (name, value) in settings.items() if key in kind.reads}
@@ -135,7 +158,10 @@ def strategy(config: Config) -> FederatedStrategy:
         seed=config.seed,
         average=AVERAGES[config.strategy["average"]],
         evaluate_every=config.evaluate.every,
+        fleet=fleets.make(config),
+        over_select=config.fleet.over_select,
         num_clients=config.clients.total,
+        server=ServerSettings.of(config.strategy),
         **own,
     )
 
@@ -146,7 +172,10 @@ def prepare(config: Config, method: FederatedStrategy) -> nn.Module:
     Raises:
         ValueError: the method cannot train this network; names the key.
     """
-    return method.prepare(network(config), tuple(config.data.shape))
+    if not method.num_examples:  # what is known before a client is asked
+        rows = division(config)
+        method.num_examples = {partition: len(part) for partition, part in enumerate(rows)}
+    return method.prepare(network(config), input_shape(config))
 
 
 # Loading, once per process ------------------------------------------------------------------------
@@ -155,21 +184,31 @@ def prepare(config: Config, method: FederatedStrategy) -> nn.Module:
 @functools.lru_cache(maxsize=2)
 def _dataset(data_json: str, seed: int) -> Dataset:
     data = DataConfig(**json.loads(data_json))
-    source, root = _source(data), Path(data.root)
-    key = f"{data.name}-{_digest(_code(source), _fingerprint(source.files(root)))}"
-    whole = Dataset.from_tensors(cached(key, lambda: source.load(root).tensors()))
+    holds = (sources.fingerprint(data), data.options, data.shape, data.num_classes)
+    key = f"{data.name}-{_digest(_code(sources.find(data)), *holds, sources.is_by_user(data))}"
+    whole = Dataset.from_tensors(cached(key, lambda: sources.read(data).tensors()))
     if whole.input_shape != tuple(data.shape) or whole.num_classes != data.num_classes:
         raise ValueError(
             f"data={data.name}: conf says {tuple(data.shape)} and {data.num_classes} classes, the "
             f"files hold {whole.input_shape} and {whole.num_classes}"
         )
-    return whole.limit_train(data.max_train, derive_seed(seed, "max_train"))
+    whole = whole.limit_train(data.max_train, derive_seed(seed, "max_train"))
+    whole = whole.limit_test(data.max_test, derive_seed(seed, "max_test"))
+    size = data.image_size
+    if size is None:
+        return whole
+    key = f"{key}-{_digest(data.max_train, data.max_test, seed, size)}"
+    return Dataset.from_tensors(cached(key, lambda: whole.resized(size).tensors()))
 
 
 @functools.lru_cache(maxsize=8)
 def _division(data_json: str, num_clients: int, seed: int) -> list[Tensor]:
     data = DataConfig(**json.loads(data_json))
-    labels = _dataset(data_json, seed).train_y
+    whole = _dataset(data_json, seed)
+    labels = whole.train_y.numpy()
+    users = whole.train_group.numpy() if whole.train_group is not None else None
+    if data.partition != "natural":
+        users = None
     options = {
         "scheme": data.partition,
         "num_clients": num_clients,
@@ -179,23 +218,16 @@ def _division(data_json: str, num_clients: int, seed: int) -> list[Tensor]:
     }
 
     def divide() -> Mapping[str, Tensor]:
-        rows = partition(labels.numpy(), **options)  # type: ignore[arg-type]
+        rows = partition(labels, users=users, **options)  # type: ignore[arg-type]
         return {
             "rows": torch.from_numpy(np.concatenate(rows)),
             "sizes": torch.tensor([len(part) for part in rows]),
         }
 
-    whose = hashlib.sha256(labels.numpy().tobytes()).hexdigest()
+    whose = [hashlib.sha256(a.tobytes()).hexdigest() for a in (labels, users) if a is not None]
     key = f"division-{_digest(options, _code(), whose)}"
     stored = cached(key, divide)
     return list(stored["rows"].split(stored["sizes"].tolist()))
-
-
-def _source(data: DataConfig) -> ModuleType:
-    try:
-        return importlib.import_module(data.source)
-    except ImportError as error:
-        raise ValueError(f"data.source={data.source}: cannot be imported: {error}") from error
 
 
 def _code(*modules: ModuleType) -> str:
@@ -203,14 +235,9 @@ def _code(*modules: ModuleType) -> str:
     folder = Path(inspect.getfile(Dataset)).parent
     texts = [path.read_text() for path in sorted(folder.glob("*.py"))]
     texts += [inspect.getsource(module) for module in modules]
-    libraries = ("flwr-datasets", "scikit-learn", "wfdb", "PyWavelets", "scipy")
+    libraries = ("flwr-datasets", "scikit-learn", "wfdb", "PyWavelets", "scipy", "datasets")
     texts += [importlib.metadata.version(name) for name in libraries]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
-
-
-def _fingerprint(files: list[Path]) -> list[tuple[str, int, int]]:
-    """Changes when a file does."""
-    return [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 
 def _digest(*parts: Any) -> str:

@@ -31,6 +31,7 @@ ROUND = "server-round"
 SEED = "seed"
 NUM_EXAMPLES = "num-examples"  # Flower's own weight key, so that its strategies can average replies
 LOSS = "train-loss"
+PROXIMAL_MU = "proximal-mu"  # as Flower's FedProx calls it
 PARTITION = "partition-id"
 BYTES_UP, BYTES_DOWN, PEAK_BYTES = "work.bytes-up", "work.bytes-down", "work.peak-bytes"
 FLOPS = "work.flops."
@@ -98,6 +99,11 @@ def unpack_settings(config: Mapping[str, Any], group: str, kind: type[Settings])
     prefix = f"{group}."
     given = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
     return kind(**{name: value for name, value in given.items() if name in names})
+
+
+def proximal_mu(config: Mapping[str, Any]) -> float:
+    """Return FedProx's μ as it came with a round's settings; 0 where it did not."""
+    return float(config.get(PROXIMAL_MU, 0.0))
 
 
 # Server to client -----------------------------------------------------------------------------

@@ -5,6 +5,8 @@ import json
 import logging
 import platform
 import time
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,20 @@ from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save_file
 from torch import nn
 
-from app import experiment, messages
-from app.config import Config, config_hash, from_run_config, relevant
+from app import experiment, messages, runtime
+from app.config import Config, config_hash, explain, from_run_config, relevant
 from models.cost import cost
-from strategies.base import FederatedStrategy
+from strategies.base import FederatedStrategy, wait_for_nodes
 from strategies.checkpoint import Checkpoint, Checkpoints
 from tracking.jsonl import JsonlSink
 from tracking.progress import ProgressSink
 from tracking.record import Sink
 from tracking.summary import summarise
-from tracking.wandb_sink import WandbSink
+from tracking.wandb_sink import WandbSink, check_online
 
 EVALUATION_BATCH = 500
+NODES_TIMEOUT_S = 300.0
+SIMULATED_S = 3.0  # Flower makes its simulated nodes while the ServerApp starts
 
 log = logging.getLogger(__name__)
 app = ServerApp()
@@ -34,17 +38,68 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run under `flwr run`: ``overrides`` is a command line, ``output`` an absolute folder.
+    """Run under `flwr run`; docs/FLOWER.md says how.
 
     Raises:
-        ValueError: ``output`` is not an absolute path. Flower starts apps in a folder of its own.
+        ValueError: the run cannot start, and nothing was written; one line says why. An exception
+            alone makes Flower count a run as failed: sys.exit would not.
     """
-    config = from_run_config(context.run_config)
-    output = Path(str(context.run_config.get("output") or ""))
-    if not output.is_absolute():
-        raise ValueError(f"output={str(output)!r}: takes an absolute folder to write the run to")
+    try:
+        config, folder = prepare(grid, context.run_config)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").unlink(missing_ok=True)
+    except (ValueError, OSError, RuntimeError) as error:
+        log.error("error: %s", explain(error))
+        raise ValueError(explain(error)) from None
+    try:
+        run(config, grid, folder)
+    except Exception as error:
+        log.error("error: %s", explain(error))
+        if not isinstance(error, FolderTakenError):  # what is there is not ours to mark
+            (folder / "error.txt").write_text(traceback.format_exc())
+        raise
+
+
+def prepare(grid: Grid, run_config: Mapping[str, Any]) -> tuple[Config, Path]:
+    """Check all that can be checked beforehand, and wait for the nodes; writes nothing.
+
+    Args:
+        grid: where the clients are.
+        run_config: ``overrides`` is a command line, ``output`` an absolute folder (Flower starts
+            apps in a folder of its own), ``nodes_timeout_s`` how long to wait for SuperNodes.
+
+    Raises:
+        ValueError: something in the run's configuration is wrong; names the key.
+        FileNotFoundError: the data are not there.
+        RuntimeError: too few nodes came.
+    """
+    output = str(run_config.get("output", ""))
+    if not Path(output).is_absolute():
+        raise ValueError(f"output={output!r}: takes an absolute folder to write the run to")
+    timeout_s = run_config.get("nodes_timeout_s", NODES_TIMEOUT_S)
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or timeout_s < 0:
+        raise ValueError(f"nodes_timeout_s={timeout_s!r}: takes seconds, 0 or more")
+    config = from_run_config(run_config)
+    is_simulated = runtime.is_simulated(grid)
+    if experiment.strategy_class(config).needs_colocation and not is_simulated:
+        raise ValueError(
+            f"strategy={config.strategy['name']}: cannot run on SuperNodes: its server half runs "
+            "beside each client and would leave the server; python main.py and Flower's simulation "
+            "run it"
+        )
+    experiment.strategy(config)  # its constructor checks what the schema cannot
     experiment.check_network(config)
-    run(config, grid, output)
+    experiment.division(config)  # loads the data, and leaves both in the cache
+    check_online(config.tracker.wandb)
+    claim(Path(output), config)
+    try:
+        wait_for_nodes(grid, config.clients.total, SIMULATED_S if is_simulated else timeout_s)
+    except (ValueError, RuntimeError) as error:
+        if not is_simulated:
+            raise
+        hint = f'--federation-config "num-supernodes={config.clients.total}"'
+        raise ValueError(f"{error}; {hint} simulates as many as are needed") from error
+    return config, Path(output)
 
 
 def run(
@@ -139,8 +194,7 @@ def claim(folder: Path, config: Config) -> Checkpoint | None:
         return None
     if not config.resume:
         raise FolderTakenError(
-            f"hydra.run.dir={folder}: holds a run already; resume=true continues it, another "
-            "folder starts anew"
+            f"{folder}: holds a run already; resume=true continues it, another folder starts anew"
         )
     mine = identity(config)
     theirs = json.loads(path.read_text())
@@ -170,7 +224,7 @@ def take(folder: Path, config: Config) -> None:
         try:
             path.open("x").close()
         except FileExistsError as error:
-            raise FolderTakenError(f"hydra.run.dir={folder}: another run just took it") from error
+            raise FolderTakenError(f"{folder}: another run just took it") from error
     write_json(path, identity(config))
     for name in ("summary.json", "model.safetensors"):
         (folder / name).unlink(missing_ok=True)
@@ -183,8 +237,8 @@ def identity(config: Config) -> dict[str, Any]:
 
 def describe(config: Config, strategy: FederatedStrategy, folder: Path) -> dict[str, Any]:
     """Return summary.json: totals over rounds.jsonl, the client's model, and what ran."""
-    shape = tuple(config.data.shape)
-    parts, whole = strategy.device_costs(shape), cost(strategy.whole_model(), shape)
+    parts = strategy.device_costs()
+    whole = cost(strategy.whole_model(), experiment.input_shape(config))
     batch, slots = config.train.batch_size, strategy.train.optimizer_slots
     return {
         **summarise(folder, config.target_accuracy),
@@ -196,7 +250,7 @@ def describe(config: Config, strategy: FederatedStrategy, folder: Path) -> dict[
         "network_params": whole.params,
         "network_flops_per_sample": whole.flops_forward + whole.flops_backward,
         "network_peak_train_bytes": whole.peak_train_bytes(batch, slots),
-        **strategy.describe(shape),
+        **strategy.describe(),
         "strategy": config.strategy["name"],
         "model": experiment.model_name(config),
         "data": config.data.name,

@@ -59,13 +59,16 @@ class Session:
         checked: list[tuple[Any, ...]] = []
         for config in configs:
             method = experiment.strategy(config)  # its constructor checks what the schema cannot
-            if (parts := (config.model, config.data.name)) not in checked:
+            data = config.data
+            if (parts := (config.model, data.name, data.shape, data.num_classes)) not in checked:
                 experiment.check_network(config)
                 checked.append(parts)
-            if (cuts := (*parts, config.strategy, config.split, config.quant)) not in checked:
-                experiment.prepare(config, method)
+            if (
+                cuts := (*parts, config.strategy, config.split, config.quant, config.fleet)
+            ) not in checked:
+                experiment.prepare(config, method)  # loads and divides the data, into the cache
+                method.check_fleet()
                 checked.append(cuts)
-            experiment.division(config)  # loads the data, and leaves both in the cache
             check_online(config.tracker.wandb)
             check_address(config.engine.address)
         self._num_jobs, self._is_sweep = len(configs), is_sweep

@@ -2,8 +2,8 @@
 
     python -m benchmarks.split [--clients 100] [--model lenet5] [--rounds 5]
 
-Both run in this process, round by round in turn, so that a busy machine slows both; the ratio is the
-median over pairs.
+Both run in this process, round by round in turn, so that a busy machine slows both; the ratio is
+the median over pairs.
 """
 
 import argparse

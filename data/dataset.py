@@ -1,10 +1,26 @@
-"""A data set in memory."""
+"""A data set in memory, and what is known of one before it is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a source at ``data.path`` says before anything is loaded.
+
+    Attributes:
+        shape: of one sample, such as (1, 28, 28); () where the configuration must state it.
+        num_classes: as many as the labels need; 0 where the configuration must state it.
+        content: names the content: equal for equal content, wherever it lies.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int
+    content: str
 
 
 @dataclass(frozen=True)
@@ -58,13 +74,42 @@ class Dataset:
 
     def limit_train(self, max_train: int | None, seed: int) -> "Dataset":
         """Keep ``max_train`` training samples drawn by ``seed``, in their order; None keeps all."""
-        if max_train is None or max_train >= len(self.train_y):
+        keep = _drawn(len(self.train_y), max_train, seed)
+        if keep is None:
             return self
-        generator = torch.Generator().manual_seed(seed)
-        keep = torch.randperm(len(self.train_y), generator=generator)[:max_train].sort().values
         return replace(
             self,
             train_x=self.train_x[keep],
             train_y=self.train_y[keep],
             train_group=None if self.train_group is None else self.train_group[keep],
         )
+
+    def limit_test(self, max_test: int | None, seed: int) -> "Dataset":
+        """Keep ``max_test`` test samples drawn by ``seed``, in their order; None keeps all."""
+        keep = _drawn(len(self.test_y), max_test, seed)
+        if keep is None:
+            return self
+        return replace(self, test_x=self.test_x[keep], test_y=self.test_y[keep])
+
+    def resized(self, size: int) -> "Dataset":
+        """Bring images (C, H, W) to (C, ``size``, ``size``), bilinear with antialiasing."""
+        return replace(
+            self, train_x=_resized(self.train_x, size), test_x=_resized(self.test_x, size)
+        )
+
+
+def _drawn(count: int, limit: int | None, seed: int) -> Tensor | None:
+    """Rows of ``limit`` out of ``count`` samples, ascending; None where all stay."""
+    if limit is None or limit >= count:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:limit].sort().values
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """In pieces, because the interpolation keeps copies."""
+    pieces = [
+        F.interpolate(piece, (size, size), mode="bilinear", antialias=True)
+        for piece in images.split(500)
+    ]
+    return torch.cat(pieces) if pieces else images

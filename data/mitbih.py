@@ -114,6 +114,11 @@ def load(
     )
 
 
+def load_by_user(root: Path) -> Dataset:
+    """Return the split for ``data.partition=natural``: test patients are nobody's client."""
+    return load(root, split="patient")
+
+
 def files(root: Path) -> list[Path]:
     """Return the three files of every record; raises as `find_folder`."""
     folder = find_folder(root)

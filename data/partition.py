@@ -1,4 +1,4 @@
-"""Division of the training samples among clients, by flwr-datasets' partitioners.
+"""Division of the training samples among clients, by flwr-datasets' partitioners or by user.
 
 Every scheme first shuffles the samples by seed (flwr-datasets' IidPartitioner cuts contiguous
 blocks) and gives each client a list of row numbers; samples are never copied. A client may end up
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
-SCHEMES = ("iid", "dirichlet", "shards")
+SCHEMES = ("iid", "dirichlet", "shards", "natural")
 SHARDS_PER_CLIENT = 2  # McMahan et al. 2017, arXiv 1602.05629, section 3
 
 
@@ -26,6 +26,7 @@ def partition(
     seed: int,
     alpha: float = 0.5,
     samples_per_client: int | None = None,
+    users: NDArray[np.int64] | None = None,
 ) -> list[NDArray[np.int64]]:
     """Return the row numbers of each client's samples, one array per client.
 
@@ -33,11 +34,13 @@ def partition(
         labels: (N,) class of each training sample.
         scheme: ``iid``; ``dirichlet``, each class divided by Dirichlet(alpha) proportions (Hsu et
             al. 2019, arXiv 1909.06335); ``shards``, samples sorted by class, cut into two shards
-            per client (McMahan et al. 2017); what does not fill a shard is unused.
+            per client (McMahan et al. 2017); what does not fill a shard is unused; ``natural``,
+            each client has one or more whole users, see `deal_users`.
         num_clients: how many clients share the samples.
         seed: the same seed gives the same division.
         alpha: concentration for ``dirichlet``; small is unequal.
         samples_per_client: at most this many samples for each client; the rest are unused.
+        users: (N,) whose each training sample is, for ``natural``; None where the data have none.
 
     Raises:
         ValueError: the data cannot be divided so; names the key.
@@ -51,6 +54,14 @@ def partition(
     if samples_per_client is not None and samples_per_client < 1:
         raise ValueError(f"data.samples_per_client={samples_per_client}: takes 1 or more")
     order = np.random.default_rng(seed).permutation(len(labels))
+    if scheme == "natural":
+        if users is None:
+            raise ValueError(
+                "data.partition=natural: these data have no users; data=mitbih has patients, "
+                "data=arrays has users with train_user, data=hub with data.options.user"
+            )
+        dealt = deal_users(np.unique(users), num_clients, seed)
+        return [order[np.isin(users[order], own)][:samples_per_client] for own in dealt]
     if samples_per_client is not None and scheme == "iid":
         needed = samples_per_client * num_clients
         if needed > len(labels):
@@ -72,6 +83,30 @@ def partition(
     parts = _apply(_partitioner(scheme, num_blocks, seed, alpha), order, labels[order])
     parts += [np.empty(0, dtype=np.int64)] * (num_clients - num_blocks)
     return [part[:samples_per_client] for part in parts]
+
+
+def deal_users(users: NDArray[np.int64], num_clients: int, seed: int) -> list[NDArray[np.int64]]:
+    """Deal whole users to clients: all of them, and their numbers differ by one at most.
+
+    Where there are as many clients as users, client i is user i in ascending order. Fewer clients
+    get several users each, drawn by ``seed``.
+
+    Args:
+        users: (U,) distinct users.
+        num_clients: 1 to U.
+        seed: draws who goes together.
+
+    Raises:
+        ValueError: there are more clients than users.
+    """
+    if num_clients > len(users):
+        raise ValueError(
+            f"clients.total={num_clients}: data.partition=natural divides {len(users)} users and "
+            f"gives each client at least one; takes 1 to {len(users)}"
+        )
+    if num_clients < len(users):
+        users = np.random.default_rng(seed).permutation(users)
+    return np.array_split(users, num_clients)
 
 
 def _partitioner(scheme: str, num_clients: int, seed: int, alpha: float) -> "Partitioner":

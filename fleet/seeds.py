@@ -20,3 +20,11 @@ def derive_seed(seed: int, purpose: str, server_round: int = 0, partition: int =
     """
     text = f"{seed}/{purpose}/{server_round}/{partition}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def draw_uniform(seed: int, purpose: str, server_round: int = 0, partition: int = 0) -> float:
+    """Return the one number in (0, 1) of a stream, arguments as in `derive_seed`.
+
+    Much cheaper than a generator where a stream is needed for one number only.
+    """
+    return ((derive_seed(seed, purpose, server_round, partition) >> 10) + 0.5) / 2**53

@@ -20,7 +20,7 @@ gradients of activations are not in it.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +112,33 @@ class Cost:
             )
         activations = self.fixed_activation_bytes + batch_size * self.activation_bytes
         return self.model_bytes + (1 + optimizer_slots) * self.gradient_bytes + activations
+
+
+def joined(parts: Sequence[Cost]) -> Cost:
+    """What parts that follow each other cost together.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not parts:
+        raise ValueError("takes one part or more")
+
+    def total(name: str) -> int:
+        return sum(getattr(part, name) for part in parts)
+
+    return Cost(
+        params=total("params"),
+        model_bytes=total("model_bytes"),
+        packed_bytes=total("packed_bytes"),
+        gradient_bytes=total("gradient_bytes"),
+        flops_forward=total("flops_forward"),
+        flops_backward=total("flops_backward"),
+        bops=total("bops"),
+        activation_bytes=total("activation_bytes"),
+        fixed_activation_bytes=total("fixed_activation_bytes"),
+        output_shape=parts[-1].output_shape,
+        layers=tuple(layer for part in parts for layer in part.layers),
+    )
 
 
 def cost(model: nn.Module, input_shape: tuple[int, ...], input_grad: bool = False) -> Cost:

@@ -24,6 +24,7 @@ and constants alone does not cross: the part that uses it computes it.
 `models.part` is what comes out.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -146,7 +147,8 @@ def cut_many(
 def at_fraction(model: nn.Module, example: Tensor | tuple[int, ...], fraction: float) -> CutPoint:
     """The cut point whose client half has nearest to ``fraction`` of the forward FLOPs.
 
-    The earlier on a tie.
+    On a tie the one where the least crosses, and of those the last: after the pooling that ends a
+    stage, not before it.
 
     Args:
         model: the network; left as it is.
@@ -166,10 +168,11 @@ def at_fraction(model: nn.Module, example: Tensor | tuple[int, ...], fraction: f
         lacks = "cut points" if total else "convolutions or matrix products to count FLOPs of"
         raise ValueError(f"{type(model).__name__} has no {lacks}")
 
-    def distance(place: Place) -> float:
-        return abs(flops[survey.counterparts[place.names[0]].node] / total - fraction)
+    def rank(place: Place) -> tuple[float, int, int]:
+        share = flops[survey.counterparts[place.names[0]].node] / total
+        return abs(share - fraction), math.prod(place.shape), -place.position
 
-    return _cut_point(min(survey.valid, key=distance))
+    return _cut_point(min(survey.valid, key=rank))
 
 
 @torch.inference_mode(False)

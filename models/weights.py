@@ -1,4 +1,4 @@
-"""Load a local file of published weights, such as torchvision's .pth files, by name."""
+"""Load a local file of weights by name: torchvision's .pth, or .safetensors such as a run's."""
 
 import pickle
 import re
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 NUM_NAMED = 3
@@ -27,7 +29,8 @@ def load_weights(model: nn.Module, path: str | Path, replace_head: bool = False)
 
     Args:
         model: any model; its head is its last linear layer.
-        path: file written by ``torch.save`` of a state dict; only tensors are unpickled.
+        path: file written by ``torch.save`` of a state dict, of which only tensors are unpickled,
+            or a file that ends in .safetensors.
         replace_head: keep the fresh initialisation of the head, and of what else in the same
             top-level part (such as ``classifier``) does not fit the file.
 
@@ -48,7 +51,7 @@ def load_weights(model: nn.Module, path: str | Path, replace_head: bool = False)
         classes = [weights[f"{head}.weight"].shape[0] for weights in (found, own)]
         raise ValueError(
             f"{path} has a head for {classes[0]} classes, the model one for {classes[1]}: "
-            f"load it with replace_head to train a new {head}"
+            f"model.replace_head=true trains a new {head}"
         )
     if unlike:
         raise ValueError(f"{path} does not fit: {_shapes(unlike, found, own)}")
@@ -61,9 +64,14 @@ _COUNTER = "num_batches_tracked"
 def _read(path: Path) -> dict[str, Tensor]:
     """The file's tensors by the names used here."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no file of weights saved by torch.save") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -13,6 +13,7 @@ A method's file holds a subclass of `FederatedStrategy` and the client half as t
 """
 
 import logging
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,12 +26,19 @@ from flwr.serverapp.strategy import FedAvg, Result
 from torch import Tensor, nn
 
 from app import messages
-from fleet.selection import select
+from fleet.clock import Rule, parallel
+from fleet.phases import Phases
+from fleet.plan import Fleet, Member, RoundPlan, num_asked
+from fleet.selection import num_selected, select
+from fleet.work import ClientWork
 from models.cost import Cost, cost
 from quant.layers import QuantSpec
 from strategies.aggregate import Average, combine, mean
 from strategies.checkpoint import Arrays, Checkpoint, Checkpoints
 from strategies.local import LocalTraining, Update, load_arrays
+from strategies.proximal import check_mu
+from strategies.server_optimizer import NONE, PREFIX, ServerOptimizer, ServerSettings
+from strategies.work import local_round
 from tracking.record import ClientRecord, RoundRecord, Sink
 
 log = logging.getLogger(__name__)
@@ -70,6 +78,11 @@ class FederatedStrategy(FedAvg):
         average: combines the clients' floating arrays.
         evaluate_every: rounds between two evaluations by ``evaluate_fn``; the last round always is.
         num_clients: nodes to wait for before the first round; None takes those that are there.
+        fleet: the clients' devices, links and availability: who takes part, simulated seconds and
+            joules; None has everybody take part and counts neither. Needs ``prepare``.
+        over_select: with a fleet, how many times the clients wanted are asked.
+        server: what the server does with the average; none takes it as it is. Needs ``prepare``.
+        proximal_mu: FedProx's μ, which client halves read by ``messages.proximal_mu``.
     """
 
     # Keys and groups of the configuration that the method reads beyond the common ones.
@@ -78,6 +91,9 @@ class FederatedStrategy(FedAvg):
     needs_colocation: ClassVar[bool] = False
     # Bit width where quant.bits is null.
     default_bits: ClassVar[int] = 32
+    # Whether the server half runs beside each client: then not on SuperNodes, where it would leave
+    # the server.
+    needs_colocation: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -88,6 +104,10 @@ class FederatedStrategy(FedAvg):
         average: Average = mean,
         evaluate_every: int = 1,
         num_clients: int | None = None,
+        server: ServerSettings | None = None,
+        proximal_mu: float = 0.0,
+        fleet: Fleet | None = None,
+        over_select: float = 1.0,
     ) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
         self.fraction_evaluate = 0.0  # not through the constructor, which warns about it
@@ -97,10 +117,22 @@ class FederatedStrategy(FedAvg):
         self.average = average
         self.evaluate_every = evaluate_every
         self.num_clients = num_clients
+        has_optimizer = server is not None and server.server_optimizer != NONE
+        self.server_optimizer = ServerOptimizer(server) if server and has_optimizer else None
+        check_mu(proximal_mu)
+        self.proximal_mu = proximal_mu
+        self.fleet = fleet
+        self.over_select = over_select
         self.nodes: dict[int, int] = {}  # partition id → node id
         self.num_examples: dict[int, int] = {}  # partition id → samples
         self.model: nn.Module | None = None  # set by prepare()
+        self.input_shape: tuple[int, ...] = ()  # set by prepare()
         self._shapes: dict[str, tuple[int, ...]] = {}  # of the global model's arrays
+        self._phases: dict[int, Phases] = {}  # of each client's round, until shapes change
+        self._plan: RoundPlan | None = None  # of this round
+        self._now_s = 0.0  # simulated seconds since the experiment began
+        self._trained: list[str] | None = None  # names of its trainable parameters
+        self._sent: tuple[int, ArrayRecord] = (0, ArrayRecord())  # the round and its global model
 
     # What a method says of itself -----------------------------------------------------------
 
@@ -115,6 +147,9 @@ class FederatedStrategy(FedAvg):
     def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
         """Return the global model, whose state is what the rounds train.
 
+        A method that rewrites the network ends with ``return super().prepare(rewritten, …)``: here
+        is noted what trains, which is all that a server optimizer touches.
+
         Args:
             model: the network that the user chose.
             input_shape: of one sample, such as (1, 28, 28).
@@ -122,7 +157,9 @@ class FederatedStrategy(FedAvg):
         Raises:
             ValueError: the method cannot train this network; names the key.
         """
-        self.model = model
+        self.model, self.input_shape, self._phases = model, input_shape, {}
+        named = model.named_parameters(remove_duplicate=False)
+        self._trained = [name for name, parameter in named if parameter.requires_grad]
         return model
 
     def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
@@ -132,11 +169,35 @@ class FederatedStrategy(FedAvg):
         accuracy, loss = test(model)
         return {"accuracy": accuracy, "loss": loss}
 
-    def device_costs(self, input_shape: tuple[int, ...]) -> list[Cost]:
+    def device_costs(self) -> list[Cost]:
         """Return what the parts of the network that are on the device cost, in order."""
-        return [cost(self.whole_model(), input_shape)]
+        return [cost(self.whole_model(), self.input_shape)]
 
-    def describe(self, input_shape: tuple[int, ...]) -> dict[str, float]:
+    def model_bytes(self, partition: int) -> tuple[int, int]:
+        """Bytes of the arrays that cross, to a client and back; `encode` and `train` decide."""
+        names, state = self.crosses(partition), self.whole_model().state_dict()
+        crossing = [state[name] for name in (state if names is None else names)]
+        sent = sum(tensor.numel() * tensor.element_size() for tensor in crossing)
+        return sent, sent
+
+    def rule(self) -> Rule:
+        """How clients and server take turns, for the simulated clock."""
+        return parallel
+
+    def client_works(self) -> dict[int, ClientWork]:
+        """What a round takes each client that has data, from shapes alone."""
+        (whole,) = self.device_costs()
+        works: dict[int, ClientWork] = {}
+        by_samples: dict[int, ClientWork] = {}
+        for partition in self.with_data():
+            samples = self.num_examples[partition]
+            if samples not in by_samples:
+                sent = self.model_bytes(partition)
+                by_samples[samples] = local_round(whole, samples, self.train, sent)
+            works[partition] = by_samples[samples]
+        return works
+
+    def describe(self) -> dict[str, float]:
         """Return what summary.json should say of the method's settings."""
         return {}
 
@@ -146,7 +207,8 @@ class FederatedStrategy(FedAvg):
 
     def client_config(self) -> dict[str, bool | int | float | str]:
         """Return the settings that travel to every client with each round."""
-        return messages.pack_settings(train=self.train)
+        proximal = {messages.PROXIMAL_MU: self.proximal_mu} if self.proximal_mu else {}
+        return messages.pack_settings(train=self.train) | proximal
 
     def variant(self, partition: int) -> Variant:
         """Return settings of one client's own; clients with the same ones get one message."""
@@ -175,8 +237,55 @@ class FederatedStrategy(FedAvg):
         return self.requests(server_round, arrays, config, self.choose(server_round))
 
     def choose(self, server_round: int) -> list[int]:
-        """Draw the clients of a round, in the order of partition ids."""
-        return select(self.with_data(), self.clients_per_round, self.seed, server_round)
+        """Draw the clients of a round, in the order in which they train.
+
+        With a fleet: those that are there, have the memory and will end in time. Shapes tell, so
+        that nobody else trains.
+        """
+        with_data = self.with_data()
+        if self.fleet is None:
+            drawn = select(with_data, self.clients_per_round, self.seed, server_round)
+            return self.order(drawn, server_round)
+        wanted = num_selected(self.clients_per_round, len(with_data))
+        count = num_asked(wanted, self.over_select, len(with_data))
+        asked = self.order(select(with_data, count, self.seed, server_round), server_round)
+        self._plan = self.fleet.plan(
+            asked, self.phases(), self.rule(), server_round, self._now_s, wanted
+        )
+        return self._plan.participants
+
+    def order(self, chosen: Sequence[int], server_round: int) -> list[int]:
+        """Return the clients of a round in the order in which they train."""
+        return list(chosen)
+
+    def phases(self) -> Mapping[int, Phases]:
+        """Each client's round on its device and link; made anew after ``prepare``."""
+        if not self._phases and self.fleet is not None:
+            self._phases = self.fleet.phases(self.client_works())
+        return self._phases
+
+    def check_fleet(self) -> None:
+        """Refuse a fleet in which no client could ever take part.
+
+        Raises:
+            ValueError: all lack memory, or nobody can end by the deadline; names the key.
+        """
+        if self.fleet is None or not (found := self.phases()):
+            return
+        fitting = [phases for phases in found.values() if phases.fits]
+        if not fitting:
+            least = min(phases.peak_bytes for phases in found.values()) / 2**20
+            most = max(phases.memory_bytes for phases in found.values()) / 2**20
+            raise ValueError(
+                f"fleet: training needs {least:,.1f} MiB, and no client has more than {most:,.1f}"
+            )
+        turns = [self.rule()([phases], math.inf)[0] for phases in fitting]
+        fastest = min(turn.end_s for turn in turns if turn is not None)
+        if fastest > self.fleet.deadline_s and self.fleet.jitter == 0:
+            raise ValueError(
+                f"fleet.deadline_s={self.fleet.deadline_s:g}: nobody can end by then; the fastest "
+                f"client needs {fastest:.3g} s"
+            )
 
     def with_data(self) -> list[int]:
         """Partitions that are not empty."""
@@ -187,6 +296,10 @@ class FederatedStrategy(FedAvg):
     ) -> list[Message]:
         """One message per chosen client; clients of one variant share its content."""
         self._shapes = {name: array.shape for name, array in arrays.items()}
+        if self.server_optimizer is not None:
+            if self._trained is None:
+                raise RuntimeError("strategy.server_optimizer needs prepare() before start()")
+            self._sent = server_round, arrays
         common = {**self.client_config(), messages.SEED: self.seed, **config}
         contents: dict[Variant, RecordDict] = {}
         sent: list[Message] = []
@@ -240,11 +353,16 @@ class FederatedStrategy(FedAvg):
             AllClientsFailedError: no client of a round returned anything.
         """
         self.discover(grid, timeout)
+        self.check_fleet()
+        if self.server_optimizer is not None:
+            self.server_optimizer.load_state(resume_from.state if resume_from else {})
         result, arrays, first, records = Result(), initial_arrays, 1, list[RoundRecord]()
         if resume_from is not None:
-            self.load_state(resume_from.state)
+            mine = {k: v for k, v in resume_from.state.items() if not k.startswith(PREFIX)}
+            self.load_state(mine)
             arrays, first = messages.to_record(resume_from.arrays), resume_from.round + 1
             records = list(resume_from.records)
+            self._now_s = sum(record.sim_s or 0.0 for record in records)
         elif evaluate_fn and (metrics := evaluate_fn(0, arrays)):
             result.evaluate_metrics_serverapp[0] = metrics
         for server_round in range(first, num_rounds + 1):
@@ -253,14 +371,19 @@ class FederatedStrategy(FedAvg):
             arrays, outcomes = self.train_round(grid, server_round, arrays, config, timeout)
             is_due = server_round % self.evaluate_every == 0 or server_round == num_rounds
             metrics = evaluate_fn(server_round, arrays) if evaluate_fn and is_due else None
-            record = round_record(server_round, outcomes, metrics, time.perf_counter() - started)
+            plan, wall_s = self._plan, time.perf_counter() - started
+            self._now_s += plan.sim_s if plan else 0.0
+            record = round_record(server_round, outcomes, metrics, wall_s, plan)
             record = replace(record, extra={**record.extra, **self.round_extra()})
             records.append(record)
             for sink in sinks:
-                sink.round(record, [client_record(server_round, o) for o in outcomes])
+                sink.round(record, client_records(server_round, outcomes, plan))
             if checkpoints is not None and checkpoints.is_due(server_round, num_rounds):
-                state = Checkpoint(server_round, messages.to_arrays(arrays), self.state(), records)
-                checkpoints.save(state)
+                state = self.state()
+                if self.server_optimizer is not None:
+                    state = state | self.server_optimizer.state()
+                content = messages.to_arrays(arrays)
+                checkpoints.save(Checkpoint(server_round, content, state, records))
             if metrics is not None:
                 result.evaluate_metrics_serverapp[server_round] = metrics
             if record.train_loss is not None:
@@ -282,6 +405,8 @@ class FederatedStrategy(FedAvg):
         """All chosen clients train at once; return the new global model and what came of each."""
         sent = list(self.configure_train(server_round, arrays, config, grid))
         outcomes = self.exchange(grid, sent, timeout)
+        if not outcomes:
+            return arrays, []  # nobody could take part; the records say why
         report_failures(server_round, outcomes)
         averaged, _ = self.combine(outcomes)
         if averaged is None:
@@ -296,24 +421,29 @@ class FederatedStrategy(FedAvg):
         }
         partition_of = {node: partition for partition, node in self.nodes.items()}
         outcomes = []
+        sizes: dict[tuple[int, frozenset[str] | None], int] = {}  # most clients get the same
         for message in sent:
             node = message.metadata.dst_node_id
             partition = partition_of[node]
-            record = messages.read_request(message)[0]
-            bytes_down = messages.payload_bytes(record, self.crosses(partition))
-            outcomes.append(self._outcome(partition, replies.get(node), bytes_down))
+            key = id(message.content), self.crosses(partition)
+            if key not in sizes:
+                sizes[key] = messages.payload_bytes(messages.read_request(message)[0], key[1])
+            outcomes.append(self._outcome(partition, replies.get(node), sizes[key]))
         return outcomes
 
     def combine(
         self, outcomes: Sequence[Outcome]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average what came back; (None, None) if nothing did."""
+        """Average what came back and let the server optimizer step; (None, None) if nothing did."""
         useful = [outcome for outcome in outcomes if outcome.update is not None]
         if not useful:
             return None, None
         updates = [outcome.update for outcome in useful if outcome.update is not None]
         weights = [update.num_examples for update in updates]
         averaged = combine([outcome.state for outcome in useful], weights, self.average)
+        if self.server_optimizer is not None:
+            assert self._trained is not None
+            averaged = self.server_optimizer.step(*self._sent, averaged, self._trained)
         loss = train_loss(updates)
         return messages.to_record(averaged), MetricRecord({messages.LOSS: loss})
 
@@ -325,15 +455,7 @@ class FederatedStrategy(FedAvg):
             RuntimeError: a node answers with an error, too few nodes come, or nobody has data.
         """
         self.nodes, self.num_examples = {}, {}
-        deadline = time.monotonic() + timeout
-        while len(ids := sorted(grid.get_node_ids())) < (self.num_clients or 1):
-            if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"clients.total={self.num_clients}: only {len(ids)} nodes came in {timeout} s"
-                )
-            time.sleep(1)
-        if self.num_clients is not None and len(ids) > self.num_clients:
-            raise ValueError(f"clients.total={self.num_clients}: there are {len(ids)} nodes")
+        ids = wait_for_nodes(grid, self.num_clients, timeout)
         sent = self._construct_messages(RecordDict(), ids, MessageType.QUERY)
         for reply in grid.send_and_receive(sent, timeout=timeout):
             node = reply.metadata.src_node_id
@@ -344,7 +466,7 @@ class FederatedStrategy(FedAvg):
                 )
             partition, num_examples = messages.read_introduction(reply)
             if self.nodes.setdefault(partition, node) != node:
-                raise ValueError(f"two nodes hold partition {partition}")
+                raise ValueError(f"two nodes hold partition {partition}; each needs one of its own")
             self.num_examples[partition] = num_examples
         silent = sorted(set(ids) - set(self.nodes.values()))
         if silent:
@@ -384,6 +506,33 @@ class FederatedStrategy(FedAvg):
         return Outcome(partition, num_examples, update.work.bytes_down, update, state)
 
 
+def wait_for_nodes(grid: Grid, num_clients: int | None, timeout: float) -> list[int]:
+    """Return the ids of all nodes, once there is one for each client; says how many are there.
+
+    Args:
+        grid: where the nodes are.
+        num_clients: nodes to wait for; None takes those that are there, but at least one.
+        timeout: seconds to wait.
+
+    Raises:
+        ValueError: there are more nodes than clients.
+        RuntimeError: too few nodes came in time.
+    """
+    needed, deadline, said = num_clients or 1, time.monotonic() + timeout, -1
+    while len(ids := sorted(grid.get_node_ids())) < needed:
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"clients.total={num_clients}: only {len(ids)} nodes came in {timeout:g} s"
+            )
+        if len(ids) != said:  # a warning, because Flower shows nothing below
+            log.warning("waiting for nodes: %d of %d are there", len(ids), needed)
+            said = len(ids)
+        time.sleep(1)
+    if num_clients is not None and len(ids) > num_clients:
+        raise ValueError(f"clients.total={num_clients}: there are {len(ids)} nodes")
+    return ids
+
+
 def check_shapes(state: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a client's state that is not one of the global model.
 
@@ -417,7 +566,11 @@ def report_failures(server_round: int, outcomes: Sequence[Outcome]) -> None:
 
 
 def round_record(
-    server_round: int, outcomes: Sequence[Outcome], metrics: MetricRecord | None, wall_s: float
+    server_round: int,
+    outcomes: Sequence[Outcome],
+    metrics: MetricRecord | None,
+    wall_s: float,
+    plan: RoundPlan | None = None,
 ) -> RoundRecord:
     """Sum up a round."""
     updates = [outcome.update for outcome in outcomes if outcome.update is not None]
@@ -430,30 +583,62 @@ def round_record(
         train_loss=train_loss(updates) if updates else None,
         num_clients=len(updates),
         num_failed=len(outcomes) - len(updates),
-        num_dropped=0,
+        num_dropped=0 if plan is None else len(plan.members) - len(plan.participants),
         bytes_up=sum(update.work.bytes_up for update in updates),
         bytes_down=sum(outcome.bytes_down for outcome in outcomes),
-        sim_s=None,
-        energy_j=None,
+        sim_s=None if plan is None else plan.sim_s,
+        energy_j=None if plan is None else plan.energy_j,
         wall_s=wall_s,
         extra=extra,
     )
 
 
-def client_record(server_round: int, outcome: Outcome) -> ClientRecord:
-    """Sum up one client's round."""
+def client_records(
+    server_round: int, outcomes: Sequence[Outcome], plan: RoundPlan | None
+) -> list[ClientRecord]:
+    """Sum up each client's round, those too that were asked and did not train."""
+    members = {m.partition: m for m in plan.members} if plan is not None else {}
+    trained = {outcome.partition: outcome for outcome in outcomes}
+    return [
+        client_record(server_round, trained[p], members.get(p))
+        if p in trained
+        else _dropped_record(server_round, members[p])
+        for p in sorted(trained.keys() | members.keys())
+    ]
+
+
+def _dropped_record(server_round: int, member: Member) -> ClientRecord:
+    return ClientRecord(
+        round=server_round,
+        partition=member.partition,
+        device=member.device,
+        status=member.status,
+        num_examples=0,
+        loss=None,
+        bytes_up=0,
+        bytes_down=0,
+        sim_s=None,
+        energy_j=None,
+        reason=member.reason,
+    )
+
+
+def client_record(
+    server_round: int, outcome: Outcome, member: Member | None = None
+) -> ClientRecord:
+    """Sum up the round of a client that trained, or failed to."""
     update = outcome.update
     return ClientRecord(
         round=server_round,
         partition=outcome.partition,
-        device=None,
+        device=member.device if member else None,
         status="failed" if update is None else "ok",
         num_examples=outcome.num_examples,
         loss=None if update is None else update.loss,
         bytes_up=0 if update is None else update.work.bytes_up,
         bytes_down=outcome.bytes_down,
-        sim_s=None,
-        energy_j=None,
+        sim_s=member.sim_s if member else None,
+        energy_j=member.energy_j if member else None,
     )
 
 

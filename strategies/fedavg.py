@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from app.messages import unpack_settings
+from app.messages import proximal_mu, unpack_settings
 from strategies.base import FederatedStrategy
 from strategies.checkpoint import Arrays
 from strategies.local import ClientData, LocalTraining, Streams, Update, load_arrays, train_epochs
@@ -40,5 +40,5 @@ def train(
     """Client half: load the global model, train, send everything back."""
     load_arrays(model, arrays)
     settings = unpack_settings(config, "train", LocalTraining)
-    loss = train_epochs(model, data, settings, streams)
+    loss = train_epochs(model, data, settings, streams, proximal_mu(config))
     return Update(arrays=model.state_dict(), num_examples=len(data), loss=loss)

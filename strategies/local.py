@@ -13,8 +13,10 @@ from fleet.seeds import derive_seed
 from fleet.work import Work
 from quant.functional import MIN_STEP
 from quant.layers import is_step
+from strategies.proximal import Proximal
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+AUGMENTS = ("none", "crop_flip")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class LocalTraining:
         momentum: of ``sgd``.
         weight_decay: not applied to quantizers' steps.
         max_batches: most batches per client and round; 0 for no limit.
+        augment: ``none``, or ``crop_flip`` for images, see `crop_flip`.
     """
 
     epochs: int = 1
@@ -38,6 +41,7 @@ class LocalTraining:
     momentum: float = 0.0
     weight_decay: float = 0.0
     max_batches: int = 0
+    augment: str = "none"
 
     @property
     def optimizer_slots(self) -> int:
@@ -47,6 +51,8 @@ class LocalTraining:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"train.optimizer={self.optimizer}: takes {', '.join(OPTIMIZERS)}")
+        if self.augment not in AUGMENTS:
+            raise ValueError(f"train.augment={self.augment}: takes {', '.join(AUGMENTS)}")
         for name, least in (("epochs", 1), ("batch_size", 1), ("max_batches", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"train.{name}={getattr(self, name)}: takes {least} or more")
@@ -138,25 +144,63 @@ def batches(rows: Tensor, settings: LocalTraining, generator: torch.Generator) -
     A last batch of a single sample joins the batch before it, because batch normalisation cannot
     normalise one value.
     """
+    sizes = _epoch_sizes(len(rows), settings.batch_size)
     remaining = settings.max_batches or math.inf
     for _ in range(settings.epochs):
         order = rows[torch.randperm(len(rows), generator=generator)]
-        chunks = list(order.split(settings.batch_size))
-        if len(chunks) > 1 and len(chunks[-1]) == 1 < settings.batch_size:
-            chunks[-2:] = [torch.cat(chunks[-2:])]
-        for chunk in chunks:
+        for chunk in order.split(sizes):
             if remaining <= 0:
                 return
             remaining -= 1
             yield chunk
 
 
+def batch_sizes(num_examples: int, settings: LocalTraining) -> list[int]:
+    """Return the sizes of the batches of a round, as `batches` yields them."""
+    sizes = _epoch_sizes(num_examples, settings.batch_size) * settings.epochs
+    return sizes[: settings.max_batches or None]
+
+
+def _epoch_sizes(num_examples: int, batch_size: int) -> list[int]:
+    full, rest = divmod(num_examples, batch_size)
+    if rest == 1 < batch_size and full:
+        return [*[batch_size] * (full - 1), batch_size + 1]
+    return [batch_size] * full + [rest] * (rest > 0)
+
+
 def samples(
     data: ClientData, settings: LocalTraining, streams: Streams
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of a round: inputs (B, …) and classes (B,)."""
+    generator = None if settings.augment == "none" else streams.generator("augment")
     for rows in batches(data.rows, settings, streams.generator("batches")):
-        yield data.x[rows], data.y[rows]
+        x = data.x[rows]
+        yield x if generator is None else crop_flip(x, generator), data.y[rows]
+
+
+def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each image of (B, C, H, W) at random and mirror half of them, as is usual for CIFAR.
+
+    An eighth of the side is added around (4 pixels around 32×32), of zeros, which are the mean
+    colour of standardised images; a window of the old size is cut out of it, each as likely.
+
+    Raises:
+        ValueError: ``x`` are no images.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"train.augment=crop_flip: takes images, got samples of {x.shape[1:]}")
+    count, channels, height, width = x.shape
+    top, left = height // 8, width // 8
+    padded = F.pad(x, (left, left, top, top))
+    down = torch.randint(2 * top + 1, (count, 1), generator=generator)
+    right = torch.randint(2 * left + 1, (count, 1), generator=generator)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    across = torch.arange(width)
+    rows = down + torch.arange(height)  # (B, H)
+    columns = right + torch.where(mirrored, across.flip(0), across)  # (B, W)
+    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (B, H, W)
+    pixels = pixels.reshape(count, 1, -1).expand(-1, channels, -1)
+    return padded.reshape(count, channels, -1).gather(2, pixels).reshape(x.shape)
 
 
 def make_optimizer(
@@ -185,9 +229,15 @@ def make_optimizer(
 
 
 def train_epochs(
-    model: nn.Module, data: ClientData, settings: LocalTraining, streams: Streams
+    model: nn.Module,
+    data: ClientData,
+    settings: LocalTraining,
+    streams: Streams,
+    proximal_mu: float = 0.0,
 ) -> float:
     """Train ``model`` in place on one client's data; return the mean loss per sample.
+
+    ``proximal_mu`` adds FedProx's term to what is minimised, not to what is returned.
 
     Raises:
         FloatingPointError: the loss or a weight is no finite number any more.
@@ -197,11 +247,14 @@ def train_epochs(
     if len(data) == 1:
         freeze_batch_norm(model)
     optimizer = make_optimizer([model], settings)
+    proximal = Proximal(model, proximal_mu) if proximal_mu > 0 else None
     total, count = 0.0, 0
     for x, y in samples(data, settings, streams):
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
+        if proximal is not None:
+            proximal.add_gradient()
         optimizer.step()
         total += float(loss.detach()) * len(y)
         count += len(y)

@@ -23,11 +23,11 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from app import messages
-from app.messages import unpack_settings
+from app.messages import proximal_mu, unpack_settings
 from fleet.seeds import derive_seed
 from quant.functional import initial_step
 from quant.layers import QuantSpec, quantize, weight_quantizers
-from quant.packing import pack, unpack
+from quant.packing import pack, packed_bytes, unpack
 from strategies.base import QUANTIZERS, FederatedStrategy
 from strategies.checkpoint import Arrays
 from strategies.local import ClientData, LocalTraining, Streams, Update, load_arrays, train_epochs
@@ -76,7 +76,17 @@ class OQFL(FederatedStrategy):
         """Return the quantized network."""
         return super().prepare(quantize(model, self.spec), input_shape)
 
-    def describe(self, input_shape: tuple[int, ...]) -> dict[str, float]:
+    def model_bytes(self, partition: int) -> tuple[int, int]:
+        """Less what packing saves, in the directions in which the wire has codes."""
+        down, up = super().model_bytes(partition)
+        state, saved = self.whole_model().state_dict(), 0
+        for name, quantizer in weight_quantizers(self.whole_model()).items():
+            count = state[name].numel()
+            saved += 4 * count - packed_bytes(count, quantizer.bits)
+        down_saved = saved if self.wire.name == "codes_both" else 0
+        return down - down_saved, up - (saved if self.wire.name != "latent" else 0)
+
+    def describe(self) -> dict[str, float]:
         """Bit widths."""
         return {"weight_bits": self.spec.weight_bits, "act_bits": self.spec.act_bits}
 
@@ -122,7 +132,7 @@ def train(
         arrays = decode_weights(arrays, model)
     load_arrays(model, arrays)
     settings = unpack_settings(config, "train", LocalTraining)
-    loss = train_epochs(model, data, settings, streams)
+    loss = train_epochs(model, data, settings, streams, proximal_mu(config))
     if wire == "latent":
         sent = model.state_dict()
     else:

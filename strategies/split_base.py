@@ -5,8 +5,11 @@ simulated beside the client (`strategies.split_learning`); bytes count what woul
 device's part in both directions, activations, labels and gradients.
 """
 
+import functools
+import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -16,7 +19,10 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from app import messages
+from fleet.cost import OBJECTIVES, choose_cut
 from fleet.seeds import derive_seed
+from fleet.selection import num_selected
+from fleet.work import ClientWork
 from models.cost import Cost, cost
 from models.split import at_fraction, before, last_layer
 from quant.codec import LinkSettings
@@ -34,28 +40,33 @@ from strategies.checkpoint import Arrays
 from strategies.link import Link, label_bytes, there_and_back
 from strategies.local import load_arrays
 from strategies.split_learning import Halves, Side, Split, halves, quantized
+from strategies.work import Pieces, split_round
 
 Cut = str | float
-DEFAULT, HEAD = "default", "head"
+AUTO, DEFAULT, HEAD = "auto", "default", "head"
+
+log = logging.getLogger(__name__)
 
 
 class SplitStrategy(FederatedStrategy):
     """Base of the methods that cut the network; clients train in parallel, both halves averaged.
 
     Args:
-        cut: a cut point's name, a share of the forward FLOPs in (0, 1), or a mapping from partition
-            ids, and ``default``, to either.
+        cut: a cut point's name, a share of the forward FLOPs in (0, 1), ``auto`` (the best for each
+            client, or for all, on the fleet), or a mapping from partition ids, device classes and
+            ``default`` to names and shares.
         tail: where the device's last part begins, for methods that cut twice: a module's name, or a
             cut point's; ``head`` stands for the last layer where no module is called so.
         link: codecs at the cut.
         spec: bit widths, where the network is quantized.
         side: which half is.
         server_lr: learning rate of the server's half; None takes the clients'.
+        objective: what ``auto`` makes least: ``seconds`` or ``joules`` of a round.
         common: arguments of `FederatedStrategy`.
     """
 
     reads: ClassVar[tuple[str, ...]] = (
-        *QUANTIZERS, "quant.side", "split.cut", "link", "train.server_lr",
+        *QUANTIZERS, "quant.side", "split.cut", "link", "fleet.objective", "train.server_lr",
     )  # fmt: skip
     needs_colocation: ClassVar[bool] = True
     takes_mapping: ClassVar[bool] = False  # whether clients may have cuts of their own
@@ -71,6 +82,7 @@ class SplitStrategy(FederatedStrategy):
         spec: QuantSpec | None = None,
         side: str = "both",
         server_lr: float | None = None,
+        objective: str = OBJECTIVES[0],
         **common: object,
     ) -> None:
         super().__init__(**common)  # type: ignore[arg-type]
@@ -81,10 +93,12 @@ class SplitStrategy(FederatedStrategy):
         self.spec = spec or QuantSpec(weight_bits=32, act_bits=32)
         self.side = Side(side)
         self.server_lr = server_lr
+        self.objective = objective
         self._check_cuts(isinstance(cut, Mapping))
         self._splits: dict[Cut, Split] = {}  # by what the user called the cut
         self._halves: dict[Split, Halves] = {}
         self._names: dict[Split, frozenset[str]] = {}  # of the device's arrays
+        self._costs: dict[Split, tuple[list[Cost], Cost]] = {}
 
     def state(self) -> Arrays:
         """None: the global model is all there is."""
@@ -100,6 +114,8 @@ class SplitStrategy(FederatedStrategy):
             ValueError: it cannot be cut there; names split.cut or split.tail, and the nearest.
         """
         plain = model
+        if AUTO in self.cut.values():
+            self.cut = self._best_cuts(quantized(model, self.spec, self.side, None), input_shape)
         for name in dict.fromkeys(self.cut.values()):
             split = self._resolve(plain, name, input_shape)
             model = quantized(plain, self.spec, self.side, split)
@@ -108,16 +124,22 @@ class SplitStrategy(FederatedStrategy):
                 self._halves[split] = parts = halves(model, split, input_shape)
                 self._names[split] = parts.device_names()
             except ValueError as error:
-                raise ValueError(f"split.cut={name}: {error}") from error
+                tail = f" split.tail={self.tail}" if self.is_u_shaped else ""
+                raise ValueError(f"split.cut={name}{tail}: {error}") from error
         return super().prepare(model, input_shape)
 
     def split_of(self, partition: int) -> Split:
         """Return where a client's network is cut."""
-        name = self.cut.get(str(partition), self.cut.get(DEFAULT))
+        self.whole_model()  # says if prepare() is missing
+        keys = (str(partition), self._device_of(partition), DEFAULT)
+        name = next((self.cut[key] for key in keys if key in self.cut), None)
         if name is None:
             raise ValueError(f"split.cut: says nothing of client {partition}, and has no {DEFAULT}")
-        self.whole_model()  # says if prepare() is missing
         return self._splits[name]
+
+    def _device_of(self, partition: int) -> str:
+        client = self.fleet.clients.get(partition) if self.fleet else None
+        return client.device.name if client else ""
 
     def device_names(self, partition: int = 0) -> frozenset[str]:
         """Names of the arrays of a client's device part."""
@@ -133,20 +155,38 @@ class SplitStrategy(FederatedStrategy):
         accuracy, loss = test(Joined(self._halves[split], arrays, self.link))
         return {"accuracy": accuracy, "loss": loss}
 
-    def device_costs(self, input_shape: tuple[int, ...]) -> list[Cost]:
+    def device_costs(self) -> list[Cost]:
         """Of the device's parts; where clients differ, of those with the most operations."""
-        found = [part_costs(parts, input_shape)[0] for parts in self._halves.values()]
+        found = [device for device, _ in self.costs().values()]
         return max(found, key=lambda parts: sum(p.flops_forward for p in parts))
 
-    def describe(self, input_shape: tuple[int, ...]) -> dict[str, float]:
+    def costs(self) -> dict[Split, tuple[list[Cost], Cost]]:
+        """What the device's parts and the server's part cost at each cut."""
+        for split, parts in self._halves.items():
+            if split not in self._costs:
+                self._costs[split] = part_costs(parts, self.input_shape)
+        return self._costs
+
+    def client_works(self) -> dict[int, ClientWork]:
+        """What a round takes each client at its cut."""
+        works: dict[int, ClientWork] = {}
+        alike: dict[tuple[Split, int], ClientWork] = {}
+        for partition in self.with_data():
+            key = self.split_of(partition), self.num_examples[partition]
+            if key not in alike:
+                device, server = self.costs()[key[0]]
+                sent = self.model_bytes(partition)
+                alike[key] = split_round(device, server, key[1], self.train, self.link, sent)
+            works[partition] = alike[key]
+        return works
+
+    def describe(self) -> dict[str, float]:
         """Bit widths, and bytes that cross the cut per sample and step, in batches of that size.
 
         Of the first cut, where clients differ.
         """
-        split, parts = next(iter(self._halves.items()))
-        first = cost(parts.device[0], input_shape)
-        second = cost(parts.server, first.output_shape, input_grad=True).output_shape
-        size = self.train.batch_size
+        split, (device, server) = next(iter(self.costs().items()))
+        first, second, size = device[0], server.output_shape, self.train.batch_size
         to_server, to_device = self.link.codecs()
         up, down = there_and_back(to_server, to_device, (size, *first.output_shape))
         if split.tail:
@@ -174,19 +214,59 @@ class SplitStrategy(FederatedStrategy):
         """The device's part, unless it is private."""
         return frozenset() if self.is_private else self.device_names(partition)
 
+    def _best_cuts(self, model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Cut]:
+        """Return the best cut for each client, or for all where the server has one half."""
+        if self.fleet is None or not self.num_examples:
+            raise ValueError(
+                f"split.cut={AUTO}: needs a fleet, and the clients' numbers of samples"
+            )
+        pieces, tail = Pieces.of(model, input_shape), self._tail(model, input_shape)
+        names = pieces.names[: pieces.names.index(tail)] if tail else pieces.names
+        if not names:
+            raise ValueError(f"split.cut={AUTO}: the network has no cut points")
+        work = functools.cache(
+            lambda name, samples: self._work(*pieces.at(name, tail), samples)  # one per pair
+        )
+        sizes = {p: self.num_examples[p] for p in self.with_data() if p in self.fleet.clients}
+        if not self.takes_mapping:
+            works = [{p: work(name, samples) for p, samples in sizes.items()} for name in names]
+            best = names[self.fleet.best(works, self.rule(), self.objective)]
+            log.info("split.cut=%s: %s", AUTO, best)
+            return {DEFAULT: best}
+        participants = num_selected(self.clients_per_round, len(sizes))
+        cuts: dict[str, Cut] = {DEFAULT: names[0]}
+        for p, samples in sizes.items():
+            client, works_of = self.fleet.clients[p], [work(name, samples) for name in names]
+            found = choose_cut(
+                works_of, client.device, client.link, self.fleet.server, self.objective,
+                self.rule(), participants,
+            )  # fmt: skip
+            cuts[str(p)] = names[found or 0]  # where none fits: the client will be left out
+        chosen = Counter((self._device_of(p), cuts[str(p)]) for p in sizes)
+        for (device, name), count in sorted(chosen.items()):
+            log.info("split.cut=%s: %s for %d clients with %s", AUTO, name, count, device)
+        return cuts
+
+    def _work(self, device: Sequence[Cost], server: Cost, samples: int) -> ClientWork:
+        sent = 0 if self.is_private else sum(part.model_bytes for part in device)
+        return split_round(device, server, samples, self.train, self.link, (sent, sent))
+
+    def _tail(self, model: nn.Module, input_shape: tuple[int, ...]) -> str:
+        """Return the name of the second cut point, if there is one."""
+        modules, tail = dict(model.named_modules()), self.tail if self.is_u_shaped else ""
+        try:
+            if tail == HEAD and HEAD not in modules:
+                tail = last_layer(model)
+            return before(model, tail, input_shape).name if tail and tail in modules else tail
+        except ValueError as error:
+            raise ValueError(f"split.tail={self.tail}: {error}") from error
+
     def _resolve(self, model: nn.Module, cut: Cut, input_shape: tuple[int, ...]) -> Split:
         try:
             at = cut if isinstance(cut, str) else at_fraction(model, input_shape, cut).name
         except ValueError as error:
             raise ValueError(f"split.cut={cut}: {error}") from error
-        modules, tail = dict(model.named_modules()), self.tail if self.is_u_shaped else ""
-        try:
-            if tail == HEAD and HEAD not in modules:
-                tail = last_layer(model)
-            if tail in modules and tail:
-                tail = before(model, tail, input_shape).name
-        except ValueError as error:
-            raise ValueError(f"split.tail={self.tail}: {error}") from error
+        tail = self._tail(model, input_shape)
         return Split(at, tail, self.server_lr or 0.0, self.is_private)
 
     def _check_cuts(self, is_mapping: bool) -> None:
@@ -195,33 +275,40 @@ class SplitStrategy(FederatedStrategy):
                 "split.cut: a mapping needs clients that train in parallel from halves of their "
                 "own: splitfed_v1 or splitfed_v3"
             )
+        if self.is_u_shaped and not self.tail:
+            raise ValueError("split.tail=: takes a module with which the device's last part begins")
         if not self.cut:
             raise ValueError("split.cut={}: takes a cut point or a mapping to cut points")
-        total = self.num_clients
+        total, clients = self.num_clients, self.fleet.clients.values() if self.fleet else ()
+        devices = sorted({client.device.name for client in clients})
         for key, cut in self.cut.items():
-            if key != DEFAULT and not key.isdecimal():
-                raise ValueError(f"split.cut.{key}: takes partition ids and {DEFAULT} as keys")
-            if key != DEFAULT and total is not None and int(key) >= total:
+            if not key.isdecimal() and key not in (DEFAULT, *devices):
+                known = ", ".join(["partition ids", *devices, DEFAULT])
+                raise ValueError(f"split.cut.{key}: takes as keys {known}")
+            if key.isdecimal() and total is not None and int(key) >= total:
                 raise ValueError(f"split.cut.{key}: there is no client {key} of {total}")
+            if cut == AUTO and is_mapping:
+                raise ValueError(f"split.cut.{key}={AUTO}: {AUTO} is for all clients, not for some")
             is_share = isinstance(cut, float) and 0 < cut < 1
             if not is_share and not isinstance(cut, str):
                 raise ValueError(f"split.cut={cut}: takes a cut point, or a share in (0, 1)")
         if DEFAULT not in self.cut:
-            absent = [p for p in range(total or 0) if str(p) not in self.cut]
+            absent = [
+                p
+                for p in range(total or 0)
+                if str(p) not in self.cut and self._device_of(p) not in self.cut
+            ]
             if absent:
                 raise ValueError(
                     f"split.cut: says nothing of client {absent[0]}, and has no {DEFAULT}"
                 )
-        if len(set(self.cut.values())) > 1 and self.side.name == "client":
-            raise ValueError("quant.side=client: takes one cut for all clients, not a mapping")
+        varies = len(set(self.cut.values())) > 1 or AUTO in self.cut.values()
+        if varies and self.side.name == "client":
+            raise ValueError("quant.side=client: takes one stated cut for all clients")
 
 
 class Chain(SplitStrategy):
     """Base of the methods in which clients train one after another and hand something on."""
-
-    def order(self, chosen: Sequence[int], server_round: int) -> list[int]:
-        """Return the clients in the order in which they train."""
-        return list(chosen)
 
     def handed_on(self, name: str) -> bool:
         """Whether an array goes from one client to the next; the others begin as the round did."""
@@ -236,15 +323,16 @@ class Chain(SplitStrategy):
         timeout: float,
     ) -> tuple[ArrayRecord, list[Outcome]]:
         """One client after another; a client that fails hands on what it was given."""
-        chosen = self.choose(server_round)
         current = dict(messages.to_arrays(arrays))
         outcomes: list[Outcome] = []
-        for partition in self.order(chosen, server_round):
+        for partition in self.choose(server_round):
             sent = self.requests(server_round, messages.to_record(current), config, [partition])
             (outcome,) = self.exchange(grid, sent, timeout)
             current |= {n: array for n, array in outcome.state.items() if self.handed_on(n)}
             kept = {n: array for n, array in outcome.state.items() if not self.handed_on(n)}
             outcomes.append(replace(outcome, state=kept))
+        if not outcomes:
+            return arrays, []
         outcomes.sort(key=lambda outcome: outcome.partition)
         report_failures(server_round, outcomes)
         averaged, _ = self.combine(outcomes)

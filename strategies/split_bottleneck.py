@@ -36,9 +36,8 @@ from models.bottleneck import (
     weight_before,
     with_bottleneck,
 )
-from models.cost import cost
 from strategies import split_learning
-from strategies.base import Outcome, Test
+from strategies.base import FederatedStrategy, Outcome, Test
 from strategies.checkpoint import Arrays
 from strategies.local import load_arrays
 from strategies.split_base import DEFAULT, SplitStrategy
@@ -119,9 +118,15 @@ class BottleneckStrategy(SplitStrategy):
         if isinstance(common.get("cut"), Mapping):
             raise ValueError("split.cut: takes one cut for all clients: the bottleneck is at it")
         super().__init__(**common)
+        if self.server_optimizer is not None:
+            raise ValueError(
+                "strategy.server_optimizer: its memory has the shapes of the model, which change "
+                "with the bottleneck's width; takes none"
+            )
         self.prune = prune or PruneSettings()
         self.bottleneck = Bottleneck()  # as of the latest round, once prepared
-        self._plain: Halves | None = None  # the network's parts without a bottleneck
+        self._network: nn.Module | None = None  # without a bottleneck, and the next one its parts
+        self._plain: Halves | None = None
         self._scales: str | None = None  # name of the weight before the cut that ranks channels
         self._channels: list[int] = []  # which of the network's each active one began as
 
@@ -148,7 +153,7 @@ class BottleneckStrategy(SplitStrategy):
         network = super().prepare(model, input_shape)
         ((split, plain),) = self._halves.items()
         cut, ranks_by = self.cut[DEFAULT], self.prune.importance
-        shape = cost(plain.device[0], input_shape).output_shape
+        shape = self.costs()[split][0][0].output_shape
         if not 1 <= len(shape) <= 3:
             raise ValueError(
                 f"split.cut={cut}: an activation of {shape} per sample has no channel "
@@ -161,7 +166,7 @@ class BottleneckStrategy(SplitStrategy):
                 f"prune.importance=bn: no normalisation of {shape[0]} channels comes before "
                 f"split.cut={cut}; takes l1 or taylor there"
             )
-        self._plain = plain
+        self._network, self._plain = network, plain
         self._channels = list(range(shape[0]))
         self.bottleneck = Bottleneck(
             channels=shape[0],
@@ -171,13 +176,12 @@ class BottleneckStrategy(SplitStrategy):
             frozen=self.prune.frozen,
         )
         try:
-            whole = attach(network, self.bottleneck)
+            state = attach(network, self.bottleneck).state_dict()
         except ValueError as error:
             raise ValueError(f"model: {error}") from error
-        state = self._resized(whole.state_dict(), self.active(1))
-        self._widen(len(self._channels))
+        state = self._resized(state, self.active(1))
+        whole = self._widen(self.active(1))
         self._names[split] = self._halves[split].device_names()
-        whole = attach(network, self.bottleneck)
         load_arrays(whole, state)
         return whole
 
@@ -191,10 +195,11 @@ class BottleneckStrategy(SplitStrategy):
     ) -> tuple[ArrayRecord, list[Outcome]]:
         """Change the bottleneck's width where it is time, then train as the base does."""
         self.whole_model()  # says if prepare() is missing
-        state = messages.to_tensors(arrays)
-        if len(state[ENCODER_WEIGHT]) != self.active(server_round):
-            arrays = messages.to_record(self._resized(state, self.active(server_round)))
-        self._widen(self.active(server_round))
+        state, active = messages.to_tensors(arrays), self.active(server_round)
+        if len(state[ENCODER_WEIGHT]) != active:
+            arrays = messages.to_record(self._resized(state, active))
+        if self.bottleneck.active != active:
+            self._widen(active)
         return super().train_round(grid, server_round, arrays, config, timeout)
 
     def round_extra(self) -> dict[str, float]:
@@ -203,14 +208,15 @@ class BottleneckStrategy(SplitStrategy):
 
     def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
         """Test the network with its bottleneck and its link."""
-        self._widen(len(arrays[ENCODER_WEIGHT]))
+        if self.bottleneck.active != len(arrays[ENCODER_WEIGHT]):
+            self._widen(len(arrays[ENCODER_WEIGHT]))
         return super().evaluate(arrays, test)
 
-    def describe(self, input_shape: tuple[int, ...]) -> dict[str, float]:
+    def describe(self) -> dict[str, float]:
         """As `SplitStrategy`, of the last round's width, and that width."""
         sizes = self.bottleneck
         return {
-            **super().describe(input_shape),
+            **super().describe(),
             "cut_channels": sizes.channels,
             "active_channels": sizes.active,
         }
@@ -219,12 +225,16 @@ class BottleneckStrategy(SplitStrategy):
         """As `SplitStrategy`, and the bottleneck."""
         return super().client_config() | messages.pack_settings(bottleneck=self.bottleneck)
 
-    def _widen(self, active: int) -> None:
-        """Have parts with ``active`` channels."""
+    def _widen(self, active: int) -> nn.Module:
+        """Have parts with ``active`` channels, costs of theirs, and a global model, returned."""
         assert self._plain is not None
+        assert self._network is not None
         self.bottleneck = replace(self.bottleneck, active=active)
         for split in self._halves:
             self._halves[split] = bottlenecked(self._plain, self.bottleneck)
+        self._costs = {}
+        whole = attach(self._network, self.bottleneck)
+        return FederatedStrategy.prepare(self, whole, self.input_shape)
 
     def _resized(self, state: Mapping[str, Tensor], active: int) -> dict[str, Tensor]:
         """Return ``state`` with ``active`` channels, and remember which."""

@@ -115,9 +115,9 @@ def halves(model: nn.Module, split: Split, example: tuple[int, ...] | None = Non
     return Halves((first, *last), middle)
 
 
-def quantized(model: nn.Module, spec: QuantSpec, side: Side, split: Split) -> nn.Module:
+def quantized(model: nn.Module, spec: QuantSpec, side: Side, split: Split | None) -> nn.Module:
     """Quantize ``model``, or only those of its layers that are on the device."""
-    if spec.is_identity or side.name == "both":
+    if spec.is_identity or side.name == "both" or split is None:
         return quantize(model, spec)
     device = halves(model, split).device
     return quantize(model, spec, {name for part in device for name, _ in part.named_modules()})

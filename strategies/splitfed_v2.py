@@ -6,6 +6,7 @@ order of the round's own; the devices' halves all begin as the round did and are
 
 from collections.abc import Sequence
 
+from fleet.clock import Rule, queued
 from strategies.split_base import Chain, shuffled
 from strategies.split_learning import prepare, train
 
@@ -17,6 +18,10 @@ class SplitFedV2(Chain):
 
     A client that fails in mid-chain leaves it as that client found it.
     """
+
+    def rule(self) -> Rule:
+        """Devices at once, the server one client after another."""
+        return queued
 
     def order(self, chosen: Sequence[int], server_round: int) -> list[int]:
         """A random order, drawn by seed and round."""

@@ -13,7 +13,13 @@ from app.engine import Simulator
 
 # Overrides that a method needs to run small; the variants of it that must conform as well.
 ROWS: dict[str, list[tuple[str, ...]]] = {
-    "fedavg": [(), ("strategy.average=median",), ("strategy.average=trimmed_mean",)],
+    "fedavg": [
+        (),
+        ("strategy.average=median",),
+        ("strategy.average=trimmed_mean",),
+        ("strategy.server_optimizer=fedadam", "strategy.server_learning_rate=0.01"),
+        ("strategy.proximal_mu=0.1",),
+    ],
     "oqfl": [
         (),
         ("quant.bits=2", "quant.per_channel=true"),
@@ -21,6 +27,7 @@ ROWS: dict[str, list[tuple[str, ...]]] = {
         ("quant.learn_step=false",),
         ("quant.wire=codes",),
         ("quant.wire=codes_both",),
+        ("strategy.server_optimizer=fedavgm", "strategy.proximal_mu=0.1", "quant.wire=codes"),
     ],
     "split": [(), ("link.up=int8", "link.down=int4", "link.rounding=stochastic")],
     "splitfed_v1": [

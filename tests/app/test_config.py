@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, small
+from conftest import ROOT, simulate, small
 
 from app.config import compose, config_hash, relevant
 from app.session import Session, expand
 
 WRONG = [
     ("strategy=nothing", "strategy=nothing: takes deprune, fedavg, oqfl"),
-    ("data=imagenet", "data=imagenet: takes cifar10, digits, fashion_mnist, mitbih, mnist"),
+    ("data=imagenet", "data=imagenet: takes arrays, cifar10, digits, fashion_mnist, hub, mi"),
     ("foo=1", "foo: unknown key"),
     ("quant.bit=4", "quant.bit: unknown key; did you mean quant.bits"),
     ("batch_size=4", "batch_size: unknown key; did you mean train.batch_size"),
@@ -44,7 +44,16 @@ WRONG = [
     ("train.lr=fast", "train.lr=fast: takes a number"),
     ("train.optimizer=lion", "train.optimizer=lion: takes sgd, adam, adamw"),
     ("train.epochs=0", "train.epochs=0: takes 1 or more"),
-    ("data.partition=random", "data.partition=random: takes iid, dirichlet, shards"),
+    ("data.partition=random", "data.partition=random: takes iid, dirichlet, shards, natural"),
+    ("data.path=x.npz", "data.path=x.npz: data=digits does not read it; data=arrays and data=hub"),
+    ("data.content=abc", "data.content=abc: is found at data.path, not given"),
+    ("data=arrays", "data.path: data=arrays needs it: a .npz file"),
+    ("data=hub", "data.path: data=hub needs it: a name on the Hub or a folder"),
+    ("data.shape=[]", "data.shape=[], data.num_classes=10: data=digits takes positive ones"),
+    ("data.options.label=x", "data.options.label: unknown key"),
+    ("train.augment=rotate", "train.augment=rotate: takes none, crop_flip"),
+    ("model.weights=x.pth", "model.weights=x.pth: no such file"),
+    ("model.replace_head=maybe", "model.replace_head=maybe: takes true or false"),
     ("data.alpha=0", "data.alpha=0.0: takes a finite number above 0"),
     ("target_accuracy=90", "target_accuracy=90.0: takes a share in (0, 1]"),
     ("name=../elsewhere", "name='../elsewhere': takes a folder name under runs/, of letters"),
@@ -57,7 +66,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("override", "message"), WRONG)
 def test_wrong_values_name_key_value_and_what_is_taken(override: str, message: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
         compose([override])
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
@@ -186,3 +195,16 @@ def test_help_and_cfg() -> None:
     shown = run("--cfg", "job", "quant.bits=3")
     assert shown.returncode == 0
     assert "bits: 3" in shown.stdout
+
+
+def test_image_size(tmp_path: Path) -> None:
+    summary = simulate(tmp_path, "data.image_size=16", "data.max_test=40", "rounds=1")
+    assert (
+        summary["client_flops_per_sample"]
+        > 3
+        * simulate(tmp_path / "small", "data.max_test=40", "rounds=1")["client_flops_per_sample"]
+    )
+    with pytest.raises(ValueError, match=r"data\.image_size=64: takes images .* data=mitbih"):
+        compose(["data=mitbih", "data.image_size=64"])
+    with pytest.raises(ValueError, match=r"data\.image_size=0: takes 1 or more"):
+        compose(["data.image_size=0"])

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Result
 from flwr.simulation import run_simulation
 from safetensors.numpy import load_file
 
-from app import client, experiment, messages, server
+from app import client, experiment, messages, runtime, server
 from app.engine import Simulator, make_context
 from quant.layers import QuantSpec
 from strategies.base import FederatedStrategy
@@ -55,6 +55,7 @@ def test_whole_run_equals_ours(strategy: str, tmp_path: Path, no_ray_of_ours: No
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        assert runtime.is_simulated(grid)
         server.run(small(*overrides), grid, tmp_path / "flower")
 
     on_flower(app, overrides)

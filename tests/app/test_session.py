@@ -70,9 +70,17 @@ def test_a_run_that_fails_says_so_in_its_exit_code(tmp_path: Path) -> None:
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "oqfl", "splitfed_v3"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "fedavg",
+        "oqfl",
+        "splitfed_v3",
+        pytest.param("fedavg strategy.server_optimizer=fedyogi", marks=pytest.mark.long),
+    ],
+)
 def test_killed_and_resumed_equals_uninterrupted(strategy: str, tmp_path: Path) -> None:
-    chosen = (f"strategy={strategy}", *SERIAL, "rounds=6", "checkpoint.every=2", "seed=5")
+    chosen = (*f"strategy={strategy}".split(), *SERIAL, "rounds=6", "checkpoint.every=2", "seed=5")
     killed = tmp_path / "killed"
     process = subprocess.Popen(
         [sys.executable, "main.py", *chosen, f"hydra.run.dir={killed}"],

@@ -1,10 +1,12 @@
 """Digits: the fixed stratified split of scikit-learn's images, and what a data set can do."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -101,3 +103,19 @@ def test_limit_train_by_seed(dataset):
     one, other = (dataset.limit_train(100, seed) for seed in (0, 1))
     assert not torch.equal(one.train_x, other.train_x)
     assert len(dataset.train_y) == 1437
+
+
+def test_a_smaller_test_set_and_larger_images():
+    whole = digits.load(Path())
+    few = whole.limit_test(50, seed=3)
+    assert len(few.test_y) == 50
+    assert len(few.train_y) == len(whole.train_y)
+    assert torch.equal(few.test_x, whole.limit_test(50, seed=3).test_x)
+    assert whole.limit_test(None, 0) is whole.limit_test(360, 0) is whole
+    large = few.resized(20)
+    assert large.test_x.shape == (50, 1, 20, 20)
+    assert large.input_shape == (1, 20, 20)
+    by_torch = F.interpolate(few.test_x, 20, mode="bilinear", antialias=True)
+    assert torch.equal(large.test_x, by_torch)
+    constant = replace(few, test_x=torch.full_like(few.test_x, 0.3))
+    torch.testing.assert_close(constant.resized(5).test_x, torch.full((50, 1, 5, 5), 0.3))

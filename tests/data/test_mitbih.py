@@ -325,7 +325,7 @@ def test_real_beats_after_discarding(real_root: Path) -> None:
 
 
 def test_real_split_by_patient_has_every_class_on_both_sides(real_root: Path) -> None:
-    dataset = mitbih.load(real_root, split="patient")
+    dataset = mitbih.load_by_user(real_root)
     train = {"N": 3000, "L": 3000, "R": 3000, "A": 836, "V": 3000}
     assert mitbih.class_counts(dataset.train_y) == train
     assert mitbih.class_counts(dataset.test_y) == train | {"A": 1245}

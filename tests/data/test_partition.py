@@ -5,10 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.partition import SCHEMES, SHARDS_PER_CLIENT, partition
+from data.partition import SCHEMES, SHARDS_PER_CLIENT, deal_users
+from data.partition import partition as divide
 
 properties = settings(deadline=None, max_examples=25)
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
+
+
+NUM_USERS = 20
+
+
+def partition(y, scheme, num_clients, seed, *args, **options):
+    """The function under test; where it asks for users, sample i is user i % 20's."""
+    users = np.arange(len(y)) % NUM_USERS if scheme == "natural" else None
+    return divide(y, scheme, num_clients, seed, *args, users=users, **options)
 
 
 def labels(num_samples, num_classes=10, seed=0):
@@ -187,6 +197,52 @@ def test_as_many_clients_as_there_can_be():
     assert sum(len(p) for p in partition(y, "dirichlet", 30, seed=0)) == 30
 
 
+# By user ------------------------------------------------------------------------------------------
+
+
+@properties
+@given(
+    num_users=st.integers(1, 30),
+    num_clients=st.integers(1, 30),
+    num_samples=st.integers(1, 200),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_users_stay_whole_and_all_are_dealt(num_users, num_clients, num_samples, seed):
+    users = np.random.default_rng(seed).integers(0, num_users, num_samples) * 7  # with gaps
+    there = len(np.unique(users))
+    if num_clients > there:
+        message = rf"clients\.total={num_clients}: data\.partition=natural divides {there} users"
+        with pytest.raises(ValueError, match=message):
+            divide(labels(num_samples), "natural", num_clients, seed, users=users)
+        return
+    parts = divide(labels(num_samples), "natural", num_clients, seed, users=users)
+    assert len(assert_disjoint(parts, num_samples)) == num_samples
+    owned = [set(users[part]) for part in parts]
+    assert sum(len(own) for own in owned) == there  # nobody's samples are on two clients
+    assert max(map(len, owned)) - min(map(len, owned)) <= 1
+
+
+def test_as_many_clients_as_users_are_the_users_in_order():
+    users = np.array([30, 10, 20, 10, 30])
+    for seed in range(3):
+        parts = divide(labels(5), "natural", 3, seed, users=users)
+        assert [sorted(part.tolist()) for part in parts] == [[1, 3], [2], [0, 4]]
+
+
+def test_the_seed_deals_users_that_share_a_client():
+    users = np.arange(12)
+    dealt = [[sorted(own.tolist()) for own in deal_users(users, 4, seed)] for seed in (0, 0, 1)]
+    assert dealt[0] == dealt[1] != dealt[2]
+    assert [len(own) for own in dealt[0]] == [3, 3, 3, 3]
+
+
+def test_data_without_users_name_the_sources_that_have_some():
+    with pytest.raises(
+        ValueError, match=r"data\.partition=natural: these data have no users; .*mi"
+    ):
+        divide(labels(20), "natural", 2, seed=0)
+
+
 # samples_per_client -------------------------------------------------------------------------------
 
 
@@ -245,7 +301,7 @@ def test_more_samples_per_client_than_there_are():
         ("data.alpha", {"scheme": "dirichlet", "alpha": float("nan")}),
         # All proportions would be NaN, and the last client would get every sample.
         ("data.alpha", {"scheme": "dirichlet", "alpha": float("inf")}),
-        ("data.partition", {"scheme": "natural"}),
+        ("data.partition", {"scheme": "random"}),
         ("data.samples_per_client", {"scheme": "iid", "samples_per_client": 0}),
         ("data.samples_per_client", {"scheme": "iid", "samples_per_client": -1}),
         ("clients.total", {"scheme": "iid", "num_clients": 0}),

@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from models.densenet import densenet121
@@ -41,6 +42,16 @@ def test_loads_by_name(file):
     assert not equal(source, target)
     load_weights(target, file(source))
     assert equal(source, target)
+
+
+def test_a_safetensors_file_loads_too(tmp_path):
+    source, target = resnet18(**NARROW), resnet18(**NARROW)
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    load_weights(target, tmp_path / "model.safetensors")
+    assert equal(source, target)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        load_weights(target, tmp_path / "model.safetensors")
 
 
 def test_older_files_without_counters_load(file):

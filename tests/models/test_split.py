@@ -1378,3 +1378,9 @@ def test_at_fraction_refuses() -> None:
     assert "has no cut points" in refusal(lambda: at_fraction(nn.Linear(3, 3), (3,), 0.5))
     norms = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
     assert "FLOPs" in refusal(lambda: at_fraction(norms, (3,), 0.5))
+
+
+def test_at_fraction_takes_the_least_that_crosses_on_a_tie() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(model, nn.Flatten(), nn.Linear(16, 2))
+    assert at_fraction(model, (1, 10, 10), 0.2).name == "0.2"  # after pooling, not 0.0 or 0.1

@@ -19,8 +19,10 @@ from strategies.local import (
     LocalTraining,
     Streams,
     batches,
+    crop_flip,
     load_arrays,
     make_optimizer,
+    samples,
     train_epochs,
 )
 
@@ -172,6 +174,90 @@ def test_frozen_parameters_are_left_out():
     model[0].requires_grad_(False)
     held = [p for g in make_optimizer([model], LocalTraining()).param_groups for p in g["params"]]
     assert [id(p) for p in held] == [id(p) for p in model[1].parameters()]
+
+
+# Augmentation -------------------------------------------------------------------------------------
+
+
+def cut_by_hand(x, down, right, mirrored):
+    """The window of one image (C, H, W), pixel by pixel."""
+    channels, height, width = x.shape
+    top, left = height // 8, width // 8
+    out = torch.zeros_like(x)
+    for c, i, j in np.ndindex(channels, height, width):
+        row = i + down - top
+        column = (width - 1 - j if mirrored else j) + right - left
+        if 0 <= row < height and 0 <= column < width:
+            out[c, i, j] = x[c, row, column]
+    return out
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    count=st.integers(1, 5),
+    channels=st.integers(1, 3),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    seed=st.integers(0, 1000),
+)
+def test_crop_flip_is_a_window_of_each_image(count, channels, height, width, seed):
+    x = torch.rand(count, channels, height, width) + 1
+    before = x.clone()
+    out = crop_flip(x, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    down, right = (
+        torch.randint(2 * (side // 8) + 1, (count, 1), generator=generator)
+        for side in (height, width)
+    )
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    for i in range(count):
+        assert torch.equal(out[i], cut_by_hand(x[i], down[i], right[i], mirrored[i]))
+    assert torch.equal(x, before)
+
+
+def test_every_shift_up_to_four_pixels_and_both_sides_occur_as_often():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.zeros(20_000, 1, 32, 32)
+    x[:, 0, 16, 16] = 1
+    found = crop_flip(x, generator)[:, 0].flatten(1).argmax(1)
+    rows, columns = found // 32, found % 32
+    assert sorted(rows.unique().tolist()) == list(range(12, 21))
+    counts = torch.bincount(rows, minlength=32)[12:21]
+    assert (counts - 20_000 / 9).abs().max() < 5 * math.sqrt(20_000 / 9)
+    # mirrored at 15.5: columns 11 to 19 where it is, 12 to 20 where it is not
+    ends = torch.bincount(columns, minlength=32)[[11, 20]]
+    assert (ends - 20_000 / 18).abs().max() < 5 * math.sqrt(20_000 / 18)
+
+
+def test_augmented_samples_are_the_same_batches_and_a_stream_of_the_round():
+    mine = data(23, shape=(3, 16, 16))
+    plain, augmented = (LocalTraining(batch_size=8, augment=name) for name in ("none", "crop_flip"))
+
+    def drawn(settings, streams):
+        return list(samples(mine, settings, streams))
+
+    rows = list(batches(mine.rows, plain, Streams(0, 1, 2).generator("batches")))
+    for (x, y), chosen in zip(drawn(plain, Streams(0, 1, 2)), rows, strict=True):
+        assert torch.equal(x, mine.x[chosen])
+        assert torch.equal(y, mine.y[chosen])
+    one, again = drawn(augmented, Streams(0, 1, 2)), drawn(augmented, Streams(0, 1, 2))
+    for (x, y), (same_x, same_y), chosen in zip(one, again, rows, strict=True):
+        assert torch.equal(x, same_x)
+        assert torch.equal(y, same_y)
+        assert torch.equal(y, mine.y[chosen])
+        assert x.shape == mine.x[chosen].shape
+        assert not torch.equal(x, mine.x[chosen])
+    first = one[0][0]
+    for other in (Streams(1, 1, 2), Streams(0, 2, 2), Streams(0, 1, 3)):
+        stream = other.generator("augment")
+        assert not torch.equal(crop_flip(mine.x[rows[0]], stream), first)
+
+
+def test_augmentation_of_signals_is_refused():
+    with pytest.raises(
+        ValueError, match=r"train\.augment=crop_flip: takes images, got .*\[1, 30\]"
+    ):
+        next(samples(data(shape=(1, 30)), LocalTraining(augment="crop_flip"), Streams(0, 1, 0)))
 
 
 # The loop -----------------------------------------------------------------------------------------

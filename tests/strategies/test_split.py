@@ -306,8 +306,13 @@ def test_one_cut_where_there_is_one_server_half(strategy) -> None:
 
 
 def test_a_tail_that_is_none() -> None:
-    for tail in ("nowhere", "stage1"):
-        with pytest.raises(ValueError, match=rf"split\.(tail|cut)=.*{tail}"):
+    for tail, message in (
+        ("nowhere", r"split\.cut=stage1 split\.tail=nowhere: .* no cut point 'nowhere'"),
+        ("stage1", r"split\.tail=stage1: CNN has no cut point before 'stage1'"),
+        ("stage2", r"split\.cut=stage1 split\.tail=stage2: .*'stage1' is the same place"),
+        ("", r"split\.tail=: takes a module"),
+    ):
+        with pytest.raises(ValueError, match=message):
             Session().prepare(["strategy=ushaped", f"split.tail={tail}"], is_sweep=False)
 
 

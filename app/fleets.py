@@ -1,0 +1,100 @@
+"""The fleet that a configuration describes: devices, links, availability, the rules of a round."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fleet.availability import Always, Availability, Diurnal, Sometimes, Traced
+from fleet.cost import check_objective
+from fleet.devices import tables
+from fleet.plan import Fleet, num_asked
+from fleet.population import Client, assign
+from fleet.traces import match, read_availability, read_capacity
+
+if TYPE_CHECKING:
+    from app.config import Config, FleetConfig
+
+WORDS = ("always", "diurnal")
+
+
+def make(config: "Config") -> Fleet:
+    """Draw the clients' devices and links, and read traces.
+
+    Raises:
+        ValueError: names the key.
+        FileNotFoundError: there is no such trace.
+    """
+    return Fleet(
+        clients=_clients(config),
+        server=tables().device("server"),
+        seed=config.seed,
+        availability=_availability(config),
+        deadline_s=math.inf if config.fleet.deadline_s is None else config.fleet.deadline_s,
+        jitter=config.fleet.jitter,
+        tails=config.fleet.tails,
+    )
+
+
+def check(fleet: "FleetConfig") -> None:
+    """Check values, and that traces are there.
+
+    Raises:
+        ValueError: names the key.
+        FileNotFoundError: there is no such trace.
+    """
+    check_objective(fleet.objective)
+    num_asked(1, fleet.over_select, 1)  # checks the factor
+    if (fleet.population is None) == (fleet.capacity is None):
+        raise ValueError(
+            f"fleet={fleet.name}: takes either fleet.population or fleet.capacity; "
+            "fleet=trace needs fleet.capacity=<a FedScale file>"
+        )
+    if fleet.population is not None:
+        tables().population(fleet.population)
+    tables().device(fleet.device)
+    tables().link(fleet.link)
+    given = fleet.availability
+    if isinstance(given, bool) or not isinstance(given, str | float | int):
+        raise ValueError(_takes(given))
+    if fleet.capacity is not None and not Path(fleet.capacity).is_file():
+        raise FileNotFoundError(f"fleet.capacity={fleet.capacity}: no such file")
+    if not isinstance(given, str):
+        Sometimes(float(given))  # checks itself
+    elif given not in WORDS and not Path(given).is_file():
+        raise FileNotFoundError(_takes(given))
+    elif given not in WORDS and fleet.deadline_s is None:
+        raise ValueError(
+            f"fleet.availability={given}: a trace needs fleet.deadline_s, so that time passes in a "
+            "round that nobody attends"
+        )
+
+
+def _takes(given: object) -> str:
+    return (
+        f"fleet.availability={given}: takes always, a probability, diurnal, or the path of a trace"
+    )
+
+
+def _clients(config: "Config") -> dict[int, Client]:
+    fleet, partitions = config.fleet, range(config.clients.total)
+    if fleet.population is not None:
+        return assign(tables().population(fleet.population), tables(), partitions, config.seed)
+    assert fleet.capacity is not None  # checked
+    device, link = tables().device(fleet.device), tables().link(fleet.link)
+    found = read_capacity(Path(fleet.capacity), device, link)
+    names = match(list(found), partitions, config.seed, fleet.by_id)
+    return {partition: found[name] for partition, name in names.items()}
+
+
+def _availability(config: "Config") -> Availability:
+    fleet = config.fleet
+    given = fleet.availability
+    if given == "always":
+        return Always()
+    if given == "diurnal":
+        return Diurnal(fleet.low, fleet.high, fleet.spread_h)
+    if not isinstance(given, str):
+        return Sometimes(float(given))
+    spans = read_availability(Path(given))
+    names = match(list(spans), range(config.clients.total), config.seed, fleet.by_id)
+    return Traced({partition: spans[name] for partition, name in names.items()})

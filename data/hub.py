@@ -1,0 +1,407 @@
+"""Any data set of classes that Hugging Face's datasets can load: from the Hub, or a local folder.
+
+``data.path`` is a name on the Hub, such as ``ylecun/mnist``, or a folder of files that datasets
+understands: parquet, csv, json lines, or images in folders named by their class. A folder that
+exists wins over a name. https://huggingface.co/docs/datasets/loading.
+
+Inputs are a column of images (8 bits; scaled and standardised as in `data.arrays`), of arrays
+(C, H, W) or (C, L), or of lists of numbers, which become (1, L); arrays and lists are taken as they
+are. Where the Hub cannot be reached, what datasets has in its own cache
+(HF_HOME) is used. No code of a data set is run.
+"""
+
+import functools
+import hashlib
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.arrays import inputs, number_users
+from data.dataset import Dataset, Description
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL.Image import Image
+
+TIMEOUT_S = 5
+CHUNK = 1000  # rows converted at a time
+LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Options:
+    """``data.options``; a column that is None is found by its type, where only one has it.
+
+    Attributes:
+        subset: name of a configuration, where the data set has several.
+        revision: commit, tag or branch on the Hub; None takes the newest.
+        train_split: name or slice, such as ``train[:80%]``.
+        test_split: the same, for the test set.
+        image: column of the inputs.
+        label: column of the classes.
+        user: column of whose a sample is, for data.partition=natural; None where there are none.
+        resize: bring every image to data.shape, which must be stated.
+    """
+
+    subset: str | None = None
+    revision: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    image: str | None = None
+    label: str | None = None
+    user: str | None = None
+    resize: bool = False
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name == "resize":
+                if not isinstance(value, bool):
+                    raise ValueError(f"data.options.resize={value}: takes true or false")
+            elif not (isinstance(value, str) or (value is None and option.default is None)):
+                raise ValueError(f"data.options.{option.name}={value}: takes a name")
+
+
+def describe(path: str, **options: Any) -> Description:
+    """Return shape, number of classes and content; fetches the data where they are not there yet.
+
+    Raises:
+        ValueError: it cannot be loaded, or a column is missing or of no use; one line that names
+            the key.
+    """
+    chosen = Options(**options)
+    with _reading(path):
+        train, test = open_splits(path, chosen)
+        image, label = columns(path, train, chosen)
+        shape = () if chosen.resize else to_array(path, train[0][image], None).shape
+        labels = [label_array(path, split, label) for split in (train, test)]
+        num_classes = 1 + max(int(y.max()) for y in labels)
+        stated = getattr(train.features[label], "num_classes", 0)
+        return Description(shape, max(num_classes, stated), content(path, chosen))
+
+
+def load(path: str, shape: tuple[int, ...], num_classes: int, **options: Any) -> Dataset:
+    """Return the data set with inputs of ``shape``; train_group numbers the users in sorted order.
+
+    Raises:
+        ValueError: as `describe`, or an input has another shape.
+    """
+    chosen = Options(**options)
+    with _reading(path):
+        splits = open_splits(path, chosen)
+        image, label = columns(path, splits[0], chosen)
+        resize = shape if chosen.resize else None
+        train_x, test_x = inputs(
+            path, *(input_array(path, split, image, shape, resize) for split in splits)
+        )
+        train_y, test_y = (torch.from_numpy(label_array(path, s, label)) for s in splits)
+        users = None if chosen.user is None else np.asarray(splits[0][chosen.user][:])
+        if users is not None and users.dtype.kind not in "iuU":
+            raise ValueError(
+                f"data.options.user={chosen.user}: data.path={path} has {users.dtype} there; takes "
+                "integers or strings, one for each sample"
+            )
+        return Dataset(
+            train_x=train_x,
+            train_y=train_y,
+            test_x=test_x,
+            test_y=test_y,
+            num_classes=num_classes,
+            train_group=None if users is None else number_users(users),
+        )
+
+
+def open_splits(path: str, chosen: Options) -> tuple["datasets.Dataset", "datasets.Dataset"]:
+    """Return training and test split, memory-mapped by datasets, with at least one row each."""
+    digest = folder_digest(Path(path)) if Path(path).is_dir() else ""
+    builder = _builder(path, chosen.subset, chosen.revision, digest)
+    found = []
+    for key in ("train_split", "test_split"):
+        name = getattr(chosen, key)
+        try:
+            found.append(builder.as_dataset(name))
+        except ValueError as error:  # an unknown split, or a slice that is empty or no slice
+            there = ", ".join(builder.info.splits or [])
+            raise ValueError(
+                f"data.options.{key}={name}: data.path={path} has {there}, or slices of them such "
+                "as train[80%:]"
+            ) from error
+    return found[0], found[1]
+
+
+def columns(path: str, train: "datasets.Dataset", chosen: Options) -> tuple[str, str]:
+    """Return the columns of inputs and classes.
+
+    Raises:
+        ValueError: there is none or more than one, or no column of the name; lists what there is.
+    """
+    import datasets
+
+    kinds = {
+        "image": (datasets.Image, datasets.Array2D, datasets.Array3D),
+        "label": (datasets.ClassLabel,),
+    }
+    there = ", ".join(train.column_names)
+    for key in ("image", "label", "user"):
+        name = getattr(chosen, key)
+        if name is not None and name not in train.column_names:
+            raise ValueError(f"data.options.{key}={name}: data.path={path} has columns {there}")
+    named = []
+    for key, types in kinds.items():
+        fitting = [name for name, kind in train.features.items() if isinstance(kind, types)]
+        name = getattr(chosen, key) or (fitting[0] if len(fitting) == 1 else None)
+        if name is None:
+            raise ValueError(
+                f"data.options.{key}: data.path={path} does not say which column it is; name one "
+                f"of {there}"
+            )
+        named.append(name)
+    return named[0], named[1]
+
+
+def label_array(path: str, split: "datasets.Dataset", column: str) -> NDArray[np.int64]:
+    """Return (N,) classes of a split.
+
+    Raises:
+        ValueError: they are no integers from 0, as where a test set's classes are secret.
+    """
+    labels = np.asarray(split[column][:])
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise ValueError(f"data.path={path}: column {column} is {labels.dtype}: takes integers")
+    if labels.min() < 0:
+        raise ValueError(f"data.path={path}: column {column} has class {labels.min()}: takes 0 up")
+    return labels.astype(np.int64)
+
+
+def input_array(
+    path: str,
+    split: "datasets.Dataset",
+    column: str,
+    shape: tuple[int, ...],
+    resize: tuple[int, ...] | None,
+) -> NDArray[Any]:
+    """Return (N, *shape) inputs of a split, uint8 or float32.
+
+    Raises:
+        ValueError: one has another shape.
+    """
+    parts = []
+    for start in range(0, len(split), CHUNK):
+        rows = [
+            to_array(path, value, resize, shape) for value in split[start : start + CHUNK][column]
+        ]
+        for row in rows:
+            if row.shape != shape:
+                raise ValueError(
+                    f"data.path={path}: an input is {row.shape}, not {shape}; "
+                    "data.options.resize=true with data.shape brings images to one size"
+                )
+        parts.append(np.stack(rows))
+    return np.concatenate(parts)
+
+
+def to_array(
+    path: str,
+    value: Any,
+    resize: tuple[int, ...] | None,
+    shape: tuple[int, ...] = (),
+) -> NDArray[Any]:
+    """Return one input as (C, H, W) or (C, L): uint8 from an image, else as it is, as float32.
+
+    Args:
+        path: for messages.
+        value: an image, or nested lists.
+        resize: (C, H, W) that an image is brought to; None leaves its size.
+        shape: of other inputs, whose number of channels an image is converted to.
+
+    Raises:
+        ValueError: it is neither an image of 8 bits nor numbers of one to three dimensions.
+    """
+    from PIL.Image import Image
+
+    if isinstance(value, Image):
+        return image_array(path, value, resize, shape)
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf" or not 1 <= array.ndim <= 3:
+        raise ValueError(
+            f"data.options.image: data.path={path} has {array.dtype} of {array.ndim} dimensions "
+            "there; takes images, or numbers of 1 to 3"
+        )
+    array = array.astype(np.float32)
+    return array[None] if array.ndim == 1 else array
+
+
+def image_array(
+    path: str, image: "Image", resize: tuple[int, ...] | None, shape: tuple[int, ...]
+) -> NDArray[np.uint8]:
+    """Return an image as (1, H, W) or (3, H, W) bytes; transparency is dropped."""
+    from PIL.Image import Resampling
+
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"data.path={path}: an image has mode {image.mode}: takes 8 bits a channel"
+        )
+    num_channels = shape[0] if shape else 1 if image.mode in ("1", "L", "LA", "La") else 3
+    image = image.convert("L" if num_channels == 1 else "RGB")
+    if resize is not None:
+        image = image.resize((resize[2], resize[1]), Resampling.BILINEAR)
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def content(path: str, chosen: Options) -> str:
+    """Name the content: a digest of a local folder's files, or a commit of the Hub."""
+    if Path(path).is_dir():
+        return folder_digest(Path(path))
+    return str(_builder(path, chosen.subset, chosen.revision, "").hash)
+
+
+def folder_digest(folder: Path) -> str:
+    """Return 16 hex digits of the names and bytes of all files in a folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return _files_digest(
+        folder, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _files_digest(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Read the files once per process, and again when one has changed."""
+    digest = hashlib.sha256()
+    for file, _, _ in files:
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=4)
+def _builder(
+    path: str, subset: str | None, revision: str | None, digest: str
+) -> "datasets.DatasetBuilder":
+    """Return the builder of a data set that is on this machine, fetched first where it is not.
+
+    Args:
+        path: folder or name.
+        subset: a configuration.
+        revision: on the Hub.
+        digest: of a folder's files, so that a folder that changed is opened anew.
+    """
+    import datasets
+
+    datasets.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    if Path(path).is_dir():
+        builder = datasets.load_dataset_builder(path, subset)
+    else:
+        reason = hub_refusal(path, revision)
+        with _offline(reason is not None):
+            builder = _remote(path, subset, revision, reason)
+    builder.download_and_prepare()
+    return builder
+
+
+def _remote(
+    path: str, subset: str | None, revision: str | None, reason: str | None
+) -> "datasets.DatasetBuilder":
+    """Return the builder of a data set on the Hub; with a ``reason`` of its copy in the cache."""
+    import datasets
+
+    if reason is None:
+        return datasets.load_dataset_builder(path, subset, revision=revision)
+    try:
+        builder = datasets.load_dataset_builder(path, subset)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"data.path={path}: no folder of that name, not in the cache of Hugging Face "
+            f"({datasets.config.HF_DATASETS_CACHE}), and the Hub cannot be reached: {reason}"
+        ) from error
+    if revision not in (None, builder.hash):
+        raise ValueError(
+            f"data.options.revision={revision}: the cache has {builder.hash} of data.path={path}, "
+            f"and the Hub cannot be reached: {reason}"
+        )
+    return builder
+
+
+def hub_refusal(path: str, revision: str | None) -> str | None:
+    """Return why the Hub cannot be reached, or None where it can; asks once and does not wait long.
+
+    datasets itself would try six times over.
+
+    Raises:
+        ValueError: the Hub answers that it has no such data set, or gives it only to some.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):  # datasets would take csv for files right here
+        raise ValueError(
+            f"data.path={path}: neither a folder that is there nor owner/name on the Hub"
+        )
+    try:
+        HfApi().dataset_info(path, revision=revision, timeout=TIMEOUT_S)
+    except GatedRepoError as error:
+        raise ValueError(
+            f"data.path={path}: ask for access at https://huggingface.co/datasets/{path}, then "
+            "log in with hf auth login"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"data.path={path}: neither a folder that is there nor a data set that the Hub shows; "
+            "a private one needs hf auth login"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ValueError(
+            f"data.options.revision={revision}: data.path={path} has no such revision"
+        ) from error
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        return _one_line(error)
+    return None
+
+
+@contextmanager
+def _offline(yes: bool) -> Iterator[None]:
+    """Keep datasets from asking the Hub; its switch is read from the environment only once."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = yes or before
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Turn whatever datasets raises into one line that names the key."""
+    try:
+        yield
+    except Exception as error:
+        if str(error).startswith("data."):
+            raise
+        while error.__cause__ is not None:  # its own message is that something went wrong
+            assert isinstance(error.__cause__, Exception)
+            error = error.__cause__
+        raise ValueError(f"data.path={path}: cannot be loaded: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " …"

@@ -1,0 +1,223 @@
+"""Who takes part in a round, and how long it lasts: decided from shapes, before anybody trains."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fleet.availability import Always, Availability, Traced
+from fleet.clock import Rule
+from fleet.cost import check_objective
+from fleet.devices import Device
+from fleet.phases import Phases, phases
+from fleet.population import Client, jitter
+from fleet.work import ClientWork
+
+STATUSES = ("ok", "absent", "unfit", "late", "surplus")
+
+
+@dataclass(frozen=True)
+class Member:
+    """What becomes of one client that was asked.
+
+    Attributes:
+        partition: the client's id.
+        device: name of its device; None if it has none.
+        status: ``ok`` takes part; ``absent`` is not there; ``unfit`` lacks memory; ``late`` would
+            end after the deadline; ``surplus`` would end after enough others have.
+        reason: why it takes no part; None if it does.
+        sim_s: simulated seconds from its begin to its end; None unless ``ok``.
+        energy_j: simulated joules of its device and radio; None unless ``ok``.
+    """
+
+    partition: int
+    device: str | None
+    status: str
+    reason: str | None = None
+    sim_s: float | None = None
+    energy_j: float | None = None
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """A round before it happens.
+
+    Attributes:
+        members: everybody that was asked, in the order asked.
+        sim_s: how long the round lasts: until its last participant ends, or until the deadline if
+            anybody is late or nobody takes part.
+    """
+
+    members: tuple[Member, ...]
+    sim_s: float
+
+    @property
+    def participants(self) -> list[int]:
+        """Partitions that take part, in the order asked; empty if nobody can."""
+        return [member.partition for member in self.members if member.status == "ok"]
+
+    @property
+    def energy_j(self) -> float:
+        """Simulated joules of all participants."""
+        return sum(member.energy_j or 0.0 for member in self.members)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The clients' devices and what governs a round.
+
+    Attributes:
+        clients: what each partition runs on; one that is missing is always absent.
+        server: what runs the server halves.
+        seed: of the experiment.
+        availability: who is there when.
+        deadline_s: when a round ends at the latest.
+        jitter: how much speeds vary from round to round; sigma of `population.jitter`.
+        tails: whether to count the energy of radios' tails.
+    """
+
+    clients: Mapping[int, Client]
+    server: Device
+    seed: int = 0
+    availability: Availability = field(default_factory=Always)
+    deadline_s: float = math.inf
+    jitter: float = 0.0
+    tails: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.deadline_s > 0:
+            raise ValueError(f"fleet.deadline_s={self.deadline_s}: takes a positive number or null")
+        if isinstance(self.availability, Traced) and math.isinf(self.deadline_s):
+            raise ValueError(
+                "fleet.deadline_s=null: takes a number where availability is a trace; a round that "
+                "nobody attends would last no time, and the next would find nobody again"
+            )
+        jitter(self.jitter, 0, 0, 0)  # checks itself
+
+    def phases(self, works: Mapping[int, ClientWork]) -> dict[int, Phases]:
+        """Return each client's phases; they stay the same while the shapes do."""
+        return {
+            partition: phases(work, client.device, client.link, self.server, tails=self.tails)
+            for partition, work in works.items()
+            if (client := self.clients.get(partition)) is not None
+        }
+
+    def best(self, choices: Sequence[Mapping[int, ClientWork]], rule: Rule, objective: str) -> int:
+        """Return the index of the choice that costs least where all clients must have the same.
+
+        That for which most clients have the memory; of those the one whose round is over first, or
+        takes the least energy.
+
+        Args:
+            choices: each client's round, for each choice.
+            rule: how clients and server take turns.
+            objective: ``seconds`` or ``joules``.
+
+        Raises:
+            ValueError: no such objective.
+        """
+        check_objective(objective)
+
+        def rank(works: Mapping[int, ClientWork]) -> tuple[int, float]:
+            parts = list(self.phases(works).values())
+            fitting = [part for part in parts if part.fits]
+            turns = [turn for turn in rule(fitting, math.inf) if turn is not None]
+            if objective == "seconds":
+                price = max((turn.end_s for turn in turns), default=0.0)
+            else:
+                price = sum(
+                    part.joules(turn.end_s - turn.begin_s)
+                    for part, turn in zip(fitting, turns, strict=True)
+                )
+            return len(parts) - len(fitting), price
+
+        ranks = [rank(works) for works in choices]
+        return ranks.index(min(ranks))
+
+    def plan(
+        self,
+        asked: Sequence[int],
+        parts: Mapping[int, Phases],
+        rule: Rule,
+        server_round: int,
+        now_s: float,
+        wanted: int | None = None,
+    ) -> RoundPlan:
+        """Decide a round.
+
+        Args:
+            asked: partitions, in the order in which they would train.
+            parts: each client's phases, from `phases`.
+            rule: how clients and server take turns; one of `fleet.clock`.
+            server_round: from 1.
+            now_s: simulated seconds since the experiment began.
+            wanted: how many ends the round waits for, where more were asked; None waits for all.
+        """
+        members = {p: self._refused(p, parts, server_round, now_s) for p in asked}
+        starting = [p for p, member in members.items() if member is None]
+        paced = [self._paced(parts[p], server_round, p) for p in starting]
+        turns = rule(paced, self.deadline_s)
+        ends = sorted((turn.end_s, p) for p, turn in zip(starting, turns, strict=True) if turn)
+        kept = {p for _, p in ends[:wanted]}
+        for p, own, turn in zip(starting, paced, turns, strict=True):
+            device = self.clients[p].device.name
+            if turn is None:
+                reason = f"would end after the deadline of {self.deadline_s:g} s"
+                members[p] = Member(p, device, "late", reason)
+            elif p not in kept:
+                reason = f"would end at {turn.end_s:g} s, after {wanted} others"
+                members[p] = Member(p, device, "surplus", reason)
+            else:
+                seconds = turn.end_s - turn.begin_s
+                members[p] = Member(p, device, "ok", None, seconds, own.joules(seconds))
+        done = tuple(member for member in members.values() if member is not None)
+        last_s = max((end for end, p in ends if p in kept), default=None)
+        return RoundPlan(done, self._length(done, last_s, wanted))
+
+    def _refused(
+        self, partition: int, parts: Mapping[int, Phases], server_round: int, now_s: float
+    ) -> Member | None:
+        """Who cannot begin, and why."""
+        if (client := self.clients.get(partition)) is None:
+            return Member(partition, None, "absent", "the trace has no such client")
+        device = client.device.name
+        if reason := self.availability.absence(partition, server_round, now_s, self.seed):
+            return Member(partition, device, "absent", reason)
+        own = parts[partition]
+        if not own.fits:
+            reason = f"needs {_mib(own.peak_bytes)} MiB, {device} has {_mib(own.memory_bytes)}"
+            return Member(partition, device, "unfit", reason)
+        return None
+
+    def _paced(self, own: Phases, server_round: int, partition: int) -> Phases:
+        if self.jitter == 0:
+            return own
+        device, link = jitter(self.jitter, self.seed, server_round, partition)
+        return own.slowed(device=device, link=link)
+
+    def _length(self, members: Sequence[Member], last_s: float | None, wanted: int | None) -> float:
+        """Whoever waits for somebody late waits until the deadline."""
+        num_ok = sum(member.status == "ok" for member in members)
+        waits = any(member.status == "late" for member in members) and num_ok != wanted
+        if waits or last_s is None:
+            return self.deadline_s if math.isfinite(self.deadline_s) else 0.0
+        return last_s
+
+
+def num_asked(wanted: int, over_select: float, num_clients: int) -> int:
+    """How many clients a round asks so that ``wanted`` may end in time.
+
+    Args:
+        wanted: how many the round waits for.
+        over_select: factor, 1.3 in Bonawitz et al. 2019, arXiv 1902.01046.
+        num_clients: how many there are.
+
+    Raises:
+        ValueError: the factor is below 1.
+    """
+    if not 1 <= over_select < math.inf:
+        raise ValueError(f"fleet.over_select={over_select}: takes a factor of 1 or more")
+    return min(num_clients, math.ceil(round(wanted * over_select, 9)))
+
+
+def _mib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:,.1f}"

@@ -1,0 +1,71 @@
+"""`flwr run .` as a user types it: in Flower's simulation, and on a SuperLink with SuperNodes.
+
+The app runs from the bundle that `flwr run` installs under FLWR_HOME, never from this checkout.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, assert_same_run
+from flower_home import FlowerHome
+
+OVERRIDES = (
+    "strategy=oqfl", "quant.bits=4", "clients.total=2", "rounds=2", "train.epochs=1",
+    "tracker.wandb.mode=disabled",
+)  # fmt: skip
+COLOCATED = " ".join([*OVERRIDES, "strategy._target_=tests.app.colocated.Colocated"])
+TWO_NODES = "num-supernodes=2 client-resources-num-cpus=1 init-args-num-cpus=1"
+
+pytestmark = [
+    pytest.mark.timeout(1500),  # Flower starts again what takes 30 s to start
+    pytest.mark.skipif(sys.platform != "linux", reason="FlowerHome finds processes in /proc"),
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[FlowerHome]:
+    with FlowerHome(tmp_path / "flower") as home:
+        yield home
+    assert home.processes() == []
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of the same configuration by main.py."""
+    folder = tmp_path_factory.mktemp("expected")
+    command = ["main.py", "engine=serial", *OVERRIDES, f"hydra.run.dir={folder}"]
+    subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=True)
+    return folder
+
+
+def test_simulation(home: FlowerHome, expected: Path, tmp_path: Path) -> None:
+    """Where the server half may run beside the clients, too."""
+    link = home.superlink("--simulation")
+    run = home.run(
+        link, "--federation-config", TWO_NODES, overrides=COLOCATED, output=str(tmp_path / "run")
+    )
+    assert run.status == "finished:completed", home.logs()
+    assert_same_run(expected, tmp_path / "run")
+
+
+def test_superlink_refuses(home: FlowerHome, tmp_path: Path) -> None:
+    """A run that cannot start says why, counts as failed, and leaves no folder."""
+    link, folder = home.superlink(), tmp_path / "run"
+    refused = home.run(link, overrides=COLOCATED, output=str(folder))
+    assert refused.status == "finished:failed"
+    assert "error: strategy=oqfl: cannot run on SuperNodes" in refused.log
+    assert "cannot run on SuperNodes" in refused.details
+    assert not folder.exists()
+
+
+@pytest.mark.long  # a process per message, which takes long to start
+def test_supernodes(home: FlowerHome, expected: Path, tmp_path: Path) -> None:
+    link = home.superlink()
+    for partition in (1, 0):
+        home.supernode(link, f"partition-id={partition}")
+    run = home.run(link, overrides=" ".join(OVERRIDES), output=str(tmp_path / "run"))
+    assert run.status == "finished:completed", home.logs()
+    assert_same_run(expected, tmp_path / "run")

@@ -1,0 +1,157 @@
+"""Rounds: who takes part, how long they last, what they cost; nobody at all."""
+
+from dataclasses import replace
+
+import pytest
+from machines import DEVICE, FEDERATED, LINK, SERVER, SLOW, SPLIT
+
+from fleet.availability import Intervals, Sometimes, Traced
+from fleet.clock import overlapped, parallel, pipelined, queued, sequential
+from fleet.devices import tables
+from fleet.plan import Fleet, RoundPlan, num_asked
+from fleet.population import Client, assign
+from fleet.work import ClientWork
+
+FAST_AND_SLOW = {0: Client(DEVICE, LINK), 1: Client(SLOW, LINK), 2: Client(DEVICE, LINK)}
+
+
+def plan(fleet: Fleet, work: ClientWork, rule=parallel, asked=(0, 1, 2), **options) -> RoundPlan:
+    parts = fleet.phases(dict.fromkeys(range(3), work))
+    return fleet.plan(asked, parts, rule, server_round=1, now_s=0.0, **options)
+
+
+def statuses(found: RoundPlan) -> list[str]:
+    return [member.status for member in found.members]
+
+
+def test_a_round_lasts_until_its_slowest_participant() -> None:
+    found = plan(Fleet(FAST_AND_SLOW, SERVER), FEDERATED)
+    assert found.participants == [0, 1, 2]
+    assert [member.sim_s for member in found.members] == [17, 27, 17]
+    assert found.sim_s == 27
+    # idle 0.5 W all the time, 1.5 W more while computing
+    energies = [0.5 * 17 + 1.5 * 10, 0.5 * 27 + 1.5 * 20, 0.5 * 17 + 1.5 * 10]
+    assert [member.energy_j for member in found.members] == energies
+    assert found.energy_j == sum(energies)
+    assert [member.device for member in found.members] == ["d", "slow", "d"]
+
+
+def test_order_is_the_order_asked() -> None:
+    fleet = Fleet(FAST_AND_SLOW, SERVER)
+    found = plan(fleet, SPLIT, sequential, asked=(2, 1, 0))
+    assert found.participants == [2, 1, 0]
+    assert [member.sim_s for member in found.members] == [28, 38, 28]  # from each one's own turn
+    assert found.sim_s == 94
+    assert plan(fleet, SPLIT, queued, asked=(1, 0)).sim_s == 50
+
+
+def test_a_deadline_ends_the_round_and_leaves_late_ones_out() -> None:
+    found = plan(Fleet(FAST_AND_SLOW, SERVER, deadline_s=20), FEDERATED)
+    assert statuses(found) == ["ok", "late", "ok"]
+    assert found.sim_s == 20
+    late = found.members[1]
+    assert (late.sim_s, late.energy_j) == (None, None)
+    assert late.reason == "would end after the deadline of 20 s"
+    assert found.energy_j == 2 * (0.5 * 17 + 1.5 * 10)
+    assert plan(Fleet(FAST_AND_SLOW, SERVER, deadline_s=27), FEDERATED).sim_s == 27
+
+
+def test_over_selection_takes_the_first_to_end() -> None:
+    found = plan(Fleet(FAST_AND_SLOW, SERVER), FEDERATED, wanted=2)
+    assert statuses(found) == ["ok", "surplus", "ok"]
+    assert found.sim_s == 17
+    assert found.members[1].reason == "would end at 27 s, after 2 others"
+    # Equal times: the smaller partition first. Enough are there: nobody waits for the deadline.
+    found = plan(Fleet(FAST_AND_SLOW, SERVER, deadline_s=20), FEDERATED, wanted=1)
+    assert statuses(found) == ["ok", "late", "surplus"]
+    assert found.sim_s == 17
+    assert num_asked(10, 1.3, 100) == 13
+    assert num_asked(10, 1.0, 100) == 10
+    assert num_asked(10, 1.25, 12) == 12
+    assert num_asked(1, 1.3, 100) == 2
+    with pytest.raises(ValueError, match=r"fleet\.over_select=0.9"):
+        num_asked(10, 0.9, 100)
+
+
+@pytest.mark.parametrize("rule", [parallel, queued, sequential, overlapped, pipelined])
+def test_a_deadline_that_nobody_meets(rule) -> None:
+    found = plan(Fleet(FAST_AND_SLOW, SERVER, deadline_s=1), SPLIT, rule)
+    assert statuses(found) == ["late"] * 3
+    assert (found.participants, found.sim_s, found.energy_j) == ([], 1, 0)
+
+
+def test_a_fleet_in_which_nothing_fits() -> None:
+    small = replace(DEVICE, memory_bytes=899)
+    fleet = Fleet(dict.fromkeys(range(3), Client(small, LINK)), SERVER)
+    found = plan(fleet, replace(SPLIT, peak_bytes=2**20))
+    assert statuses(found) == ["unfit"] * 3
+    assert found.members[0].reason == "needs 1.0 MiB, d has 0.0"
+    assert (found.participants, found.sim_s) == ([], 0)
+    with_deadline = plan(replace(fleet, deadline_s=5), SPLIT)
+    assert with_deadline.sim_s == 5
+
+
+def test_the_absent_and_the_unfit_take_no_share_of_the_server() -> None:
+    clients = {**FAST_AND_SLOW, 1: Client(replace(SLOW, memory_bytes=1), LINK)}
+    found = plan(Fleet(clients, SERVER), SPLIT)
+    assert statuses(found) == ["ok", "unfit", "ok"]
+    assert found.sim_s == 36  # two share it
+    traced = Traced({0: Intervals(((0, 5),), 10), 1: Intervals(((5, 9),), 10)})
+    found = plan(Fleet(FAST_AND_SLOW, SERVER, availability=traced, deadline_s=99), SPLIT)
+    assert statuses(found) == ["ok", "absent", "absent"]
+    assert found.sim_s == 28
+    assert [member.reason for member in found.members[1:]] == [
+        "not available at this time of the trace",
+        "the trace has no such client",
+    ]
+
+
+def test_a_trace_with_a_missing_client() -> None:
+    clients = {0: FAST_AND_SLOW[0]}
+    found = plan(Fleet(clients, SERVER), FEDERATED)
+    assert statuses(found) == ["ok", "absent", "absent"]
+    assert found.members[1].device is None
+    assert found.members[1].reason == "the trace has no such client"
+
+
+def test_nobody_asked_and_nobody_there() -> None:
+    fleet = Fleet(FAST_AND_SLOW, SERVER)
+    assert plan(fleet, SPLIT, asked=()) == RoundPlan((), 0)
+    found = plan(replace(fleet, availability=Sometimes(0)), SPLIT)
+    assert statuses(found) == ["absent"] * 3
+    assert found.sim_s == 0
+
+
+def test_jitter_varies_by_round_and_repeats() -> None:
+    fleet = Fleet(FAST_AND_SLOW, SERVER, jitter=0.3)
+    parts = fleet.phases(dict.fromkeys(range(3), FEDERATED))
+    rounds = [fleet.plan((0, 1, 2), parts, parallel, r, 0.0) for r in (1, 1, 2)]
+    assert rounds[0] == rounds[1] != rounds[2]
+    seconds = [member.sim_s for member in rounds[0].members]
+    assert seconds[0] != seconds[2]
+    alone = fleet.plan((2,), parts, parallel, 1, 0.0)
+    assert alone.members[0] == rounds[0].members[2]
+
+
+def test_a_real_population_end_to_end() -> None:
+    population = tables().population("mobile")
+    fleet = Fleet(assign(population, tables(), range(100), 0), tables().device("server"))
+    work = ClientWork(400_000, FEDERATED.local * 1e9, (), 400_000, 50 * 2**20)
+    parts = fleet.phases(dict.fromkeys(range(100), work))
+    found = fleet.plan(range(100), parts, parallel, 1, 0.0)
+    assert len(found.participants) == 100
+    by_device = {member.device: member.sim_s for member in found.members}
+    # 1e10 operations at 0.486 GFLOP/s are 20.6 s, at 1.514 GFLOP/s 6.6 s; up to 2.5 s up on 3G.
+    assert 20.5 < by_device["phone_low"] < 24
+    assert 6.5 < by_device["phone_mid"] < 10
+    assert found.sim_s == max(member.sim_s for member in found.members)
+
+
+def test_impossible_deadlines_are_refused() -> None:
+    for wrong in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match=r"fleet\.deadline_s="):
+            Fleet({}, SERVER, deadline_s=wrong)
+    with pytest.raises(ValueError, match=r"fleet\.deadline_s=null: takes a number where"):
+        Fleet({}, SERVER, availability=Traced())
+    with pytest.raises(ValueError, match=r"fleet\.jitter="):
+        Fleet({}, SERVER, jitter=-1)
