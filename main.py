@@ -33,8 +33,9 @@ def main() -> int:
             run()
             return 0
         refuse_other_configs(flags)
-        added = session.prepare(flags.overrides, is_sweep=flags.multirun)
-        sys.argv[1:] = open_model_keys([*sys.argv[1:], *added])
+        options = [text for text in sys.argv[1:] if text not in flags.overrides]
+        overrides = session.prepare(flags.overrides, is_sweep=flags.multirun)
+        sys.argv[1:] = [*options, *open_model_keys(overrides)]
         run()
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         sys.stderr.write(f"error: {explain(error)}\n")

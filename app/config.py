@@ -233,6 +233,14 @@ class TrackerConfig:
 
 
 @dataclass
+class SweepConfig:
+    """What -m runs: a preset's keys with Hydra's lists of values, and what it need not run."""
+
+    over: dict[str, Any] = field(default_factory=dict)
+    skip_finished: bool = False
+
+
+@dataclass
 class CheckpointConfig:
     """Rounds between checkpoints (0: none) and how many of the newest stay."""
 
@@ -263,6 +271,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -458,7 +467,9 @@ def _one_of(key: str, value: str, accepted: Sequence[str]) -> None:
 # What identifies an experiment --------------------------------------------------------------------
 
 # Changing these does not change the results.
-_NOT_HASHED = ("name", "engine", "tracker", "checkpoint", "resume", "target_accuracy")
+_NOT_HASHED = (
+    "name", "engine", "tracker", "checkpoint", "resume", "target_accuracy", "sweep",
+)  # fmt: skip
 # Keys and groups that only methods which say so read (`FederatedStrategy.reads`).
 _OPTIONAL = (
     "quant",

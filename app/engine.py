@@ -32,6 +32,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from app import client, experiment, messages, server
 from app.config import Config
+from tracking.progress import ProgressSink, Show
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENTS_PER_CALL = 10  # measured.md: beyond this nothing is gained
@@ -374,10 +375,12 @@ class Simulator:
     def __init__(self) -> None:
         self._workers: Workers | None = None
 
-    def run(self, config: Config, folder: Path, label: str = "", group: str = "") -> dict[str, Any]:
+    def run(
+        self, config: Config, folder: Path, group: str = "", show: Show = ProgressSink
+    ) -> dict[str, Any]:
         """Simulate one experiment; arguments and result as `app.server.run`."""
         experiment.division(config)  # prepared here, so that the workers find it in the cache
-        return server.run(config, self._grid(config), folder, label, group)
+        return server.run(config, self._grid(config), folder, group, show)
 
     def close(self) -> None:
         """End the workers."""

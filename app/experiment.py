@@ -25,7 +25,8 @@ from data.cache import cached
 from data.dataset import Dataset
 from data.partition import partition
 from fleet.seeds import derive_seed
-from models.build import build, check, check_batch_of_one, smallest_input
+from models import build as models_build
+from models.build import build, check_batch_of_one, smallest_input
 from models.weights import load_weights
 from strategies.aggregate import AVERAGES
 from strategies.base import FederatedStrategy
@@ -100,7 +101,7 @@ def check_network(config: Config) -> None:
     shape, num_classes = input_shape(config), config.data.num_classes
     target = config.model["_target_"]
     try:
-        check(network(config), shape, num_classes)
+        models_build.check(network(config), shape, num_classes)
         if config.train.batch_size == 1:
             check_batch_of_one(network(config), shape)
     except (ValueError, RuntimeError, TypeError) as error:
@@ -164,6 +165,19 @@ def strategy(config: Config) -> FederatedStrategy:
         server=ServerSettings.of(config.strategy),
         **own,
     )
+
+
+def check(config: Config) -> None:
+    """Refuse what would go wrong later: a method's settings, network, data, cuts, fleet.
+
+    Raises:
+        ValueError: names the key.
+        FileNotFoundError: the data are not there.
+    """
+    method = strategy(config)  # its constructor checks what the schema cannot
+    check_network(config)
+    prepare(config, method)
+    method.check_fleet()
 
 
 def prepare(config: Config, method: FederatedStrategy) -> nn.Module:

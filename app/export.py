@@ -28,7 +28,7 @@ from app import experiment
 from app.config import Config, explain
 from app.ptq import load_config
 from app.server import EVALUATION_BATCH
-from quant.export import Network, SizeReport, load_packed, save_packed, size_report
+from quant.export import Network, SizeReport, is_ours, load_packed, save_packed, size_report
 from quant.layers import FULL_PRECISION, QuantSpec, quantize
 from quant.onnx_export import check_packages, load_onnx, save_onnx
 from strategies.local import load_arrays
@@ -118,8 +118,8 @@ def export(run: Path, out: Path, with_onnx: bool = False, overwrite: bool = Fals
         folder = Path(temporary)
         network = describe_network(config)
         save_packed(model, folder / PACKED, network, spec)
-        is_ours = network.target.startswith("models.")
-        loaded = load_packed(folder / PACKED, None if is_ours else experiment.network(config))
+        own = None if is_ours(network) else experiment.network(config)
+        loaded = load_packed(folder / PACKED, own)
         got = outputs(loaded, data.test_x)
         if not torch.equal(got, expected):
             raise ValueError(f"{run}: the packed file does not give the run's outputs")

@@ -23,7 +23,7 @@ from models.cost import cost
 from strategies.base import FederatedStrategy, wait_for_nodes
 from strategies.checkpoint import Checkpoint, Checkpoints
 from tracking.jsonl import JsonlSink
-from tracking.progress import ProgressSink
+from tracking.progress import ProgressSink, Show
 from tracking.record import Sink
 from tracking.summary import summarise
 from tracking.wandb_sink import WandbSink, check_online
@@ -87,9 +87,7 @@ def prepare(grid: Grid, run_config: Mapping[str, Any]) -> tuple[Config, Path]:
             "beside each client and would leave the server; python main.py and Flower's simulation "
             "run it"
         )
-    experiment.strategy(config)  # its constructor checks what the schema cannot
-    experiment.check_network(config)
-    experiment.division(config)  # loads the data, and leaves both in the cache
+    experiment.check(config)
     check_online(config.tracker.wandb)
     claim(Path(output), config)
     try:
@@ -103,7 +101,7 @@ def prepare(grid: Grid, run_config: Mapping[str, Any]) -> tuple[Config, Path]:
 
 
 def run(
-    config: Config, grid: Grid, folder: Path, label: str = "", group: str = ""
+    config: Config, grid: Grid, folder: Path, group: str = "", show: Show = ProgressSink
 ) -> dict[str, Any]:
     """Run one experiment and return its summary.
 
@@ -111,8 +109,8 @@ def run(
         config: a validated configuration.
         grid: where the clients are.
         folder: the run's folder; DESIGN section 4 says what it will hold.
-        label: shown beside the progress.
         group: the sweep that this run is part of, for wandb.
+        show: makes what shows the progress.
 
     Raises:
         FolderTakenError: the folder holds another run, or one that is not to be continued.
@@ -133,7 +131,7 @@ def run(
     sinks: list[Sink] = [
         JsonlSink(folder, done),
         WandbSink(config.tracker.wandb, folder, identity(config), group, done),
-        ProgressSink(config.rounds, label, done),
+        show(config.rounds, done),
     ]
     summary = None
     try:
@@ -190,7 +188,7 @@ def claim(folder: Path, config: Config) -> Checkpoint | None:
             configuration; names the differing keys.
     """
     path = folder / "config.json"
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:  # killed in the moment of taking it
         return None
     if not config.resume:
         raise FolderTakenError(
@@ -220,12 +218,14 @@ def take(folder: Path, config: Config) -> None:
         FolderTakenError: another process took it a moment ago.
     """
     path = folder / "config.json"
-    if not path.exists():
+    if path.exists():
+        write_json(path, identity(config))
+    else:
         try:
-            path.open("x").close()
+            with path.open("x") as file:
+                file.write(json.dumps(identity(config), indent=2) + "\n")
         except FileExistsError as error:
             raise FolderTakenError(f"{folder}: another run just took it") from error
-    write_json(path, identity(config))
     for name in ("summary.json", "model.safetensors"):
         (folder / name).unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import socket
 import sys
@@ -22,9 +23,13 @@ from app import experiment
 from app.config import CONF, Config, compose, config_hash, from_omegaconf, open_model_keys
 from app.engine import Simulator
 from app.server import FolderTakenError, claim, identity, write_json
+from tracking.collect import common, find
 from tracking.jsonl import ROUNDS, read
+from tracking.live import SweepView
+from tracking.progress import ProgressSink
 from tracking.record import RoundRecord
-from tracking.report import collect, common, print_table, write_report
+from tracking.report import print_tables, write_report
+from tracking.summary import summarise
 from tracking.wandb_sink import WandbSink, check_online
 
 RUNS = Path("runs")
@@ -38,37 +43,37 @@ class Session:
 
     def __init__(self) -> None:
         self.failed: list[str] = []
-        self._num_jobs = 1
         self._is_sweep = False
+        self._num_jobs = 1
+        self._view: SweepView | None = None  # of a sweep, from its first job on
         self._shared: list[str] = []  # overrides that all jobs have
         self._simulator = Simulator()
-        self._finished: dict[str, Path] = {}
+        self._finished: dict[str, Path] = {}  # by this process
+        self._beside: dict[str, Path] | None = None  # before it, in folders beside this one's
         self._folder: Path | None = None  # of the sweep, or of the one run
 
     def prepare(self, overrides: Sequence[str], is_sweep: bool) -> list[str]:
-        """Check every job before any runs, and return overrides to add to the command line.
+        """Check every job before any runs, and return the overrides to run with.
 
-        Those name the folder of the run to continue, where one is to be continued.
+        Those given, a preset's, and the folder of the run to continue where one is to be.
 
         Raises:
             ValueError: one line that names the key.
             FileNotFoundError: the data are not there.
         """
+        overrides = [*preset(overrides, is_sweep), *overrides]
         open_jobs = [open_model_keys(job) for job in expand(overrides, is_sweep)]
         configs = [compose(job) for job in open_jobs]
         checked: list[tuple[Any, ...]] = []
         for config in configs:
-            method = experiment.strategy(config)  # its constructor checks what the schema cannot
-            data = config.data
-            if (parts := (config.model, data.name, data.shape, data.num_classes)) not in checked:
-                experiment.check_network(config)
+            parts = (
+                config.model, config.data, config.strategy, config.split, config.quant,
+                config.link, config.fleet, config.train, config.clients,
+            )  # fmt: skip
+            if parts not in checked:  # seeds make no difference
+                experiment.check(config)
                 checked.append(parts)
-            if (
-                cuts := (*parts, config.strategy, config.split, config.quant, config.fleet)
-            ) not in checked:
-                experiment.prepare(config, method)  # loads and divides the data, into the cache
-                method.check_fleet()
-                checked.append(cuts)
+            experiment.division(config)  # loads the data, and leaves both in the cache
             check_online(config.tracker.wandb)
             check_address(config.engine.address)
         self._num_jobs, self._is_sweep = len(configs), is_sweep
@@ -80,55 +85,108 @@ class Session:
         elif configs[0].resume:
             found = newest(RUNS / configs[0].name, configs, is_sweep)
             key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
-            return [] if found is None else [f"{key}='{found}'"]
-        return []
+            overrides += [] if found is None else [f"{key}='{found}'"]
+        return overrides
 
     def job(self, node: DictConfig) -> None:
         """Run one job; an error is shown, kept, and does not stop the jobs after it."""
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
         self._folder = Path(hydra.sweep.dir).absolute() if self._is_sweep else folder
-        label, group = "", ""
+        number, what = 1, ""
         if self._is_sweep:
+            number = int(hydra.job.num) + 1
             what = " ".join(text for text in hydra.overrides.task if text not in self._shared)
-            label = f"job {int(hydra.job.num) + 1}/{self._num_jobs} {what}"
-            group = "/".join(self._folder.parts[-2:])
+            self._view = self._view or SweepView(self._num_jobs)
+            self._view.begin(number, what)
         try:
-            self._run(from_omegaconf(node), folder, label, group)
-        except Exception as error:
+            outcome = self._run(from_omegaconf(node), folder)
+        except (Exception, SystemExit) as error:  # a job's exit must not end the others
             log.info("failed", exc_info=True)  # to the log file; the terminal gets one line
             if not isinstance(error, FolderTakenError):  # what is there is not ours to mark
                 (folder / "error.txt").write_text(traceback.format_exc())
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            self.failed.append(f"{label}: {lines[0]} ({folder / 'error.txt'})".removeprefix(": "))
-            sys.stderr.write(f"error: {self.failed[-1]}\n")
+            lines = str(error).strip().splitlines() or [""]
+            kind = "" if lines[0] and isinstance(error, Exception) else f"{type(error).__name__} "
+            failure = f"{kind}{lines[0]} ({folder / 'error.txt'}, cutbit.log)"
+            if self._view is None:
+                self.failed.append(failure)
+                sys.stderr.write(f"error: {failure}\n")
+            else:
+                self.failed.append(f"job {number}/{self._num_jobs} {what}: {failure}")
+                self._view.end(f"error: {failure}", failed=True)
+        else:
+            if self._view is not None:
+                self._view.end(outcome)
+            elif outcome:
+                sys.stderr.write(f"{folder}: {outcome}\n")
 
     def finish(self) -> None:
-        """End the workers, print the table, and write a sweep's summary files."""
+        """End the workers, print the tables, and write a sweep's report."""
+        if self._view is not None:
+            self._view.close()
         self._simulator.close()
         if self._folder is None or (self.failed and not self._is_sweep):
             return
-        print_table(write_report(self._folder) if self._is_sweep else collect(self._folder))
-        sys.stdout.write(f"{self._folder}\n")
-        for failure in self.failed if self._is_sweep else []:
-            sys.stderr.write(f"failed: {failure}\n")
+        folder = self._folder
+        try:
+            print_tables(write_report([folder], folder) if self._is_sweep else find([folder]))
+            report = folder / "report.html"
+            sys.stdout.write(f"{report if self._is_sweep else folder}\n")
+        finally:
+            for failure in self.failed if self._is_sweep else []:
+                sys.stderr.write(f"failed: {failure}\n")
 
-    def _run(self, config: Config, folder: Path, label: str, group: str) -> None:
+    def _run(self, config: Config, folder: Path) -> str:
+        """Run a job, or return why it need not be run."""
+        assert self._folder is not None
+        group = "/".join(self._folder.parts[-2:]) if self._is_sweep else ""
         claim(folder, config)
         (folder / "error.txt").unlink(missing_ok=True)
-        key = config_hash(config, experiment.strategy_class(config).reads)
+        digest = config_hash(config, experiment.strategy_class(config).reads)
         # The engine does not change results, but who sweeps over it wants to see just that.
-        key += json.dumps(asdict(config.engine)) + config.data.root
-        before = self._finished.get(key)
+        key = digest + json.dumps(asdict(config.engine)) + config.data.root
+        outcome = ""
         if config.resume and is_finished(folder, config):
-            sys.stderr.write(f"{label or folder}: finished already\n")
-        elif before is not None:
-            copy_results(before, folder)
+            outcome = "finished already"
+        elif before := self._finished.get(key) or self._earlier(config, digest):
+            copy_results(before, folder, config.target_accuracy)
             publish(config, folder, group)
-            sys.stderr.write(f"{label}: the same experiment as job {before.name}, not run again\n")
+            job = f"job {before.name}" if before.parent == folder.parent else str(before)
+            outcome = f"the same experiment as {job}, not run again"
         else:
-            self._simulator.run(config, folder, label, group)
+            show = ProgressSink if self._view is None else self._view.progress
+            self._simulator.run(config, folder, group, show)
         self._finished.setdefault(key, folder)
+        return outcome
+
+    def _earlier(self, config: Config, digest: str) -> Path | None:
+        """Return a finished run of the same experiment from beside this sweep, if one will do."""
+        if not config.sweep.skip_finished:
+            return None
+        if self._beside is None:
+            assert self._folder is not None
+            self._beside = finished(self._folder.parent)
+        return self._beside.get(digest)
+
+
+def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
+    """Return the overrides that ``sweep=<preset>`` stands for, but for keys that are given too.
+
+    Raises:
+        ValueError: there is no such preset, or nothing to run it with.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    chosen = [override for override in parsed if override.key_or_group == "sweep"]
+    if not chosen or chosen[-1].value() is None:
+        return []
+    name = chosen[-1].value()
+    if chosen[-1].is_sweep_override():
+        raise ValueError(f"sweep: takes one preset, not {chosen[-1].input_line}")
+    over = compose([f"sweep={name}"]).sweep.over
+    if not is_sweep and over:
+        raise ValueError(f"sweep={name}: runs several jobs; takes -m beside it")
+    given = {override.key_or_group for override in parsed}
+    return [f"{key}={values}" for key, values in over.items() if key not in given]
 
 
 def expand(overrides: Sequence[str], is_sweep: bool) -> list[list[str]]:
@@ -161,7 +219,11 @@ def newest(runs: Path, configs: Sequence[Config], is_sweep: bool) -> Path | None
         paths = [folder / str(i) / "config.json" for i in range(len(configs))]
         if not is_sweep:
             paths = [folder / "config.json"]
-        there = [(p, mine) for p, mine in zip(paths, identities, strict=True) if p.exists()]
+        there = [
+            (path, mine)
+            for path, mine in zip(paths, identities, strict=True)
+            if path.exists() and path.stat().st_size
+        ]
         return bool(there) and all(
             json.loads(path.read_text()) | {"rounds": None} == mine for path, mine in there
         )
@@ -176,12 +238,26 @@ def is_finished(folder: Path, config: Config) -> bool:
     return path.exists() and bool(json.loads(path.read_text())["rounds"] == config.rounds)
 
 
-def copy_results(before: Path, folder: Path) -> None:
-    """Give an identical job the results of the one that ran."""
+def finished(above: Path) -> dict[str, Path]:
+    """Return the whole runs among the runs and sweeps in a folder, by the hash of their config."""
+    found: dict[str, Path] = {}
+    for path in sorted([*above.glob("*/summary.json"), *above.glob("*/*/summary.json")]):
+        if all((path.parent / name).exists() for name in COPIED):
+            found[json.loads(path.read_text())["config_hash"]] = path.parent
+    return found
+
+
+def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> None:
+    """Give an identical job the results of the one that ran; the target may be another."""
     for name in COPIED:
-        shutil.copy2(before / name, folder / name)
+        part = folder / f"{name}.part"
+        shutil.copy2(before / name, part)
+        part.replace(folder / name)
     summary = json.loads((before / "summary.json").read_text())
-    write_json(folder / "summary.json", summary | {"same_as": before.name})
+    kept = {name: found for name, found in summary.items() if "target" not in name}
+    same_as = os.path.relpath(before, folder.parent)
+    target = summarise(folder, target_accuracy)
+    write_json(folder / "summary.json", kept | target | {"same_as": same_as})
 
 
 def publish(config: Config, folder: Path, group: str) -> None:

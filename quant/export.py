@@ -35,6 +35,11 @@ from quant.packing import pack, unpack
 
 FORMAT = 1
 METADATA_KEY = "cutbit"
+BACKBONES = (
+    "cnn", "densenet", "ecg1d", "inception_v3", "lenet5", "mobilenetv2", "resnet", "vgg",
+)  # fmt: skip
+"""Files of models that networks are built from without being passed. A file is no place to take the
+name of code to run from: models.build, for one, would run what its options name."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,12 @@ class Description:
     shapes: Mapping[str, tuple[int, ...]]
 
 
+def is_ours(network: Network) -> bool:
+    """Whether `load_packed` builds the network from what the file says of it."""
+    module, _, name = network.target.rpartition(".")
+    return name != "" and module in [f"models.{backbone}" for backbone in BACKBONES]
+
+
 def save_packed(model: nn.Module, path: Path, network: Network, spec: QuantSpec) -> None:
     """Write ``model`` to ``path``; a file that is there is replaced.
 
@@ -84,8 +95,8 @@ def save_packed(model: nn.Module, path: Path, network: Network, spec: QuantSpec)
         spec: what ``model`` was quantized by.
 
     Raises:
-        ValueError: a weight or step from whose codes the quantized weight would not come back (not
-            finite, or a step that is 0 or denormal), or options that JSON cannot hold.
+        ValueError: a weight or step from whose codes the quantized weight would not come back
+            (NaN, a step that is infinite, 0 or denormal), or options that JSON cannot hold.
     """
     tensors = {name: _plain(tensor) for name, tensor in _state(model).items()}
     shapes = {}
@@ -112,8 +123,7 @@ def load_packed(path: Path, network: nn.Module | None = None) -> nn.Module:
     Args:
         path: the file.
         network: the unquantized network, whose weights do not matter and which stays as it is;
-            None builds it as the file says, which is done for networks of ``models`` alone,
-            because a file is no place to take the name of code to run from.
+            None builds it as the file says, if it `is_ours`.
 
     Raises:
         OSError: there is no such file.
@@ -292,9 +302,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _build(path: Path, network: Network) -> nn.Module:
     """Build the network that a file names, if it is one of ours."""
-    package, _, module = network.target.rpartition(".")[0].partition(".")
-    # models.build would build whatever its options name.
-    if package != "models" or not module.isidentifier() or module == "build":
+    if not is_ours(network):
         raise ValueError(f"{path}: is of {network.target}, none of models: pass the network itself")
     return build(network.target, network.options, network.input_shape, network.num_classes, seed=0)
 

@@ -87,8 +87,6 @@ class FederatedStrategy(FedAvg):
 
     # Keys and groups of the configuration that the method reads beyond the common ones.
     reads: ClassVar[tuple[str, ...]] = ()
-    # Whether clients must run where the server is: its half of a cut network is beside theirs.
-    needs_colocation: ClassVar[bool] = False
     # Bit width where quant.bits is null.
     default_bits: ClassVar[int] = 32
     # Whether the server half runs beside each client: then not on SuperNodes, where it would leave

@@ -92,6 +92,8 @@ def test_record_keys_are_named_in_one_file() -> None:
     [
         ("strategies.oqfl", ("hydra", "ray", "wandb")),
         ("quant.layers", ("flwr", "hydra", "ray", "wandb")),
+        ("quant.export", ("flwr", "hydra", "ray", "wandb", "onnx", "onnxruntime")),
+        ("app.export", ("ray", "wandb", "onnx", "onnxruntime", "onnxscript")),
         ("models.build", ("flwr", "hydra", "ray", "wandb")),
         ("fleet.selection", ("torch", "flwr", "hydra")),
         ("tracking.record", ("torch", "flwr", "hydra")),

@@ -5,13 +5,13 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from tracking.record import ClientRecord, RoundRecord
+from tracking.record import ClientRecord, RoundRecord, Sink
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -32,29 +32,57 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
         """Fixed: see the getter."""
 
 
+# Makes what shows a run: from how many rounds it has, and the records of those already done.
+Show = Callable[[int, Sequence[RoundRecord]], Sink]
+
+
+class Pace:
+    """How long the rest of a run takes, by its last rounds.
+
+    Args:
+        num_rounds: rounds of the whole run.
+        first: rounds done before this start.
+    """
+
+    def __init__(self, num_rounds: int, first: int) -> None:
+        self._num_rounds = num_rounds
+        self._first = first
+        self._round_s: deque[float] = deque(maxlen=10)
+
+    def left_s(self, record: RoundRecord) -> float:
+        """Take a round, and return the seconds left after it."""
+        self._round_s.append(record.wall_s)
+        if record.round == self._first + 2:  # the first round of a run also loads data and code
+            self._round_s.popleft()
+        return statistics.mean(self._round_s) * (self._num_rounds - record.round)
+
+
 class ProgressSink:
     """Shows round, accuracy and time left.
 
     Args:
         num_rounds: rounds of the whole run.
-        label: what runs, such as ``1/2 strategy=oqfl``.
         done: records of the rounds before this start.
+        label: what runs, such as ``job 1/2 strategy=oqfl``.
         console: where to write; standard error by default.
+        more: from the seconds left of this run, what else to say.
     """
 
     def __init__(
         self,
         num_rounds: int,
-        label: str = "",
         done: Sequence[RoundRecord] = (),
+        label: str = "training",
         console: Console | None = None,
+        more: Callable[[float], str] = lambda left_s: "",
     ) -> None:
         self._num_rounds = num_rounds
-        self._label = label or "training"
+        self._label = label
+        self._more = more
         self._console = console or Console(stderr=True)
         self._last_line = time.monotonic()
         self._first = len(done)
-        self._round_s: deque[float] = deque(maxlen=10)
+        self._pace = Pace(num_rounds, self._first)
         self._bar: Progress | None = None
         if self._console.is_terminal:
             self._bar = Progress(
@@ -72,12 +100,10 @@ class ProgressSink:
 
     def round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
         """Show a round."""
-        self._round_s.append(record.wall_s)
-        if record.round == self._first + 2:  # the first round of a run also loads data and code
-            self._round_s.popleft()
-        left_s = statistics.mean(self._round_s) * (self._num_rounds - record.round)
+        left_s = self._pace.left_s(record)
         is_last = record.round == self._num_rounds
-        figures = _figures(record) + ("" if is_last else f"  {_duration(left_s)} left")
+        figures = record_figures(record) + ("" if is_last else f"  {duration(left_s)} left")
+        figures += self._more(left_s)
         if self._bar is not None:
             self._bar.update(self._task, completed=record.round, last=figures)
             return
@@ -98,13 +124,15 @@ class ProgressSink:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return minutes and seconds, and hours where there are any."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def _figures(record: RoundRecord) -> str:
+def record_figures(record: RoundRecord) -> str:
+    """Return what there is to say of a round in passing."""
     accuracy = "" if record.accuracy is None else f"accuracy {record.accuracy:.4f}"
     loss = "" if record.train_loss is None else f"train loss {record.train_loss:.4f}"
     failed = f"{record.num_failed} failed" if record.num_failed else ""

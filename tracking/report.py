@@ -1,45 +1,58 @@
-"""Compare the runs of a folder: a table in the terminal, summary.csv and summary.md.
+"""Compare runs: tables in the terminal, and report.html, summary.csv and summary.md.
 
-python -m tracking.report runs/<name>/<time>
+python -m tracking.report runs/<name>/<time>           a sweep, or one run
+python -m tracking.report runs/<name>/* --out here     several together
 """
 
+import argparse
 import csv
-import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tracking.collect import Run, common, find, swept, value
+from tracking.html import write_html
+from tracking.seeds import MEASURES, Group, Spread, groups
+
 NOT_READ = "–"
 
 
-def collect(folder: Path) -> list[dict[str, Any]]:
-    """Return one row per run in or under ``folder``, in the order of the jobs.
-
-    A run that did not finish has a row too, with its ``status``: ``failed`` or ``unfinished``.
-    """
-    runs = {path.parent for path in folder.rglob("config.json")}
-    runs |= {path.parent for path in folder.rglob("error.txt")}
-    return [_row(run) for run in sorted(runs, key=lambda run: (len(run.name), run.name))]
-
-
-def write_report(folder: Path) -> list[dict[str, Any]]:
-    """Write summary.csv and summary.md into ``folder`` and return the rows."""
-    rows = collect(folder)
-    if rows:
+def write_report(folders: Sequence[Path], out: Path) -> list[Run]:
+    """Compare the runs in or under ``folders`` in files in the folder ``out``, and return them."""
+    runs = find(folders)
+    if runs:
+        out.mkdir(parents=True, exist_ok=True)
+        rows = _csv_rows(runs)
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
+        with (out / "summary.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-        (folder / "summary.md").write_text(markdown(rows), encoding="utf-8")
-    return rows
+        (out / "summary.md").write_text(markdown(runs), encoding="utf-8")
+        write_html(out / "report.html", runs, ", ".join(map(_shown, folders)))
+    return runs
+
+
+def _csv_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Each run's row, with a column for each swept key behind the job."""
+    keys = swept(runs)
+    known = {key for run in runs for key in run.config}
+    values = [{key: value(run, key, known) for key in keys} for run in runs]
+    return [{"job": run.job} | own | run.row() for run, own in zip(runs, values, strict=True)]
+
+
+def _shown(folder: Path) -> str:
+    """The folder as its user would say it."""
+    whole = folder.absolute()
+    here = Path.cwd()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
 
 HEADINGS = (
@@ -63,63 +76,100 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the table for a paper or an issue."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    escaped = ([cell.replace("|", "\\|") for cell in cells(row)] for row in rows)
-    lines += ["| " + " | ".join(row) + " |" for row in escaped]
+def markdown(runs: Sequence[Run]) -> str:
+    """Return the tables for a paper or an issue: seeds together where there are several, runs."""
+    tables: list[tuple[Sequence[str], list[list[str]]]]
+    tables = [(HEADINGS, [cells(run.row()) for run in runs])]
+    if together := over_seeds(runs):
+        tables.insert(0, (SEED_HEADINGS, [seed_cells(group) for group in together]))
+    return "\n".join(_markdown(headings, rows) for headings, rows in tables)
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    for row in rows:
+        escaped = (cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row)
+        lines.append("| " + " | ".join(" ".join(cell.split("\n")) for cell in escaped) + " |")
     return "\n".join(lines) + "\n"
 
 
-def print_table(rows: Sequence[dict[str, Any]], console: Console | None = None) -> None:
-    """Print the table for a terminal of 80 columns or more.
+SEED_HEADINGS = (
+    "experiment",
+    "seeds",
+    "accuracy",
+    "best",
+    "up",
+    "down",
+    "sim s",
+    "joules",
+    "seconds",
+)
 
-    What all rows have in common stands above it; the best accuracy and a status of nothing but
-    finished runs are left out (summary.csv has everything). Where there is no terminal to fit it
-    to, every row is one line.
+
+def over_seeds(runs: Sequence[Run]) -> list[Group]:
+    """Return the runs with their seeds together; nothing where no experiment has several."""
+    divided = groups(runs)
+    several = any(found.n > 1 for group in divided for found in group.measures.values())
+    return divided if several else []
+
+
+def seed_cells(group: Group) -> list[str]:
+    """Return a group as the texts of its table's columns: mean ± sample standard deviation."""
+    found = group.measures
+    accuracy, best, up, down, sim_s, energy_j, wall_s = (found.get(name) for name in MEASURES)
+    return [
+        group.label,
+        str(max((spread.n for spread in found.values()), default=0)),
+        _spread(accuracy, ".4f"),
+        _spread(best, ".4f"),
+        _bytes(None if up is None else up.mean),
+        _bytes(None if down is None else down.mean),
+        _spread(sim_s, ".4g"),
+        _spread(energy_j, ".4g"),
+        _spread(wall_s, ".1f"),
+    ]
+
+
+def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
+    """Print the runs and, where an experiment has several seeds, its mean and spread.
+
+    Made for terminals of 80 columns or more. What all runs have in common stands above; what is
+    the same or empty for all is left out (summary.csv has everything). Where there is no terminal
+    to fit a table to, every row is one line.
     """
     console = console or Console()
+    rows = [run.row() for run in runs]
     if not console.is_terminal:
         widest = max((len(" ".join(cells(row))) for row in rows), default=0)
         console = Console(file=console.file, width=widest + 100)
-    shared = common([row["overrides"].split() for row in rows])
+    shared = common([run.overrides for run in runs])
+    for run, row in zip(runs, rows, strict=True):
+        row["overrides"] = " ".join(text for text in run.overrides if text not in shared)
     left_out = {"best"} | ({"status"} if all(r["status"] == "finished" for r in rows) else set())
-    shown = [heading for heading in HEADINGS if heading not in left_out]
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table = _table(HEADINGS, [cells(row) for row in rows], left_out)
     table.title, table.title_justify = Text(" ".join(shared)), "left"
-    for heading in shown:
-        is_number = heading not in ("job", "overrides", "strategy", "status")
-        table.add_column(
-            heading, justify="right" if is_number else "left", no_wrap=heading != "overrides",
-            overflow="fold",
-        )  # fmt: skip
-    for row in rows:
-        own = " ".join(text for text in row["overrides"].split() if text not in shared)
-        texts = dict(zip(HEADINGS, cells(row | {"overrides": own}), strict=True))
-        table.add_row(*(Text(texts[heading]) for heading in shown))  # not markup: brackets
     console.print(table)
+    if together := over_seeds(runs):
+        filled = [seed_cells(group) for group in together]
+        empty = {h for i, h in enumerate(SEED_HEADINGS) if not any(row[i] for row in filled)}
+        console.print(_table(SEED_HEADINGS, filled, {"best"} | empty))
 
 
-def common(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """Return the overrides that all jobs have, in the first one's order; none for a single job."""
-    if len(jobs) < 2:
-        return []
-    return [text for text in jobs[0] if all(text in job for job in jobs)]
+LEFT = ("job", "overrides", "strategy", "status", "experiment")
 
 
-def _row(run: Path) -> dict[str, Any]:
-    overrides = run / ".hydra" / "overrides.yaml"
-    given = yaml.safe_load(overrides.read_text()) if overrides.exists() else []
-    shown = [text.lstrip("+") for text in given or [] if not text.startswith("resume=")]
-    row = {"job": run.name, "overrides": " ".join(shown), "status": "unfinished"}
-    if (run / "summary.json").exists():
-        summary = json.loads((run / "summary.json").read_text())
-        versions = summary.pop("versions")
-        row |= summary | {f"version_{name}": value for name, value in versions.items()}
-        row["status"] = "finished" if "same_as" not in summary else f"same as {summary['same_as']}"
-    if (run / "error.txt").exists():  # also where a finished run was to grow and failed
-        row["status"] = "failed"
-    return row
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left_out: set[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for heading in headings:
+        if heading not in left_out:
+            folds = heading in ("overrides", "experiment")
+            justify: Any = "left" if heading in LEFT else "right"
+            table.add_column(heading, justify=justify, no_wrap=not folds, overflow="fold")
+    for row in rows:
+        texts = zip(headings, row, strict=True)
+        # Text, not markup: brackets stay.
+        table.add_row(*(Text(text) for heading, text in texts if heading not in left_out))
+    return table
 
 
 def _bits(row: dict[str, Any]) -> str:
@@ -143,17 +193,37 @@ def _bytes(value: float | None) -> str:
     return f"{value:.3g} {units[0]}"
 
 
+def _spread(found: Spread | None, form: str) -> str:
+    if found is None:
+        return ""
+    return f"{found.mean:{form}}" + ("" if found.sd is None else f" ± {found.sd:{form}}")
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Print the table of each folder given."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(f"{__doc__}\n")
-        return 0 if arguments else 1
-    for argument in arguments:
-        rows = write_report(Path(argument))
-        if not rows:
-            sys.stderr.write(f"error: {argument}: no run there\n")
+    """Compare the folders given."""
+    parser = argparse.ArgumentParser(
+        "python -m tracking.report", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("folder", nargs="+", type=Path, help="of a run, a sweep, or several")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder to write to; by default that of the runs, of several the one above them",
+    )
+    given = parser.parse_args(arguments)
+    for folder in given.folder:
+        if not find([folder]):
+            sys.stderr.write(f"error: {folder}: no run there\n")
             return 1
-        print_table(rows)
+    above = os.path.commonpath([folder.absolute() for folder in given.folder])
+    out = given.out or (given.folder[0] if len(given.folder) == 1 else Path(above))
+    try:
+        print_tables(write_report(given.folder, out))
+    except OSError as error:
+        sys.stderr.write(f"error: --out={out}: {error}\n")
+        return 1
+    sys.stdout.write(f"{out / 'report.html'}\n")
     return 0
 
 

@@ -1,8 +1,11 @@
 """Weights & Biases: one run per experiment, offline by default, always finished.
 
-An offline run lies in the run's folder; `wandb sync <folder>/wandb/offline-run-*` uploads it.
+An offline run lies in the run's folder; `wandb sync <folder>/wandb/offline-run-*` uploads it, with
+the model and the configuration that lie beside it. An online run whose server went away ends within
+a minute and is on disk too: `wandb sync --no-skip-online <folder>/wandb/run-*`.
 """
 
+import logging
 import netrc
 import os
 import shutil
@@ -11,7 +14,14 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from tracking.jsonl import CLIENTS, read
 from tracking.record import ClientRecord, RoundRecord
+
+COSTS = ("sim_s", "energy_j", "wall_s")
+CLIENT_FIGURES = ("loss", "sim_s", "energy_j")
+BINS = 32
+
+log = logging.getLogger(__name__)
 
 
 class WandbSettings(Protocol):
@@ -43,11 +53,11 @@ def check_online(settings: WandbSettings) -> None:
 
 
 class WandbSink:
-    """Logs every round, with running totals of bytes as further axes.
+    """Logs every round: its record, running totals as further axes, histograms over the clients.
 
     Args:
-        settings: mode, project and entity.
-        folder: the run's folder.
+        settings: mode, project and entity. Online, a server that does not answer makes it offline.
+        folder: the run's folder, where the clients of the rounds in ``done`` are found.
         config: flat configuration, stored with the run.
         group: the sweep that the run is part of.
         done: records of the rounds before this start; an offline run is written anew with them, so
@@ -70,40 +80,64 @@ class WandbSink:
         if settings.mode == "offline":  # what an earlier start of this run left
             for old in (folder / "wandb").glob("offline-run-*"):
                 shutil.rmtree(old)
-        self._run = wandb.init(
-            mode=settings.mode,  # type: ignore[arg-type]
-            project=settings.project,
-            entity=settings.entity,
-            dir=str(folder),
-            group=group or None,
-            name="/".join(folder.parts[-2:]),
-            tags=[str(config[key]) for key in ("strategy.name", "data.name") if key in config],
-            config=dict(config),
-            reinit="finish_previous",
-            settings=wandb.Settings(
+        given: dict[str, Any] = {
+            "project": settings.project,
+            "entity": settings.entity,
+            "dir": str(folder),
+            "group": group or None,
+            "name": "/".join(folder.parts[-2:]),
+            "tags": tags(config),
+            "config": dict(config),
+            "reinit": "finish_previous",
+            "settings": wandb.Settings(
                 silent=True,
                 console="off",
                 x_disable_stats=True,
                 init_timeout=30,
                 login_timeout=30,
+                finish_timeout=60,  # what is not uploaded until then stays on disk
                 # A killed process loses what was not flushed; the default is 15 s.
                 x_transaction_log_flush_interval=0.5,
             ),
-        )
-        self._run.define_metric("round")
-        self._run.define_metric("total_bytes")
+        }
+        try:
+            self._run = wandb.init(mode=settings.mode, **given)  # type: ignore[arg-type]
+        except wandb.Error as error:
+            if settings.mode == "offline":
+                raise
+            reason = str(error).splitlines()[0]
+            log.warning("tracker.wandb.mode=online: %s; kept offline, see wandb sync", reason)
+            self._run = wandb.init(mode="offline", **given)
+        self._folder = folder
+        for axis in ("round", "total_bytes", *(f"total_{name}" for name in COSTS)):
+            self._run.define_metric(axis)
         self._run.define_metric("*", step_metric="round")
-        self._total_bytes = 0
+        self._totals: dict[str, float] = {"total_bytes": 0}
+        clients: dict[int, list[dict[str, Any]]] = {}
+        for row in read(folder / CLIENTS) if done else []:
+            clients.setdefault(row["round"], []).append(row)
         for record in done:
-            self.round(record, ())
+            self._log(record, clients.get(record.round, []))
 
     def round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
         """Log a round."""
-        if self._run is None:
-            return
-        self._total_bytes += record.bytes_up + record.bytes_down
+        if self._run is not None:
+            self._log(record, [client.to_dict() for client in clients])
+
+    def _log(self, record: RoundRecord, clients: Sequence[Mapping[str, Any]]) -> None:
+        import wandb
+
         row = {name: value for name, value in record.to_dict().items() if value is not None}
-        self._run.log({**row, "total_bytes": self._total_bytes})
+        self._totals["total_bytes"] += record.bytes_up + record.bytes_down
+        for name in COSTS:
+            if name in row:
+                self._totals[f"total_{name}"] = self._totals.get(f"total_{name}", 0) + row[name]
+        histograms = {}
+        for name in CLIENT_FIGURES:
+            values = [client[name] for client in clients if client[name] is not None]
+            if values:
+                histograms[f"clients/{name}"] = wandb.Histogram(values, num_bins=BINS)
+        self._run.log({**row, **self._totals, **histograms})
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
         """Store the summary and end the run, as failed if there is none."""
@@ -111,4 +145,24 @@ class WandbSink:
             return
         if summary is not None:
             self._run.summary.update(dict(summary))
+            self._keep("model", "model.safetensors")
+            self._keep("config", "config.json", ".hydra/config.yaml")
         self._run.finish(exit_code=0 if summary is not None else 1)
+
+    def _keep(self, kind: str, *names: str) -> None:
+        """Log files of the run's folder as an artifact; they are not copied."""
+        import wandb
+
+        artifact = wandb.Artifact(f"{kind}-{self._run.id}", kind)
+        there = [name for name in names if (self._folder / name).exists()]
+        for name in there:
+            path = str(self._folder / name)
+            artifact.add_file(path, name=Path(name).name, policy="immutable", skip_cache=True)
+        if there:
+            self._run.log_artifact(artifact)
+
+
+def tags(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of method, model and data, as far as the configuration has them."""
+    names = [config.get(key) for key in ("strategy.name", "model._target_", "data.name")]
+    return [str(name).rpartition(".")[2].lower() for name in names if name]

@@ -5,6 +5,7 @@ because the strategy's own settings are checked.
 """
 
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ def train(
     fault = faults.get(str(streams.partition))
     if fault == "raise":
         raise ArithmeticError("this phone is broken")
+    if fault == "exit":
+        sys.exit("this phone is leaving")
     if fault == "die":
         os._exit(1)
     if fault == "die-once":

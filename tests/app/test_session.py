@@ -61,6 +61,7 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
     lines = [line for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]
     statuses = [line.split()[-1] for line in lines]
     assert statuses == ["failed", "finished"]
+    assert "this phone is broken" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_run_that_fails_says_so_in_its_exit_code(tmp_path: Path) -> None:

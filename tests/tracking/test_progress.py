@@ -46,8 +46,10 @@ def lines(console):
 
 def test_plain_lines_where_there_is_no_terminal(clock):
     console = plain()
-    sink = ProgressSink(3, "job 1/2 strategy=oqfl quant.bits=4 and a label longer than the width",
-                        console=console)  # fmt: skip
+    sink = ProgressSink(
+        3, label="job 1/2 strategy=oqfl quant.bits=4 and a label longer than the width",
+        console=console,
+    )  # fmt: skip
     for r in (1, 2, 3):
         clock.now += 6
         sink.round(record(r, num_failed=2 if r == 2 else 0), ())
@@ -74,7 +76,7 @@ def test_lines_are_throttled_and_the_last_round_always_shown(clock):
 
 def test_brackets_in_a_label_are_shown_as_they_are_in_plain_lines(clock):
     console = plain()
-    sink = ProgressSink(1, "split.cut=[stage1,stage2] [/x]", console=console)
+    sink = ProgressSink(1, label="split.cut=[stage1,stage2] [/x]", console=console)
     sink.round(record(1), ())
     assert all("split.cut=[stage1,stage2] [/x]" in line for line in lines(console))
 
@@ -87,7 +89,7 @@ def test_what_was_not_evaluated_is_not_shown(clock):
 
 def test_a_continued_run_says_where_from(clock):
     console = plain()
-    sink = ProgressSink(9, "x", [record(r) for r in (1, 2, 3)], console)
+    sink = ProgressSink(9, [record(r) for r in (1, 2, 3)], "x", console)
     assert lines(console) == ["x: 9 rounds, continued after round 3"]
     clock.now += 10
     sink.round(record(4), ())
@@ -131,7 +133,7 @@ def terminal():
 
 def test_a_bar_in_a_terminal():
     console = terminal()
-    sink = ProgressSink(4, "job 1/2", [record(1)], console)
+    sink = ProgressSink(4, [record(1)], "job 1/2", console)
     try:
         assert "job 1/2" in console.file.getvalue()
         assert "1/4  starting" in console.file.getvalue()
@@ -158,7 +160,7 @@ def test_a_full_bar_at_the_end():
 
 def test_brackets_in_a_label_are_shown_as_they_are_in_the_bar():
     console = terminal()
-    sink = ProgressSink(1, "split.cut=[stage1,stage2]", console=console)
+    sink = ProgressSink(1, label="split.cut=[stage1,stage2]", console=console)
     sink.finish(None)
     assert "split.cut=[stage1,stage2]" in console.file.getvalue()
 

@@ -3,18 +3,25 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 import yaml
 from rich.console import Console
 
-from tracking.report import HEADINGS, cells, collect, main, markdown, print_table, write_report
+from runs import make_seeds
+from tracking.collect import find
+from tracking.report import HEADINGS, cells, main, markdown, print_tables, write_report
 
 SUMMARY = {
     "final_accuracy": 0.91234, "best_accuracy": 0.95, "rounds": 5, "total_bytes_up": 1_500_000,
     "total_bytes_down": 999, "total_wall_s": 12.345, "weight_bits": 4, "act_bits": 4,
     "strategy": "oqfl", "seed": 0, "versions": {"torch": "2.13", "flwr": "1.41"},
 }  # fmt: skip
+
+
+def collect(folder):
+    return [run.row() for run in find([folder])]
 
 
 def make_run(folder, overrides=(), summary=None, error=None, config=True):
@@ -96,7 +103,7 @@ def test_bytes_just_below_the_next_unit(tmp_path, value, text):
 
 
 def test_markdown(sweep):
-    lines = markdown(collect(sweep)).splitlines()
+    lines = markdown(find([sweep])).splitlines()
     assert len(lines) == 2 + 5
     assert [part.strip() for part in lines[0].strip("|").split("|")] == list(HEADINGS)
     assert set(lines[1]) == {"|", "-"}
@@ -106,13 +113,14 @@ def test_markdown(sweep):
 
 def test_a_bar_in_an_override_does_not_break_the_table(tmp_path):
     make_run(tmp_path / "0", ["name=a|b"], SUMMARY)
-    line = markdown(collect(tmp_path)).splitlines()[2]
+    line = markdown(find([tmp_path])).splitlines()[2]
     assert line.replace("\\|", "").count("|") == len(HEADINGS) + 1
 
 
 def test_report_files(sweep):
-    rows = write_report(sweep)
-    assert (sweep / "summary.md").read_text(encoding="utf-8") == markdown(rows)
+    runs = write_report([sweep], sweep)
+    rows = [run.row() for run in runs]
+    assert (sweep / "summary.md").read_text(encoding="utf-8") == markdown(runs)
     with (sweep / "summary.csv").open(newline="", encoding="utf-8") as file:
         read = list(csv.DictReader(file))
     assert [row["job"] for row in read] == ["0", "1", "2", "3", "10"]
@@ -121,15 +129,16 @@ def test_report_files(sweep):
     assert read[1]["final_accuracy"] == ""
     assert read[4]["same_as"] == "0"
     assert read[0]["version_torch"] == "2.13"
-    assert write_report(sweep) == rows  # its own files do not count as runs
+    assert (read[0]["quant.bits"], read[1]["quant.bits"]) == ("4", "")
+    assert write_report([sweep], sweep) == runs  # its own files do not count as runs
 
 
 def test_csv_quotes_what_hydra_lets_through(tmp_path):
     make_run(tmp_path / "0", ['model.widths=[1,2,"x"]', "name=ä\nb"], SUMMARY)
-    (expected,) = write_report(tmp_path)
+    (run,) = write_report([tmp_path], tmp_path)
     with (tmp_path / "summary.csv").open(newline="", encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
-    assert row["overrides"] == expected["overrides"] == 'model.widths=[1,2,"x"] name=ä\nb'
+    assert row["overrides"] == run.row()["overrides"] == 'model.widths=[1,2,"x"] name=ä\nb'
 
 
 def test_a_single_run(tmp_path):
@@ -151,7 +160,7 @@ def test_a_finished_run_that_failed_when_it_was_to_grow_is_failed(tmp_path):
 
 
 def test_nothing_there(tmp_path, capsys):
-    assert write_report(tmp_path) == []
+    assert write_report([tmp_path], tmp_path) == []
     assert list(tmp_path.iterdir()) == []
     assert main([str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path}: no run there\n"
@@ -165,29 +174,63 @@ def test_command_line(sweep, capsys):
     assert len(rows) == 5
     assert "strategy=oqfl quant.bits=4" in rows[0]
     assert (sweep / "summary.csv").exists()
-    assert main([]) == 1
-    assert main(["--help"]) == 0
+    assert out.splitlines()[-1] == str(sweep / "report.html")
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
     assert "python -m tracking.report" in capsys.readouterr().out
 
 
 def shown(rows, **options):
     console = Console(file=io.StringIO(), **options)
-    print_table(rows, console)
+    print_tables(rows, console)
     return console.file.getvalue()
 
 
 def test_every_row_is_one_line_where_there_is_no_terminal(sweep):
-    out = shown(collect(sweep), width=40)
+    out = shown(find([sweep]), width=40)
     assert len([line for line in out.splitlines() if line.strip()[:1].isdigit()]) == 5
 
 
 def test_also_a_long_row(tmp_path):
     make_run(tmp_path / "0", [f"train.some_option_{i}=value_{i}" for i in range(8)], SUMMARY)
-    out = shown(collect(tmp_path))
+    out = shown(find([tmp_path]))
     assert len([line for line in out.splitlines() if line.strip()[:1].isdigit()]) == 1
 
 
 @pytest.mark.parametrize("override", ["split.cut=[stage1,stage2]", "name=[/x]"])
 def test_brackets_in_an_override_are_shown_as_they_are(tmp_path, override):
     make_run(tmp_path / "0", [override], SUMMARY)
-    assert override in shown(collect(tmp_path))
+    assert override in shown(find([tmp_path]))
+
+
+def test_seeds_together_and_several_sweeps(tmp_path, capsys, monkeypatch):
+    make_seeds(tmp_path / "a")
+    make_run(tmp_path / "b" / "0", ["seed=9"], SUMMARY)
+    monkeypatch.chdir(tmp_path)
+    assert main(["a"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"strategy=oqfl quant.bits=2 +2 +0.5625 ± 0.0884 +2 kB", out)
+    assert re.search(r"strategy=fedavg +2 +0.9375 ± 0.0884 +32 kB", out)
+    assert "sim s" not in out  # nobody has any
+    first = (tmp_path / "a" / "summary.md").read_text().split("\n\n")[0].splitlines()
+    assert first[2] == (
+        "| strategy=oqfl quant.bits=2 | 2 | 0.5625 ± 0.0884 | 0.9000 ± 0.0000 | 2 kB | 2 kB |  |  "
+        "| 1.0 ± 0.0 |"
+    )
+    assert "<title>a</title>" in (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
+
+    assert main(["a", "b"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report.html")
+    with (tmp_path / "summary.csv").open() as file:
+        assert [row["job"] for row in csv.DictReader(file)][-2:] == ["a/6", "b/0"]
+    assert main(["a", "b", "--out", "both"]) == 0
+    assert (tmp_path / "both" / "report.html").exists()
+    assert main(["a", "nowhere"]) == 1
+
+
+def test_a_line_break_does_not_break_the_table(tmp_path):
+    make_run(tmp_path / "0", ["name=a\nb\\|c"], SUMMARY)
+    line = markdown(find([tmp_path])).splitlines()[2]
+    assert line.startswith("| 0 | name=a b\\\\\\|c |")

@@ -1,5 +1,7 @@
 """What lies in an offline run's file, read back byte by byte."""
 
+import itertools
+import json
 import os
 import signal
 import struct
@@ -12,14 +14,18 @@ from pathlib import Path
 
 import pytest
 import wandb_reader
+import yaml
 from wandb_reader import offline_runs, read_only_run, read_run
+from wandb_server import serving
 
-from tracking.record import RoundRecord
+from app.config import compose
+from tracking.record import ClientRecord, RoundRecord
 from tracking.wandb_sink import WandbSink
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
-    "strategy.name": "oqfl", "data.name": "digits", "quant.bits": 4, "train.lr": 0.1,
+    "strategy.name": "oqfl", "data.name": "digits", "model._target_": "models.cnn.CNN",
+    "quant.bits": 4, "train.lr": 0.1,
     "target_accuracy": None, "clients.per_round": 1.0, "data.shape": [1, 8, 8], "resume": False,
 }  # fmt: skip
 
@@ -47,11 +53,14 @@ def record(server_round, **changes):
 
 
 def expected_rows(records):
-    rows, total = [], 0
+    rows, totals = [], {"total_bytes": 0}
     for step, r in enumerate(records):
-        total += r.bytes_up + r.bytes_down
+        totals["total_bytes"] += r.bytes_up + r.bytes_down
         row = {name: value for name, value in r.to_dict().items() if value is not None}
-        rows.append({**row, "total_bytes": total, "_step": step})
+        for name in ("sim_s", "energy_j", "wall_s"):
+            if name in row:
+                totals[f"total_{name}"] = totals.get(f"total_{name}", 0) + row[name]
+        rows.append({**row, **totals, "_step": step})
     return rows
 
 
@@ -82,15 +91,112 @@ def test_a_finished_run_is_whole(tmp_path):
     assert run.group == "sweep/now"
     assert run.name == "digits/7"
     assert run.project == "cutbit-test"
-    assert set(run.tags) == {"oqfl", "digits"}
+    assert set(run.tags) == {"oqfl", "cnn", "digits"}
     assert run.exit_code == 0
     for name in ("final_accuracy", "rounds"):
         assert run.summary[name] == summary[name]
     assert run.summary["dcor_max"] == 0.75  # the last row of history is there too
     assert run.summary["total_bytes"] == 3 * 2**40 + 6
-    for name in ("round", "total_bytes"):
+    for name in ("round", "total_bytes", "total_sim_s", "total_energy_j"):
         assert name in run.metrics
     assert run.metrics["*"].step_metric == "round"
+
+
+def client(number, partition, loss, sim_s=None, status="ok"):
+    return ClientRecord(number, partition, None, status, 7, loss, 1, 1, sim_s, None)
+
+
+def test_clients_are_histograms(tmp_path):
+    """Also those of the rounds before this start, from clients.jsonl."""
+    before = [client(1, p, float(p)) for p in range(5)]
+    now = [client(2, 0, 1.0, 5.0), client(2, 1, 3.0, 6.0), client(2, 2, None, 9.0, "failed")]
+    rows = [json.dumps(c.to_dict()) + "\n" for c in before]
+    (tmp_path / "clients.jsonl").write_text("".join(rows))
+    sink = WandbSink(Settings(), tmp_path, CONFIG, "", [record(1)])
+    sink.round(record(2), now)
+    sink.round(record(3), [])
+    sink.finish({})
+    first, second, third = read_only_run(tmp_path).history
+    assert sum(first["clients/loss.values"]) == 5
+    assert (first["clients/loss.bins"][0], first["clients/loss.bins"][-1]) == (0, 4)
+    assert sum(second["clients/loss.values"]) == 2
+    assert sum(second["clients/sim_s.values"]) == 3
+    assert not [name for row in (first, third) for name in row if "sim_s" in name and "c" in name]
+
+
+def test_model_and_configuration_are_artifacts(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    for name in ("model.safetensors", "config.json", ".hydra/config.yaml"):
+        (tmp_path / name).write_text(f"this is {name}")
+    run = write(tmp_path, [record(1)], {"rounds": 1})
+    assert {kind: sorted(files) for kind, files in run.artifacts.items()} == {
+        "model": ["model.safetensors"], "config": ["config.json", "config.yaml"],
+    }  # fmt: skip
+    for files in run.artifacts.values():
+        for path in files.values():  # where wandb sync will look: in the run's folder
+            assert Path(path).is_relative_to(tmp_path)
+            assert Path(path).read_text().startswith("this is")
+
+
+def test_what_was_offline_goes_up_later(tmp_path):
+    """With wandb's own command, to a server on this machine."""
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_text("{}")
+    records = [record(1), record(2)]
+    write(tmp_path, records, {"rounds": 2})
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    with serving() as server:
+        environment = {**os.environ, "WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": server.url}
+        command = [str(Path(sys.executable).with_name("wandb")), "sync", str(run)]
+        result = subprocess.run(
+            command, env=environment, timeout=60, check=False, capture_output=True, text=True
+        )
+    assert result.returncode == 0, result.stderr
+    sent = [{k: v for k, v in row.items() if k != "_step"} for row in without_clock(server.history)]
+    expected = [{k: v for k, v in row.items() if k != "_step"} for row in expected_rows(records)]
+    assert sent == expected
+    assert {given["artifactTypeName"] for given in server.artifacts} == {"model", "config"}
+
+
+def test_a_run_that_failed_has_no_artifacts(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert write(tmp_path, [record(1)], None).artifacts == {}
+
+
+def test_a_server_that_does_not_answer_makes_it_offline(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    start = wandb.init
+
+    def init(mode, **given):
+        if mode == "online":
+            raise wandb.errors.CommError("connection refused\nmore")
+        return start(mode=mode, **given)
+
+    monkeypatch.setattr(wandb, "init", init)
+    sink = WandbSink(Settings(mode="online"), tmp_path, CONFIG, "group")
+    sink.round(record(1), ())
+    sink.finish({"rounds": 1})
+    run = read_only_run(tmp_path)
+    assert ([row["round"] for row in run.history], run.exit_code) == ([1], 0)
+    assert "connection refused; kept offline, see wandb sync" in caplog.text
+
+
+def test_the_sweep_file_drives_main(monkeypatch):
+    """Every run that a wandb agent would start is a valid command line."""
+    found = yaml.safe_load((ROOT / "docs" / "wandb-sweep.yaml").read_text())
+    assert found["program"] == "main.py"
+    fixed = [part for part in found["command"] if not part.startswith("${")]
+    values = {key: given["values"] for key, given in found["parameters"].items()}
+    jobs = [
+        [*fixed, *(f"{key}={value}" for key, value in zip(values, chosen, strict=True))]
+        for chosen in itertools.product(*values.values())
+    ]
+    assert len(jobs) > 1
+    config = compose(jobs[-1])
+    assert config.tracker.wandb.mode == "online"
+    assert found["command"][-1] == "${args_no_hyphens}"
+    assert found["metric"]["name"] == "final_accuracy"
 
 
 def test_a_long_run_crosses_blocks(tmp_path):
@@ -170,7 +276,7 @@ def test_runs_one_after_another_do_not_mix(tmp_path):
     a, b = read_only_run(tmp_path / "a"), read_only_run(tmp_path / "b")
     assert [row["accuracy"] for row in a.history] == [0.1]
     assert [row["accuracy"] for row in b.history] == [0.75, 0.875]
-    assert (set(a.tags), set(b.tags)) == ({"oqfl", "digits"}, {"fedavg"})
+    assert (set(a.tags), set(b.tags)) == ({"oqfl", "cnn", "digits"}, {"fedavg"})
     assert b.exit_code == 0
 
 

@@ -33,6 +33,7 @@ class OfflineRun:
     entity: str = ""
     tags: tuple[str, ...] = ()
     exit_code: int | None = None
+    artifacts: dict[str, dict[str, str]] = field(default_factory=dict)  # kind: name: local path
 
 
 def offline_runs(folder: Path) -> list[Path]:
@@ -78,6 +79,10 @@ def read_run(path: Path) -> OfflineRun:
             run.config |= _items(record.config.update)
         elif kind == "metric":
             run.metrics[record.metric.name or record.metric.glob_name] = record.metric
+        elif kind == "request" and record.request.HasField("log_artifact"):
+            _take_artifact(run, record.request.log_artifact.artifact)
+        elif kind == "artifact":
+            _take_artifact(run, record.artifact)
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run
@@ -100,6 +105,10 @@ def _take_run(run: OfflineRun, record: Any) -> None:
     run.project, run.entity = record.project, record.entity
     run.tags = tuple(record.tags)
     run.config |= _items(record.config.update)
+
+
+def _take_artifact(run: OfflineRun, record: Any) -> None:
+    run.artifacts[record.type] = {e.path: e.local_path for e in record.manifest.contents}
 
 
 def _items(items: Any) -> dict[str, Any]:

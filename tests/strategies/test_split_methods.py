@@ -44,7 +44,7 @@ class TwoParts(nn.Module):
         return self.head(self.body(self.stage1(x)).relu())
 
 
-NETWORK = "model._target_=tests.strategies.test_split.TwoParts"
+NETWORK = "model._target_=tests.strategies.test_split_methods.TwoParts"
 DEVICE = (64 * 8 + 8) * 4  # bytes of stage1
 TAIL = (6 * 10 + 10) * 4
 # 6 clients of 40 samples: two batches of 16 and one of 8.
@@ -127,7 +127,11 @@ class Unknown(nn.Module):
 
 @pytest.mark.parametrize("cut", ["conv1", "layer1.0", "layer1", "layer2", "0.5"])
 def test_a_network_of_the_users_needs_no_change(cut, tmp_path: Path) -> None:
-    chosen = ("model._target_=tests.strategies.test_split.Unknown", "rounds=1", "clients.total=2")
+    chosen = (
+        "model._target_=tests.strategies.test_split_methods.Unknown",
+        "rounds=1",
+        "clients.total=2",
+    )
     simulate(tmp_path / "whole", "strategy=fedavg", *chosen)
     simulate(tmp_path / "cut", "strategy=splitfed_v1", f"split.cut={cut}", *chosen)
     simulate(tmp_path / "u", "strategy=ushaped", f"split.cut={cut}", "split.tail=fc", *chosen)

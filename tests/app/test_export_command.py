@@ -1,0 +1,164 @@
+"""The export of finished runs, by the command that people type."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from app import export as module
+from app.export import ONNX, PACKED, export, main
+from quant.export import read
+from quant.layers import QuantSpec
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep: 0 is fedavg, 1 is oqfl at 4 bits."""
+    folder = tmp_path_factory.mktemp("export") / "runs"
+    subprocess.run(
+        [
+            sys.executable, "main.py", "-m", "strategy=fedavg,oqfl", "engine=serial",
+            "clients.total=4", "rounds=2", "data.max_train=480", "tracker.wandb.mode=disabled",
+            f"hydra.sweep.dir={folder}",
+        ],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def run(runs: Path, tmp_path: Path) -> Path:
+    """A copy of the quantized run, to be changed."""
+    return Path(shutil.copytree(runs / "1", tmp_path / "run"))
+
+
+def test_the_packed_file_is_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "weights at 4 bits" in printed.out
+    assert str(run / PACKED) in printed.out
+    accuracy = json.loads((run / "summary.json").read_text())["final_accuracy"]
+    assert printed.out.count(f"{accuracy:.4f}") == 2
+    assert read(run / PACKED)[0].spec == QuantSpec(4, 4)
+    assert not (run / ONNX).exists()
+    assert not list(run.glob(".export-*"))
+    assert main([str(run)]) == 1
+    assert capsys.readouterr().err.endswith(
+        f"{PACKED}: is there already; --overwrite replaces it\n"
+    )
+    assert main([str(run), "--overwrite"]) == 0
+
+
+def test_onnx_has_the_runs_accuracy(runs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    exported = export(runs / "1", tmp_path / "new" / "folder", with_onnx=True)
+    assert exported.accuracy("run") == exported.summary_accuracy
+    assert [form.num_changed for form in exported.forms.values()] == [0, 0, 0]
+    assert (tmp_path / "new" / "folder" / ONNX).stat().st_size == exported.forms["onnx"].num_bytes
+
+
+def test_a_run_without_quantizers_is_float32(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(runs / "0"), "--out", str(tmp_path)]) == 0
+    assert "no quantizers: nothing to pack" in capsys.readouterr().out
+    assert read(tmp_path / PACKED)[0].shapes == {}
+
+
+def test_a_users_own_network(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_net.py").write_text("from models.cnn import CNN as Net\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = run / ".hydra" / "config.yaml"
+    config.write_text(config.read_text().replace("models.cnn.CNN", "own_net.Net"))
+    export(run, tmp_path / "out")
+    assert read(tmp_path / "out" / PACKED)[0].network.target == "own_net.Net"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (shutil.rmtree, "no finished run there, .hydra/config.yaml is missing"),
+        (lambda run: (run / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda run: (run / "summary.json").unlink(), "summary.json is missing"),
+        (lambda run: (run / "summary.json").write_text("{}"), "it states no final_accuracy"),
+        (
+            lambda run: (run / "model.safetensors").write_bytes(b"12345678"),
+            "not the model of this run's configuration",
+        ),
+        (
+            lambda run: shutil.copy(run.parent / "fedavg.safetensors", run / "model.safetensors"),
+            "not the model of this run's configuration",
+        ),
+    ],
+)
+def test_what_is_no_finished_run_is_one_line(
+    run: Path, runs: Path, spoil: Callable[[Path], object], message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    shutil.copy(runs / "0" / "model.safetensors", run.parent / "fedavg.safetensors")
+    spoil(run)
+    assert main([str(run), "--out", str(run.parent / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {run}")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (run.parent / "out").exists()
+
+
+def test_a_file_that_differs_is_an_error_and_not_kept(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = module.load_packed
+
+    def changed(*arguments: object) -> torch.nn.Module:
+        model = load(*arguments)  # type: ignore[arg-type]
+        with torch.no_grad():
+            next(model.parameters()).neg_()
+        return model
+
+    monkeypatch.setattr(module, "load_packed", changed)
+    assert main([str(run)]) == 1
+    assert "the packed file does not give the run's outputs" in capsys.readouterr().err
+    assert not (run / PACKED).exists()
+
+
+def test_another_accuracy_of_onnx_is_an_error_and_nothing_is_kept(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "check_packages", lambda: None)
+    monkeypatch.setattr(module, "save_onnx", lambda model, path, shape: path.touch())
+    monkeypatch.setattr(module, "load_onnx", lambda path: lambda x: torch.zeros(len(x), 10))
+    assert main([str(run), "--onnx"]) == 1
+    assert "more than 0.1 points apart" in capsys.readouterr().err
+    assert not (run / PACKED).exists()
+    assert not (run / ONNX).exists()
+
+
+def test_another_accuracy_than_the_summarys_is_said(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "summary.json").write_text('{"final_accuracy": 0.123}')
+    assert main([str(run)]) == 0
+    assert "note: summary.json states accuracy 0.1230" in capsys.readouterr().err
+
+
+def test_missing_packages_stop_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([str(tmp_path), "--onnx"]) == 1
+    assert "pip install onnx onnxruntime onnxscript" in capsys.readouterr().err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    assert "--onnx" in capsys.readouterr().out

@@ -1,0 +1,122 @@
+"""What the terminal shows of a sweep, with and without one."""
+
+import io
+
+import pytest
+from rich.console import Console
+from test_progress import record
+
+from tracking import live, progress
+from tracking.live import SweepView
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes only when the test says so."""
+
+    class Clock:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(live, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def run_job(view, clock, num_rounds=2, done=(), took_s=10.0):
+    sink = view.progress(num_rounds, list(done))
+    for r in range(len(done) + 1, num_rounds + 1):
+        clock.now += took_s
+        sink.round(record(r, wall_s=took_s), ())
+    sink.finish({})
+
+
+def test_plain_lines(clock):
+    console = Console(file=io.StringIO(), width=40)
+    view = SweepView(4, console)
+    view.begin(1, "strategy=oqfl quant.bits=[2,4] [/x]")
+    run_job(view, clock)
+    view.end()
+    view.begin(2, "seed=2")
+    view.end("the same experiment as job 0, not run again")
+    view.begin(3, "seed=3")
+    clock.now += 1
+    view.end("error: too hot (0/error.txt)", failed=True)
+    view.begin(4, "")
+    run_job(view, clock)
+    view.end()
+    view.close()
+    one = "job 1/4 strategy=oqfl quant.bits=[2,4] [/x]"
+    assert console.file.getvalue().splitlines() == [
+        f"{one}: 2 rounds",
+        f"{one}: round 1/2  accuracy 0.5000  train loss 0.2500  0:10 left  sweep 1:10 left",
+        f"{one}: round 2/2  accuracy 0.5000  train loss 0.2500  sweep 1:00 left",
+        "job 2/4 seed=2: the same experiment as job 0, not run again",
+        "job 3/4 seed=3: error: too hot (0/error.txt)",
+        "job 4/4: 2 rounds",
+        "job 4/4: round 1/2  accuracy 0.5000  train loss 0.2500  0:10 left",
+        "job 4/4: round 2/2  accuracy 0.5000  train loss 0.2500",
+    ]
+
+
+@pytest.fixture
+def terminal():
+    return Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+
+
+def bars(console):
+    """The two lines at the bottom."""
+    return console.file.getvalue().split("\n")[-2:]
+
+
+def test_two_bars_in_a_terminal(clock, terminal):
+    view = SweepView(3, terminal)
+    try:
+        view.begin(1, "quant.bits=[2,4] [/x]")
+        run_job(view, clock)
+        view.end()
+        view.begin(2, "seed=1")
+        view.end("error: too hot", failed=True)
+        view.begin(3, "seed=2")
+        sink = view.progress(4, [record(1)])
+        clock.now += 5
+        sink.round(record(2, wall_s=5.0), ())
+        view._bars.refresh()
+        job, sweep = bars(terminal)
+    finally:
+        view.close()
+    drawn = terminal.file.getvalue()
+    assert "✓ 1/3 quant.bits=[2,4] [/x]  accuracy 0.5000  train loss 0.2500  0:20" in drawn
+    assert "✗ 2/3 seed=1  error: too hot" in drawn
+    assert "3/3 seed=2" in job
+    assert "2/4  accuracy 0.5000  train loss 0.2500  0:10 left" in job
+    assert "2/3 jobs  1 failed  0:10 left" in sweep
+
+
+def test_all_done_in_a_terminal(clock, terminal):
+    view = SweepView(2, terminal)
+    for number in (1, 2):
+        view.begin(number, f"seed={number}")
+        view.end("finished already")
+    view.close()
+    drawn = terminal.file.getvalue()
+    assert "= 2/2 seed=2  finished already" in drawn
+    assert "2/2 jobs" in drawn.rsplit("sweep", 1)[-1]
+    after = len(drawn)
+    assert terminal.file.getvalue()[after:] == ""
+
+
+def test_a_long_job_keeps_its_figures(clock, terminal):
+    """What does not fit is cut off its name, not off its round."""
+    view = SweepView(1, terminal)
+    try:
+        view.begin(1, "a.very.long.key=" + "x" * 200)
+        sink = view.progress(3, [])
+        sink.round(record(1), ())
+        view._bars.refresh()
+        assert "1/3  accuracy 0.5000" in bars(terminal)[0]
+    finally:
+        view.close()

@@ -1,0 +1,61 @@
+"""Runs as pandas frames, for notebooks.
+
+>>> runs, rounds = tracking.load("runs/digits")
+>>> runs[["strategy.name", "quant.bits", "seed", "final_accuracy"]]
+>>> rounds.join(runs[["quant.bits"]], on="run").groupby(["quant.bits", "round"]).accuracy.mean()
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tracking.collect import find
+from tracking.jsonl import ROUNDS, read
+
+if TYPE_CHECKING:  # half a second to import, so only where it is used
+    import pandas as pd
+
+
+class Frames(NamedTuple):
+    """What `load` returns.
+
+    Attributes:
+        runs: one row per run. The index, ``run``, is its folder relative to those given; columns
+            are ``folder``, ``status``, ``error``, ``overrides``, the configuration's flat keys
+            (NaN where a method does not read one) and the fields of summary.json (NaN where a
+            run did not finish; of ``rounds`` the configuration's then).
+        rounds: one row per round of each run: ``run`` and the fields of rounds.jsonl, which are
+            the round's own, besides ``total_bytes``, up and down until and with this round.
+    """
+
+    runs: "pd.DataFrame"
+    rounds: "pd.DataFrame"
+
+
+def load(*folders: str | Path) -> Frames:
+    """Read the runs in or under ``folders``.
+
+    Raises:
+        FileNotFoundError: there is no run.
+    """
+    import pandas as pd
+
+    found = find([Path(folder) for folder in folders])
+    if not found:
+        raise FileNotFoundError(f"{', '.join(map(str, folders))}: no run there")
+    rows, rounds = [], []
+    for run in found:
+        row = run.row()
+        row["run"] = row.pop("job")
+        rows.append({"folder": str(run.folder), "error": "", **run.config, **row})
+        total = 0
+        for record in read(run.folder / ROUNDS):
+            total += record["bytes_up"] + record["bytes_down"]
+            rounds.append({"run": run.job, **record, "total_bytes": total})
+    return Frames(
+        pd.DataFrame(rows).set_index("run"), pd.DataFrame(rounds, columns=_columns(rounds))
+    )
+
+
+def _columns(rounds: list[dict[str, object]]) -> list[str]:
+    """The columns in the order they come, also where no run has finished a round."""
+    return list(dict.fromkeys(["run", "round", *(name for row in rounds for name in row)]))

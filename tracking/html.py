@@ -1,0 +1,167 @@
+"""report.html: runs side by side in one file that needs no network.
+
+page/ holds its parts; what they show is put in as JSON. Overrides, paths and errors are other
+people's text: here nothing of them may end the element that holds them, and the page sets them as
+text, never as markup.
+"""
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from tracking.collect import Run, common, swept, value
+from tracking.jsonl import CLIENTS, ROUNDS, read
+from tracking.seeds import groups
+
+SCRIPTS = ("data.js", "table.js", "charts.js", "compare.js", "main.js")
+# Axes of the page: running totals over the rounds.
+TOTALS = {"bytes": ("bytes_up", "bytes_down"), "sim_s": ("sim_s",), "energy_j": ("energy_j",),
+          "wall_s": ("wall_s",)}  # fmt: skip
+DIGITS = 6  # that a number is shown with at most
+QUANTILES = 100  # a distribution over more clients than this is kept as its quantiles
+
+
+def write_html(path: Path, runs: Sequence[Run], title: str) -> None:
+    """Write the page.
+
+    Args:
+        path: the file.
+        runs: at least one.
+        title: stands above, as text.
+    """
+    part = path.with_name(path.name + ".part")
+    part.write_text(render(runs, title), encoding="utf-8")
+    part.replace(path)
+
+
+def render(runs: Sequence[Run], title: str) -> str:
+    """Return the page."""
+    from plotly.offline import get_plotlyjs  # as long to import as all of this to make
+
+    parts = {
+        "title": html.escape(title),
+        "style": _page("page.css"),
+        "plotly": get_plotlyjs(),
+        "data": embed(describe(runs, title)),
+        "script": "\n".join(_page(name) for name in SCRIPTS),
+    }
+    before, *marked = _page("page.html").split("{{")
+    pieces = (piece.split("}}", 1) for piece in marked)
+    return before + "".join(parts[name] + after for name, after in pieces)
+
+
+def embed(content: Any) -> str:
+    """Return JSON that can stand in a script element: it cannot end it or open a comment."""
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
+    """Return what the page shows; page/data.js says what it makes of it."""
+    keys = swept(runs)
+    known = {key for run in runs for key in run.config}
+    divided = groups(runs)
+    group_of = {run.job: number for number, group in enumerate(divided) for run in group.runs}
+    return {
+        "title": title,
+        "keys": keys,
+        "common": common([run.overrides for run in runs]),
+        "groups": [group.label for group in divided],
+        "runs": [
+            {
+                "job": run.job,
+                "overrides": " ".join(run.overrides),
+                "status": run.status,
+                "copy": run.is_copy,
+                "error": run.error,
+                "group": group_of[run.job],
+                "values": [_finite(value(run, key, known)) for key in keys],
+                "config": _finite(run.config),
+                "summary": _finite(run.summary),
+                "rounds": curves(read(run.folder / ROUNDS)),
+                "clients": clients(read(run.folder / CLIENTS)),
+            }
+            for run in runs
+        ],
+    }
+
+
+def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return a run's rounds as columns, with running totals in place of the rounds' own costs.
+
+    A total that a round lacks is left out, as is what no round has.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    spent = {name for parts in TOTALS.values() for name in parts}
+    columns: dict[str, list[Any]] = {
+        name: [row.get(name) for row in rows] for name in names if name not in spent
+    }
+    for total, parts in TOTALS.items():
+        if all(row.get(part) is not None for row in rows for part in parts):
+            columns[total] = list(accumulate(sum(row[part] for part in parts) for row in rows))
+    return {
+        name: [_short(number) for number in column]
+        for name, column in columns.items()
+        if any(number is not None for number in column)
+    }
+
+
+def clients(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Return, by device class ("" without a fleet) and measure, a sorted value per client.
+
+    A client's loss is that of its last round; seconds, joules and bytes are means over its rounds.
+    """
+    mine: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["status"] == "ok":
+            mine.setdefault((row["device"] or "", row["partition"]), []).append(row)
+    found: dict[str, dict[str, list[float]]] = {}
+    for (device, _), lines in mine.items():
+        for measure, number in _client(lines).items():
+            found.setdefault(device, {}).setdefault(measure, []).append(number)
+    return {
+        device: {name: _quantiles(sorted(values)) for name, values in measures.items()}
+        for device, measures in found.items()
+    }
+
+
+def _client(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    loss, num = lines[-1]["loss"], len(lines)
+    found = {} if loss is None else {"loss": float(loss)}
+    for name in ("sim_s", "energy_j"):
+        values = [line[name] for line in lines]
+        if None not in values:
+            found[name] = sum(values) / num
+    found["bytes"] = sum(line["bytes_up"] + line["bytes_down"] for line in lines) / num
+    return found
+
+
+def _quantiles(values: Sequence[float]) -> list[float]:
+    last = len(values) - 1
+    steps = min(last, QUANTILES)
+    return [_short(values[round(i * last / steps) if steps else 0]) for i in range(steps + 1)]
+
+
+def _short(number: Any) -> Any:
+    """Return a number without the digits that nobody sees."""
+    if not isinstance(number, float) or not math.isfinite(number):
+        return _finite(number)
+    short = float(f"{number:.{DIGITS}g}")
+    return int(short) if short.is_integer() else short
+
+
+def _finite(content: Any) -> Any:
+    """Return JSON with null for NaN and infinities, which it has no word for."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(inner) for key, inner in content.items()}
+    return [_finite(inner) for inner in content] if isinstance(content, list) else content
+
+
+def _page(name: str) -> str:
+    return (resources.files("tracking") / "page" / name).read_text(encoding="utf-8")
