@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from strategies.local import LocalTraining
 from strategies.oqfl import WIRES
 from strategies.proximal import check_mu
 from strategies.server_optimizer import ServerSettings
+from strategies.split_bottleneck import PruneSettings
 from strategies.split_learning import SIDES
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -148,6 +149,36 @@ class LinkConfig:
 
 
 @dataclass
+class PruneConfig:
+    """The bottleneck at the cut; None takes what the number of rounds suggests."""
+
+    ratio: float = 0.75
+    schedule: str = "grow"
+    importance: str = "l1"
+    rounds: int | None = None
+    stages: int = 4
+    frozen: bool = False
+    source: str | None = None
+    pretrain_rounds: int | None = None
+
+    def settings(self, rounds: int) -> PruneSettings:
+        """Return what the strategies take, in an experiment of ``rounds`` rounds."""
+        last = rounds if self.rounds is None else self.rounds
+        # Where nothing says how long: half of the way, or as little as the importance needs.
+        default = last // 2 if not self.source else int(self.importance == "taylor")
+        return PruneSettings(
+            ratio=self.ratio,
+            schedule=self.schedule,
+            importance=self.importance,
+            rounds=last,
+            stages=self.stages,
+            frozen=self.frozen,
+            source=self.source or "",
+            pretrain_rounds=default if self.pretrain_rounds is None else self.pretrain_rounds,
+        )
+
+
+@dataclass
 class FleetConfig:
     """What clients run on, when they are there, and how long a round may last."""
 
@@ -234,6 +265,7 @@ class Config:
     quant: QuantConfig = field(default_factory=QuantConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -276,6 +308,8 @@ def from_omegaconf(node: DictConfig) -> Config:
     assert isinstance(config, Config)
     # Absolute before it goes to workers, which run in folders of their own.
     config.data.root = to_absolute_path(str(Path(config.data.root).expanduser()))
+    if config.prune.source is not None:
+        config.prune.source = to_absolute_path(str(Path(config.prune.source).expanduser()))
     sources.complete(config.data)
     _complete_model(config.model)
     validate(config)
@@ -384,6 +418,11 @@ def validate(config: Config) -> None:
     _one_of("quant.side", quant.side, SIDES)
     config.train.settings()  # checks itself
     config.link.settings()
+    config.prune.settings(config.rounds)
+    if config.prune.rounds is not None and config.prune.rounds > config.rounds:
+        raise ValueError(
+            f"prune.rounds={config.prune.rounds}: takes 1 to rounds={config.rounds}, or null for it"
+        )
     fleets.check(config.fleet)
     ServerSettings.of(config.strategy)  # checks itself
     check_mu(config.strategy.get("proximal_mu", 0.0))
@@ -432,7 +471,15 @@ _NOT_HASHED = (
     "name", "engine", "tracker", "checkpoint", "resume", "target_accuracy", "sweep",
 )  # fmt: skip
 # Keys and groups that only methods which say so read (`FederatedStrategy.reads`).
-_OPTIONAL = ("quant", "split", "link", "train.server_lr", "evaluate.clients", "fleet.objective")
+_OPTIONAL = (
+    "quant",
+    "split",
+    "link",
+    "prune",
+    "train.server_lr",
+    "evaluate.clients",
+    "fleet.objective",
+)
 
 
 def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
@@ -445,6 +492,8 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     assert isinstance(container, dict)
     flat = _flatten(container)
+    # What null stands for, because `rounds` itself may grow where a run is continued.
+    flat |= _flatten({"prune": asdict(config.prune.settings(config.rounds))})
     unread = {*_NOT_HASHED, "data.root", "data.path", "model.weights"}
     # What a file holds is part of an experiment; where it lies is not.
     unread |= {key for key in flat if is_under(key, _OPTIONAL) and not is_under(key, reads)}

@@ -31,7 +31,9 @@ from models.weights import load_weights
 from strategies.aggregate import AVERAGES
 from strategies.base import FederatedStrategy
 from strategies.local import ClientData
+from strategies.on_base import on_base
 from strategies.server_optimizer import ServerSettings
+from strategies.split_base import SplitStrategy
 
 
 def dataset(config: Config) -> Dataset:
@@ -127,13 +129,16 @@ def strategy_class(config: Config) -> type[FederatedStrategy]:
     name = str(config.strategy["_target_"]).rpartition(".")[2]
     found = getattr(method(config), name)
     assert isinstance(found, type) and issubclass(found, FederatedStrategy)
-    return found
+    if (base := config.strategy.get("base")) is None:
+        return found
+    assert issubclass(found, SplitStrategy)
+    return on_base(found, str(base))
 
 
 def strategy(config: Config) -> FederatedStrategy:
     """Return the server half, ready to start."""
     kind = strategy_class(config)
-    common = ("_target_", "name", "average", *ServerSettings.names())
+    common = ("_target_", "name", "average", "base", *ServerSettings.names())
     own = {k: v for k, v in config.strategy.items() if k not in common}
     settings = {
         "quant.bits": ("spec", config.quant.spec(kind.default_bits)),
@@ -143,6 +148,7 @@ def strategy(config: Config) -> FederatedStrategy:
         "split.tail": ("tail", config.split.tail),
         "link": ("link", config.link.settings()),
         "train.server_lr": ("server_lr", config.train.server_lr),
+        "prune.ratio": ("prune", config.prune.settings(config.rounds)),
         "fleet.objective": ("objective", config.fleet.objective),
         "evaluate.clients": ("evaluate_clients", config.evaluate.clients),
     }

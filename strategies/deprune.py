@@ -1,0 +1,29 @@
+"""Deprune: split learning over a bottleneck whose width changes while training.
+
+Pruning and depruning for split learning (arXiv 2311.05739, ACM TOIT 24(4)). Only the abstract was
+at hand: the bottleneck, its schedules and its criteria are our reading of it (deprune.md).
+"""
+
+from typing import ClassVar
+
+from strategies.split_bottleneck import BottleneckStrategy, between, prepare, stage
+from strategies.split_learning import train
+
+__all__ = ["Deprune", "prepare", "train"]
+
+
+class Deprune(BottleneckStrategy):
+    """Server half; `strategies.on_base.on_base` puts it on a base."""
+
+    reads: ClassVar[tuple[str, ...]] = (*BottleneckStrategy.reads, "prune.schedule")
+
+    def active(self, server_round: int) -> int:
+        """The target throughout, or up to it from few, or down to it from all."""
+        channels, settings = self.bottleneck.channels, self.prune
+        target = settings.target(channels)
+        now, stages = stage(server_round, settings.rounds, settings.stages)
+        if settings.schedule == "grow":
+            return between(1, target, now / stages)
+        if settings.schedule == "shrink" and stages > 1:
+            return between(channels, target, (now - 1) / (stages - 1))
+        return target

@@ -1,0 +1,80 @@
+"""Prune: a trained network, whose cut is then made narrow in stages with training in between.
+
+Pruning and depruning for split learning (arXiv 2311.05739, ACM TOIT 24(4)). Only the abstract was
+at hand: the bottleneck, its stages and its criteria are our reading of it (prune.md).
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from strategies.base import check_shapes
+from strategies.local import load_arrays
+from strategies.split_bottleneck import BottleneckStrategy, between, prepare, stage
+from strategies.split_learning import train
+
+__all__ = ["Prune", "prepare", "train"]
+
+
+class Prune(BottleneckStrategy):
+    """Server half; `strategies.on_base.on_base` puts it on a base."""
+
+    reads: ClassVar[tuple[str, ...]] = (
+        *BottleneckStrategy.reads, "prune.source", "prune.pretrain_rounds",
+    )  # fmt: skip
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+        before, last = self.prune.pretrain_rounds, self.prune.rounds
+        if before >= last:
+            raise ValueError(
+                f"prune.pretrain_rounds={before}: takes fewer than prune.rounds={last}"
+            )
+        if self.prune.importance == "taylor" and not before:
+            raise ValueError(
+                "prune.importance=taylor: needs prune.pretrain_rounds of 1 or more, whose "
+                "gradients it ranks by"
+            )
+
+    def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+        """Load the source, where there is one, before anything is quantized or cut.
+
+        Raises:
+            ValueError: there is no finished run, or its network is another one; names the key.
+        """
+        if self.prune.source:
+            load_source(model, Path(self.prune.source))
+        return super().prepare(model, input_shape)
+
+    def active(self, server_round: int) -> int:
+        """All channels at first, then down to the target."""
+        channels, settings = self.bottleneck.channels, self.prune
+        before = settings.pretrain_rounds
+        if server_round <= before:
+            return channels
+        now, stages = stage(server_round - before, settings.rounds - before, settings.stages)
+        return between(channels, settings.target(channels), now / stages)
+
+
+def load_source(model: nn.Module, run: Path) -> None:
+    """Copy the trained weights of a finished run into ``model``.
+
+    Raises:
+        ValueError: there is no finished run, or its network is another one; names prune.source.
+    """
+    file = run / "model.safetensors"
+    if not file.is_file():
+        raise ValueError(f"prune.source={run}: no finished run there, {file.name} is missing")
+    try:
+        arrays = load_file(file)
+        check_shapes(
+            {name: tensor.numpy() for name, tensor in arrays.items()},
+            {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        )
+    except (SafetensorError, ValueError) as error:
+        hint = "; takes a run at 32 bits" if "_quantizer." in str(error) else ""
+        raise ValueError(f"prune.source={run}: holds another network: {error}{hint}") from error
+    load_arrays(model, arrays)
