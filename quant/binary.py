@@ -36,10 +36,14 @@ class BinarySpec:
         estimator: gradient of the activations' sign: ``clip``, ``approx`` or ``tanh``.
         scale: multiply each output channel by the mean |latent weight| of its filter, as XNOR-Net
             (arXiv 1603.05279) does.
+        normalise_input: scale each sample of the network's input to mean 0 and variance 1. A filter
+            of ±1 cannot weigh its taps: without this a sample's mean moves its sums, and a flipped
+            sign the whole channel.
     """
 
     estimator: str = "clip"
     scale: bool = False
+    normalise_input: bool = True
 
     def __post_init__(self) -> None:
         if self.estimator not in ESTIMATORS:
@@ -101,7 +105,12 @@ class BinaryLayer(nn.Module):
     weight: Tensor
     weight_quantizer: Sign
     input_quantizer: Signed | None
+    input_norm: nn.GroupNorm | None
     scaled: bool
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """``x`` with each sample scaled to mean 0 and variance 1, where that is wanted."""
+        return x if self.input_norm is None else self.input_norm(x)
 
     def rescaled(self, output: Tensor) -> Tensor:
         """``output`` times the mean |latent weight| of each channel, where that is wanted.
@@ -121,7 +130,8 @@ class BinaryConv1d(BinaryLayer, nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, L) → (B, C', L')."""
-        return self.rescaled(self._conv_forward(x, self.weight_quantizer(self.weight), None))
+        x, weight = self.normalised(x), self.weight_quantizer(self.weight)
+        return self.rescaled(self._conv_forward(x, weight, None))
 
 
 class BinaryConv2d(BinaryLayer, nn.Conv2d):
@@ -129,7 +139,8 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C', H', W')."""
-        return self.rescaled(self._conv_forward(x, self.weight_quantizer(self.weight), None))
+        x, weight = self.normalised(x), self.weight_quantizer(self.weight)
+        return self.rescaled(self._conv_forward(x, weight, None))
 
 
 class BinaryLinear(BinaryLayer, nn.Linear):
@@ -137,7 +148,7 @@ class BinaryLinear(BinaryLayer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in) → (B, out)."""
-        return self.rescaled(F.linear(x, self.weight_quantizer(self.weight)))
+        return self.rescaled(F.linear(self.normalised(x), self.weight_quantizer(self.weight)))
 
 
 def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryLayer]]:
@@ -192,7 +203,7 @@ def binarize(
     """Return a copy of ``model`` with binary weights and ±1 activations; batch norm stays real.
 
     - Layers of exactly the types Conv1d, Conv2d and Linear compute with signs, under their names,
-      without bias. The layer that sees the network's input sees it as it is.
+      without bias. The layer that sees the network's input sees reals, normalised per sample.
     - Every activation becomes a sign. What follows it of pooling and normalisation comes before
       the sign; where neither it nor the layer before it is followed by normalisation, a batch norm
       is put right before the sign. Group and instance norms become batch norms: only those fold
@@ -207,7 +218,7 @@ def binarize(
     Args:
         model: a network, or the client's half of one, that torch.fx can trace and whose activations
             are modules.
-        spec: the activations' gradient, and scaling factors; ``BinarySpec()`` where None.
+        spec: gradient, scaling factors, input; ``BinarySpec()`` where None.
         sign_output: whether the output is ±1, as at a cut. False for a whole network: what its
             last layer gives passes batch norm only, and is the logits.
 
@@ -220,26 +231,30 @@ def binarize(
     graph = _traced(model, modules)
     roles = _roles(graph, modules, sign_output)
     signed = _signed(graph, modules, roles)
+    raw = _raw(graph, modules)
     result = next(iter(reversed(graph.nodes))).args[0]
     if sign_output and result not in signed:
         raise ValueError(f"the output, {result}, is not ±1: cut after an activation or a layer")
     for node in graph.nodes:
         module = _called(node, modules)
         if module is not None and type(module) in _LAYERS:
-            _rewrite(module, spec, all(parent in signed for parent in node.all_input_nodes))
+            (parent,) = node.all_input_nodes
+            _rewrite(module, spec, parent in signed, spec.normalise_input and parent in raw)
     for path, role in roles.items():
         model.set_submodule(path, role.build(modules[path], spec))
     return model
 
 
-def _rewrite(layer: nn.Module, spec: BinarySpec, input_is_signed: bool) -> None:
-    """Turn ``layer`` into its binary class."""
+def _rewrite(layer: nn.Module, spec: BinarySpec, is_signed: bool, normalises: bool) -> None:
+    """Turn ``layer`` into its binary class; what its input is, and whether it is normalised."""
     layer.__class__ = _LAYERS[type(layer)][0]
     assert isinstance(layer, BinaryLayer)
     layer.register_parameter("bias", None)
     layer.scaled = spec.scale
     layer.weight_quantizer = Sign()
-    layer.input_quantizer = Signed() if input_is_signed else None
+    layer.input_quantizer = Signed() if is_signed else None
+    in_channels = layer.weight.shape[1] * getattr(layer, "groups", 1)
+    layer.input_norm = nn.GroupNorm(1, in_channels, affine=False) if normalises else None
     layer.weight.data.clamp_(-1, 1)
 
 
@@ -395,6 +410,16 @@ def _signed(
 
 
 _GONE = _Role(goes=True)
+
+
+def _raw(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> set[fx.Node]:
+    """The network's input, also flattened or so."""
+    raw: set[fx.Node] = set()
+    for node in graph.nodes:
+        passes = _what(node, modules) in _KEEP_SIGNS and node.all_input_nodes[0] in raw
+        if node.op == "placeholder" or passes:
+            raw.add(node)
+    return raw
 
 
 def _called(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:

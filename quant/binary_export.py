@@ -75,6 +75,9 @@ class Geometry:
         dilation: of the filter.
         groups: of channels.
         is_real: whether the input is real instead of ±1.
+        input_eps: of the normalisation of each input sample; None for none.
+        strides: of the weight, where the input is real: torch chooses its kernel, and with it the
+            order of float sums, by them.
         flattens: whether the input is flattened first, (C, …) in this order.
         pools: what follows, in order.
     """
@@ -88,6 +91,8 @@ class Geometry:
     dilation: tuple[int, ...] = ()
     groups: int = 1
     is_real: bool = False
+    input_eps: float | None = None
+    strides: tuple[int, ...] = ()
     flattens: bool = False
     pools: tuple[Pool, ...] = ()
 
@@ -120,8 +125,10 @@ class PackedLayer:
     _tables: dict[tuple[int, ...], Any] = field(default_factory=dict, compare=False, repr=False)
 
     def signs(self) -> Tensor:
-        """The weight as float32 ±1."""
-        return torch.from_numpy(self._weight_bits().astype(np.float32)).mul_(2).sub_(1)
+        """The weight as float32 ±1, laid out as in the network."""
+        signs = torch.from_numpy(self._weight_bits().astype(np.float32)).mul_(2).sub_(1)
+        strides = self.geometry.strides or signs.stride()
+        return torch.empty_strided(signs.shape, strides).copy_(signs)
 
     def _weight_bits(self) -> NDArray[np.uint8]:
         count = math.prod(self.geometry.weight_shape)
@@ -131,6 +138,8 @@ class PackedLayer:
     def from_real(self, x: Tensor) -> Bits:
         """(B, C, …) float32 → (B, …, C') bits, by torch's own kernels."""
         shape, weight = self.geometry, self._cached((), self.signs)
+        if shape.input_eps is not None:
+            x = F.group_norm(x, 1, eps=shape.input_eps)
         if not shape.kernel:
             sums = F.linear(x, weight)
         else:
@@ -318,8 +327,12 @@ def _geometry(name: str, layer: BinaryLayer) -> Geometry:
         raise ValueError(f"{name}: pack_half takes float32, not {layer.weight.dtype}")
     channels, in_channels, *kernel = layer.weight.shape
     is_real = layer.input_quantizer is None
+    strides = layer.weight_quantizer(layer.weight).stride() if is_real else ()
+    input_eps = None if layer.input_norm is None else layer.input_norm.eps
     if isinstance(layer, BinaryLinear):
-        return Geometry(name, channels, in_channels, is_real=is_real)
+        return Geometry(
+            name, channels, in_channels, is_real=is_real, input_eps=input_eps, strides=strides
+        )
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     if layer.padding_mode != "zeros":
         raise ValueError(f"{name}: pack_half takes padding of zeros, not {layer.padding_mode}")
@@ -335,6 +348,8 @@ def _geometry(name: str, layer: BinaryLayer) -> Geometry:
         dilation=layer.dilation,
         groups=layer.groups,
         is_real=is_real,
+        input_eps=input_eps,
+        strides=strides,
     )
 
 
@@ -561,10 +576,8 @@ def _without_defaults(geometry: Geometry) -> dict[str, Any]:
 
 def _geometry_from(about: dict[str, Any]) -> Geometry:
     """Inverse of `_without_defaults`; JSON has made lists of tuples."""
-    pools = tuple(
-        Pool(**{k: _tuples(v) for k, v in pool.items()}) for pool in about.get("pools", ())
-    )
-    return Geometry(**{**{key: _tuples(value) for key, value in about.items()}, "pools": pools})
+    fields = {key: _tuples(value) for key, value in about.items()}
+    return Geometry(**{**fields, "pools": tuple(Pool(*pool) for pool in fields.get("pools", ()))})
 
 
 def _tuples(value: Any) -> Any:
