@@ -300,6 +300,8 @@ def _packed(chain: Sequence[fx.Node], modules: dict[str, nn.Module]) -> PackedHa
                 pools = (*last.geometry.pools, pool)
                 layers[-1] = replace(last, geometry=replace(last.geometry, pools=pools))
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and layer is not None and not norm:
+            if module.running_mean is None:
+                raise ValueError(f"{node.target}: it has no running statistics")
             norm = module
         elif isinstance(module, Sign) and layer is not None:
             layers.append(_pack_layer(layer, norm, geometry))
@@ -396,7 +398,7 @@ def _integer_thresholds(answer: _Answer, geometry: Geometry) -> _Thresholds:
     answers = answer(sums[:, None].repeat(1, geometry.channels)).numpy()  # (2n + 1, C')
     rising = answers[-1]
     reached = answers == rising
-    _refuse_unless((reached[1:] >= reached[:-1]).all(), geometry)
+    assert (reached[1:] >= reached[:-1]).all(), geometry.name
     return np.argmax(reached, axis=0).astype(np.int32) - count, ~rising
 
 
@@ -411,14 +413,7 @@ def _real_thresholds(answer: _Answer, geometry: Geometry) -> _Thresholds:
         reached = answer(_float(middle)) == rising
         low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
     threshold = torch.where(rising == falling, -torch.inf, _float(high))
-    around = answer(_float(high - (high > -largest).long())) != rising
-    _refuse_unless(bool((around | (rising == falling)).all()), geometry)
     return threshold[0].numpy(), ~rising[0].numpy()
-
-
-def _refuse_unless(monotone: Any, geometry: Geometry) -> None:
-    if not monotone:
-        raise ValueError(f"{geometry.name}: its batch norm is not finite")
 
 
 def _ordinal(x: Tensor) -> Tensor:
@@ -437,12 +432,12 @@ def _float(ordinal: Tensor) -> Tensor:
 
 def _flat(bits: Bits) -> Bits:
     """(B, …, C) → (B, C·…), the channels outermost as torch flattens them."""
-    return np.moveaxis(bits, -1, 1).reshape(len(bits), -1)
+    return np.moveaxis(bits, -1, 1).reshape(len(bits), math.prod(bits.shape[1:]))
 
 
 def _grouped(bits: Bits, groups: int) -> Bits:
     """(B, …, C) → (B, …, G, C/G)."""
-    return bits.reshape(*bits.shape[:-1], groups, -1)
+    return bits.reshape(*bits.shape[:-1], groups, bits.shape[-1] // groups)
 
 
 def _output_sizes(sizes: Sequence[int], shape: Geometry) -> tuple[int, ...]:
