@@ -10,7 +10,7 @@ demo: .venv/demo
 	$(BIN)/python main.py -m strategy=fedavg,oqfl clients.total=100
 
 test: lint
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest -m "not long" --numprocesses 2 --dist loadfile
 
 test-long: lint
 	$(BIN)/pytest
