@@ -176,7 +176,9 @@ class NeedsValues(nn.Module):
         return self.net(x if float(x.sum()) >= 0 else -x)
 
 
-@pytest.mark.parametrize(("builder", "options", "shape"), BACKBONES, ids=lambda v: str(v))
+@pytest.mark.parametrize(
+    ("builder", "options", "shape"), BACKBONES, ids=lambda v: getattr(v, "__name__", str(v))
+)
 def test_rows_add_up_and_shapes_alone_say_what_a_real_pass_says(builder, options, shape):
     model = builder(input_shape=shape, **options)
     found = cost(model, shape)
