@@ -17,7 +17,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from app import messages
 from fleet.clock import Rule, parallel
 from fleet.phases import Phases
-from fleet.plan import Fleet, Member, RoundPlan, num_asked
+from fleet.plan import Fleet, RoundPlan, num_asked
 from fleet.selection import num_selected, select
 from fleet.work import ClientWork
 from models.cost import Cost, cost
@@ -36,36 +36,30 @@ from quant.layers import QuantSpec
 from strategies.aggregate import Average, combine, mean
 from strategies.checkpoint import Arrays, Checkpoint, Checkpoints
 from strategies.local import LocalTraining, Update, load_arrays
+from strategies.outcome import (
+    Outcome,
+    all_failed,
+    check_shapes,
+    client_records,
+    last_line,
+    report_failures,
+    round_record,
+    train_loss,
+)
 from strategies.proximal import check_mu
 from strategies.server_optimizer import NONE, PREFIX, ServerOptimizer, ServerSettings
 from strategies.work import local_round
-from tracking.record import ClientRecord, RoundRecord, Sink
+from tracking.record import RoundRecord, Sink
 
 log = logging.getLogger(__name__)
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 # What `QuantSpec` is made of, as keys of the configuration.
-QUANTIZERS = ("quant.bits", *(f"quant.{field.name}" for field in fields(QuantSpec)))
+QUANTIZERS = ("quant.bits", *(f"quant.{f.name}" for f in fields(QuantSpec)))
 # Settings of one client's own, as items of a mapping.
 Variant = tuple[tuple[str, bool | int | float | str], ...]
 # Accuracy and mean cross-entropy of a network on the held-out test set.
 Test = Callable[[nn.Module], tuple[float, float]]
-
-
-class AllClientsFailedError(RuntimeError):
-    """No client of a round returned anything."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one client in one round: an update and its state, or the text of an error."""
-
-    partition: int
-    num_examples: int
-    bytes_down: int
-    update: Update | None = None
-    state: Arrays = field(default_factory=dict)
-    error: str | None = None
 
 
 class FederatedStrategy(FedAvg):
@@ -466,9 +460,7 @@ class FederatedStrategy(FedAvg):
             node = reply.metadata.src_node_id
             if reply.has_error():
                 log.warning("node %d: %s", node, reply.error.reason)
-                raise RuntimeError(
-                    f"node {node} cannot take part: {_last_line(reply.error.reason)}"
-                )
+                raise RuntimeError(f"node {node} cannot take part: {last_line(reply.error.reason)}")
             partition, num_examples = messages.read_introduction(reply)
             if self.nodes.setdefault(partition, node) != node:
                 raise ValueError(f"two nodes hold partition {partition}; each needs one of its own")
@@ -536,123 +528,3 @@ def wait_for_nodes(grid: Grid, num_clients: int | None, timeout: float) -> list[
     if num_clients is not None and len(ids) > num_clients:
         raise ValueError(f"clients.total={num_clients}: there are {len(ids)} nodes")
     return ids
-
-
-def check_shapes(state: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a client's state that is not one of the global model.
-
-    Raises:
-        ValueError: names or shapes differ; names the first.
-    """
-    for name in sorted(state.keys() | shapes.keys()):
-        got = tuple(state[name].shape) if name in state else "absent"
-        wanted = tuple(shapes[name]) if name in shapes else "absent"
-        if got != wanted:
-            raise ValueError(f"array {name} is {got}, in the global model {wanted}")
-
-
-def all_failed(server_round: int, outcomes: Sequence[Outcome]) -> AllClientsFailedError:
-    """Return the error that ends a run of whose clients none is left."""
-    return AllClientsFailedError(
-        f"round {server_round}: all {len(outcomes)} clients failed; {_last_line(outcomes[0].error)}"
-    )
-
-
-def report_failures(server_round: int, outcomes: Sequence[Outcome]) -> None:
-    """Log each distinct failure once, with its traceback and everyone it happened to."""
-    by_reason: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        if outcome.error is not None:
-            by_reason.setdefault(_last_line(outcome.error), []).append(outcome)
-    for alike in by_reason.values():
-        who = ", ".join(str(outcome.partition) for outcome in alike[:10])
-        more = f" and {len(alike) - 10} more" if len(alike) > 10 else ""
-        log.warning("round %d: client %s%s failed:\n%s", server_round, who, more, alike[0].error)
-
-
-def round_record(
-    server_round: int,
-    outcomes: Sequence[Outcome],
-    metrics: MetricRecord | None,
-    wall_s: float,
-    plan: RoundPlan | None = None,
-) -> RoundRecord:
-    """Sum up a round."""
-    updates = [outcome.update for outcome in outcomes if outcome.update is not None]
-    evaluated = dict(metrics or {})
-    extra = {name: float(value) for name, value in evaluated.items()}  # type: ignore[arg-type]
-    return RoundRecord(
-        round=server_round,
-        accuracy=extra.pop("accuracy", None),
-        loss=extra.pop("loss", None),
-        train_loss=train_loss(updates) if updates else None,
-        num_clients=len(updates),
-        num_failed=len(outcomes) - len(updates),
-        num_dropped=0 if plan is None else len(plan.members) - len(plan.participants),
-        bytes_up=sum(update.work.bytes_up for update in updates),
-        bytes_down=sum(outcome.bytes_down for outcome in outcomes),
-        sim_s=None if plan is None else plan.sim_s,
-        energy_j=None if plan is None else plan.energy_j,
-        wall_s=wall_s,
-        extra=extra,
-    )
-
-
-def client_records(
-    server_round: int, outcomes: Sequence[Outcome], plan: RoundPlan | None
-) -> list[ClientRecord]:
-    """Sum up each client's round, those too that were asked and did not train."""
-    members = {m.partition: m for m in plan.members} if plan is not None else {}
-    trained = {outcome.partition: outcome for outcome in outcomes}
-    return [
-        client_record(server_round, trained[p], members.get(p))
-        if p in trained
-        else _dropped_record(server_round, members[p])
-        for p in sorted(trained.keys() | members.keys())
-    ]
-
-
-def _dropped_record(server_round: int, member: Member) -> ClientRecord:
-    return ClientRecord(
-        round=server_round,
-        partition=member.partition,
-        device=member.device,
-        status=member.status,
-        num_examples=0,
-        loss=None,
-        bytes_up=0,
-        bytes_down=0,
-        sim_s=None,
-        energy_j=None,
-        reason=member.reason,
-    )
-
-
-def client_record(
-    server_round: int, outcome: Outcome, member: Member | None = None
-) -> ClientRecord:
-    """Sum up the round of a client that trained, or failed to."""
-    update = outcome.update
-    return ClientRecord(
-        round=server_round,
-        partition=outcome.partition,
-        device=member.device if member else None,
-        status="failed" if update is None else "ok",
-        num_examples=outcome.num_examples,
-        loss=None if update is None else update.loss,
-        bytes_up=0 if update is None else update.work.bytes_up,
-        bytes_down=outcome.bytes_down,
-        sim_s=member.sim_s if member else None,
-        energy_j=member.energy_j if member else None,
-    )
-
-
-def train_loss(updates: Sequence[Update]) -> float:
-    """Mean training loss, weighted by samples."""
-    total = sum(update.num_examples for update in updates)
-    return sum(update.loss * update.num_examples for update in updates) / total
-
-
-def _last_line(error: str | None) -> str:
-    lines = (error or "").strip().splitlines()
-    return lines[-1] if lines else "no reason given"

@@ -28,10 +28,11 @@ from fleet.selection import select
 from fleet.work import ClientWork
 from models.cost import Cost, cost
 from models.exits import ExitSpec, exit_head, exit_name
-from strategies.base import FederatedStrategy, Outcome, Test, all_failed, report_failures
+from strategies.base import FederatedStrategy, Test
 from strategies.checkpoint import Arrays
 from strategies.hierarchical_learning import EDGE_LOSS, Outage, Tiers, is_number, prepare, train
 from strategies.hierarchical_work import alone_round, hierarchical_round
+from strategies.outcome import Outcome, all_failed, report_failures
 from strategies.split_base import Chain, SplitStrategy, shuffled
 from strategies.split_learning import Split
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from strategies.base import check_shapes
 from strategies.local import load_arrays
+from strategies.outcome import check_shapes
 from strategies.split_bottleneck import BottleneckStrategy, between, prepare, stage
 from strategies.split_learning import train
 

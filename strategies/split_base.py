@@ -27,18 +27,11 @@ from models.cost import Cost, cost
 from models.split import at_fraction, before, last_layer
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec
-from strategies.base import (
-    QUANTIZERS,
-    FederatedStrategy,
-    Outcome,
-    Test,
-    Variant,
-    all_failed,
-    report_failures,
-)
+from strategies.base import QUANTIZERS, FederatedStrategy, Test, Variant
 from strategies.checkpoint import Arrays
 from strategies.link import Link, label_bytes, there_and_back
 from strategies.local import load_arrays
+from strategies.outcome import Outcome, all_failed, report_failures
 from strategies.split_learning import Halves, Side, Split, halves, quantized
 from strategies.work import Pieces, split_round
 

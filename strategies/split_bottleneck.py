@@ -38,9 +38,10 @@ from models.bottleneck import (
 )
 from models.part import Part
 from strategies import split_learning
-from strategies.base import FederatedStrategy, Outcome, Test
+from strategies.base import FederatedStrategy, Test
 from strategies.checkpoint import Arrays
 from strategies.local import load_arrays
+from strategies.outcome import Outcome
 from strategies.split_base import DEFAULT, SplitStrategy
 from strategies.split_learning import Halves
 

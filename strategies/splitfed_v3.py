@@ -16,8 +16,9 @@ from torch import Tensor
 
 from app import messages
 from fleet.selection import select
-from strategies.base import Outcome, Test
+from strategies.base import Test
 from strategies.checkpoint import Arrays
+from strategies.outcome import Outcome
 from strategies.split_base import SplitStrategy
 from strategies.split_learning import prepare, train
 

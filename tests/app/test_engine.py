@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 
 from app import messages
 from app.engine import RayGrid, SerialGrid, Simulator, Workers
-from strategies.base import AllClientsFailedError
+from strategies.outcome import AllClientsFailedError
 
 FAULTY = ("strategy=fedavg", "strategy._target_=tests.app.faulty.Faulty", "clients.total=12")
 ON_RAY = ("engine=ray", "engine.workers=2")

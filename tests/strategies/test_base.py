@@ -14,10 +14,11 @@ from app import messages
 from app.engine import SerialGrid
 from fleet.selection import select
 from fleet.work import Work
-from strategies.base import AllClientsFailedError, FederatedStrategy
+from strategies.base import FederatedStrategy
 from strategies.checkpoint import Checkpoints
 from strategies.fedavg import FedAvg
 from strategies.local import LocalTraining, Update
+from strategies.outcome import AllClientsFailedError
 
 SIZES = (10, 20, 30, 40, 50)
 
