@@ -30,6 +30,7 @@ from data.partition import SCHEMES
 from quant.codec import LinkSettings
 from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
 from strategies.aggregate import AVERAGES
+from strategies.binarized_split import Privacy
 from strategies.local import LocalTraining
 from strategies.oqfl import WIRES
 from strategies.proximal import check_mu
@@ -146,6 +147,18 @@ class LinkConfig:
     def settings(self) -> LinkSettings:
         """Return what the strategies take."""
         return LinkSettings(**{f.name: getattr(self, f.name) for f in fields(self)})
+
+
+@dataclass
+class PrivacyConfig:
+    """Measures against what the cut says about the input."""
+
+    dcor_weight: float = 0.0
+    epsilon: float | None = None
+
+    def settings(self) -> Privacy:
+        """Return what the strategies take."""
+        return Privacy(self.dcor_weight, self.epsilon or 0.0)
 
 
 @dataclass
@@ -266,6 +279,7 @@ class Config:
     split: SplitConfig = field(default_factory=SplitConfig)
     link: LinkConfig = field(default_factory=LinkConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -424,6 +438,11 @@ def validate(config: Config) -> None:
             f"prune.rounds={config.prune.rounds}: takes 1 to rounds={config.rounds}, or null for it"
         )
     fleets.check(config.fleet)
+    if config.privacy.epsilon is not None and not config.privacy.epsilon > 0:
+        raise ValueError(
+            f"privacy.epsilon={config.privacy.epsilon}: takes a positive number, or null"
+        )
+    config.privacy.settings()
     ServerSettings.of(config.strategy)  # checks itself
     check_mu(config.strategy.get("proximal_mu", 0.0))
     if min(data.shape, default=0) < 1 or data.num_classes < 1:
@@ -476,6 +495,7 @@ _OPTIONAL = (
     "split",
     "link",
     "prune",
+    "privacy",
     "train.server_lr",
     "evaluate.clients",
     "fleet.objective",

@@ -148,6 +148,7 @@ def strategy(config: Config) -> FederatedStrategy:
         "split.tail": ("tail", config.split.tail),
         "link": ("link", config.link.settings()),
         "train.server_lr": ("server_lr", config.train.server_lr),
+        "privacy": ("privacy", config.privacy.settings()),
         "prune.ratio": ("prune", config.prune.settings(config.rounds)),
         "fleet.objective": ("objective", config.fleet.objective),
         "evaluate.clients": ("evaluate_clients", config.evaluate.clients),

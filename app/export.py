@@ -160,8 +160,10 @@ def load_model(run: Path, config: Config) -> tuple[nn.Module, QuantSpec]:
     """
     kind = experiment.strategy_class(config)
     spec = QuantSpec(FULL_PRECISION, FULL_PRECISION)
-    if "quant" in kind.reads:
+    if "quant.bits" in kind.reads:
         spec = config.quant.spec(kind.default_bits)
+    if not spec.is_identity and "quant.side" in kind.reads and config.quant.side != "both":
+        raise ValueError(f"{run}: quant.side={config.quant.side}: takes a network quantized whole")
     model = quantize(experiment.network(config), spec)
     path = run / "model.safetensors"
     try:

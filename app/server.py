@@ -19,7 +19,6 @@ from torch import nn
 
 from app import experiment, messages, runtime
 from app.config import Config, config_hash, explain, from_run_config, relevant
-from models.cost import cost
 from strategies.base import FederatedStrategy, wait_for_nodes
 from strategies.checkpoint import Checkpoint, Checkpoints
 from tracking.jsonl import JsonlSink
@@ -238,7 +237,7 @@ def identity(config: Config) -> dict[str, Any]:
 def describe(config: Config, strategy: FederatedStrategy, folder: Path) -> dict[str, Any]:
     """Return summary.json: totals over rounds.jsonl, the client's model, and what ran."""
     parts = strategy.device_costs()
-    whole = cost(strategy.whole_model(), experiment.input_shape(config))
+    whole = strategy.network_cost()
     batch, slots = config.train.batch_size, strategy.train.optimizer_slots
     return {
         **summarise(folder, config.target_accuracy),

@@ -126,7 +126,8 @@ class FederatedStrategy(FedAvg):
         self.model: nn.Module | None = None  # set by prepare()
         self.input_shape: tuple[int, ...] = ()  # set by prepare()
         self._shapes: dict[str, tuple[int, ...]] = {}  # of the global model's arrays
-        self._phases: dict[int, Phases] = {}  # of each client's round, until shapes change
+        self._cost: Cost | None = None  # of the model, until shapes change
+        self._phases: dict[int, Phases] = {}  # of each client's round, until they do
         self._plan: RoundPlan | None = None  # of this round
         self._now_s = 0.0  # simulated seconds since the experiment began
         self._trained: list[str] | None = None  # names of its trainable parameters
@@ -155,7 +156,7 @@ class FederatedStrategy(FedAvg):
         Raises:
             ValueError: the method cannot train this network; names the key.
         """
-        self.model, self.input_shape, self._phases = model, input_shape, {}
+        self.model, self.input_shape, self._phases, self._cost = model, input_shape, {}, None
         named = model.named_parameters(remove_duplicate=False)
         self._trained = [name for name, parameter in named if parameter.requires_grad]
         return model
@@ -169,7 +170,13 @@ class FederatedStrategy(FedAvg):
 
     def device_costs(self) -> list[Cost]:
         """Return what the parts of the network that are on the device cost, in order."""
-        return [cost(self.whole_model(), self.input_shape)]
+        return [self.network_cost()]
+
+    def network_cost(self) -> Cost:
+        """Return what the whole network costs."""
+        if self._cost is None:
+            self._cost = cost(self.whole_model(), self.input_shape)
+        return self._cost
 
     def model_bytes(self, partition: int) -> tuple[int, int]:
         """Bytes of the arrays that cross, to a client and back; `encode` and `train` decide."""

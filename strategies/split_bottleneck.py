@@ -36,6 +36,7 @@ from models.bottleneck import (
     weight_before,
     with_bottleneck,
 )
+from models.part import Part
 from strategies import split_learning
 from strategies.base import FederatedStrategy, Outcome, Test
 from strategies.checkpoint import Arrays
@@ -271,8 +272,11 @@ class BottleneckStrategy(SplitStrategy):
 
 def bottlenecked(parts: Halves, bottleneck: Bottleneck) -> Halves:
     """Return copies of the parts with encoder and decoder at the cut."""
-    device, server = with_bottleneck(parts.device[0], parts.server, bottleneck)
-    return Halves((device,), server)
+    first, server = parts.device[0], parts.server
+    assert isinstance(first, Part)
+    assert isinstance(server, Part)
+    device, decoder = with_bottleneck(first, server, bottleneck)
+    return Halves((device,), decoder)
 
 
 # The client half; `split_learning.train` is the rest of it ----------------------------------------

@@ -19,12 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.messages import unpack_settings
 from fleet.work import Work
-from models.split import Part, cut_many
+from models.split import cut_many
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec, quantize
 from strategies.link import Link, Packet
@@ -86,11 +87,11 @@ class Halves:
         server: the part between or after them.
     """
 
-    device: tuple[Part, ...]
-    server: Part
+    device: tuple[nn.Module, ...]
+    server: nn.Module
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[nn.Module, ...]:
         """In the order of execution."""
         return (self.device[0], self.server, *self.device[1:])
 
@@ -139,6 +140,7 @@ def train(
     data: ClientData,
     config: Mapping[str, Any],
     streams: Streams,
+    guard: "Guard | None" = None,
 ) -> Update:
     """Client half: load both parts, train them across the link, return both.
 
@@ -154,8 +156,9 @@ def train(
     )
     for part in model.parts:
         load_arrays(part, {name: arrays[name] for name in part.state_dict()})
-    server = Colocated(model.server, settings, split.server_lr or settings.lr, link)
-    loss = train_device(model.device, server, link, data, settings, streams)
+    guard = guard or Guard()
+    server = Colocated(model.server, settings, split.server_lr or settings.lr, link, guard)
+    loss = train_device(model.device, server, link, data, settings, streams, guard)
     state = {name: tensor for part in model.parts for name, tensor in part.state_dict().items()}
     return Update(
         arrays={name: state[name] for name in arrays},
@@ -164,6 +167,21 @@ def train(
         work=Work(bytes_up=link.bytes_up, bytes_down=link.bytes_down),
         crosses=frozenset() if split.private else model.device_names(),
     )
+
+
+class Guard:
+    """What a method does to its part between forward and step; here nothing."""
+
+    def disguise(self, z: Tensor) -> Tensor:
+        """Return what is sent instead of the activations ``z`` (B, …), differentiably."""
+        return z
+
+    def leak(self, x: Tensor, z: Tensor) -> Tensor | None:
+        """Return a loss of the device's own, of inputs ``x`` and activations ``z``."""
+        return None
+
+    def stepped(self, part: nn.Module) -> None:
+        """Called after each step of the optimizer of ``part``."""
 
 
 class ServerHalf(Protocol):
@@ -201,9 +219,18 @@ class Colocated:
         settings: how it trains.
         lr: its learning rate.
         link: the client's link.
+        guard: called after each step.
     """
 
-    def __init__(self, part: nn.Module, settings: LocalTraining, lr: float, link: Link) -> None:
+    def __init__(
+        self,
+        part: nn.Module,
+        settings: LocalTraining,
+        lr: float,
+        link: Link,
+        guard: Guard | None = None,
+    ) -> None:
+        self._guard = guard or Guard()
         self._part = part
         self._settings = settings
         self._optimizer = make_optimizer([part], settings, lr)
@@ -249,6 +276,7 @@ class Colocated:
         self._optimizer.zero_grad()
         output.backward(gradient)
         self._optimizer.step()
+        self._guard.stepped(self._part)
 
 
 def train_device(
@@ -258,6 +286,7 @@ def train_device(
     data: ClientData,
     settings: LocalTraining,
     streams: Streams,
+    guard: Guard | None = None,
 ) -> float:
     """Train the device's parts in place for one round; return the mean loss per sample.
 
@@ -269,12 +298,14 @@ def train_device(
         part.train()
         if len(data) == 1:
             freeze_batch_norm(part)
+    guard = guard or Guard()
     optimizer = make_optimizer(device, settings)
     first, *last = device
     total, count = 0.0, 0
     server.begin(streams, len(data))
     for x, y in samples(data, settings, streams):
-        z = first(x)
+        activations = first(x)
+        z = guard.disguise(activations)
         sent = link.send_up(z)
         optimizer.zero_grad()
         if last:
@@ -282,8 +313,14 @@ def train_device(
         else:
             answer, loss = server.step(sent, y)
         if z.requires_grad:  # not where the user froze the device's part
-            z.backward(link.before_up(z.detach(), answer))
+            gradient, leak = link.before_up(z.detach(), answer), guard.leak(x, activations)
+            if leak is None:
+                z.backward(gradient)
+            else:
+                torch.autograd.backward([z, leak], [gradient, None])
             optimizer.step()
+            for part in device:
+                guard.stepped(part)
         total += loss * len(y)
         count += len(y)
     server.end()

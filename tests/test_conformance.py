@@ -38,6 +38,17 @@ ROWS: dict[str, list[tuple[str, ...]]] = {
     ],
     "splitfed_v2": [(), ("link.up=sign", "link.down=sign", "model.norm=batch")],
     "splitfed_v3": [(), ("link.up=randtopk", "clients.per_round=4", "evaluate.clients=3")],
+    "binarized_split": [
+        (),
+        ("strategy.base=split", "privacy.dcor_weight=0.5", "privacy.epsilon=5"),
+        ("strategy.base=splitfed_v2", "strategy.binarize=both", "strategy.estimator=approx"),
+        ("strategy.binarize=none", "link.up=int8"),
+    ],
+    "hierarchical": [
+        (),
+        ("strategy.server_half=replicated", "strategy.exit_width=8", "link.up=int8"),
+        ("quant.bits=4", "quant.side=client", "link.up=randtopk", "model.norm=batch"),
+    ],
     "deprune": [
         (),
         ("strategy.base=split", "prune.schedule=shrink", "prune.importance=taylor"),

@@ -94,16 +94,8 @@ def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 SEED_HEADINGS = (
-    "experiment",
-    "seeds",
-    "accuracy",
-    "best",
-    "up",
-    "down",
-    "sim s",
-    "joules",
-    "seconds",
-)
+    "experiment", "seeds", "accuracy", "best", "up", "down", "sim s", "joules", "seconds",
+)  # fmt: skip
 
 
 def over_seeds(runs: Sequence[Run]) -> list[Group]:

@@ -105,7 +105,7 @@ class WandbSink:
         except wandb.Error as error:
             if settings.mode == "offline":
                 raise
-            reason = str(error).splitlines()[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             log.warning("tracker.wandb.mode=online: %s; kept offline, see wandb sync", reason)
             self._run = wandb.init(mode="offline", **given)
         self._folder = folder

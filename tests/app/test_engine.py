@@ -97,7 +97,7 @@ def test_a_client_that_hangs_is_left_behind(
     grid = simulator._grid(config)
     strategy = experiment.strategy(config)
     strategy.discover(grid)
-    arrays = messages.to_record(experiment.network(config).state_dict())
+    arrays = messages.to_record(experiment.prepare(config, strategy).state_dict())
     from flwr.app import ConfigRecord
 
     sent = list(strategy.configure_train(1, arrays, ConfigRecord(), grid))

@@ -194,6 +194,7 @@ def run(*overrides, prepare=True):
         ]
     )  # fmt: skip
     strategy, sink = experiment.strategy(config), Memory()
+    strategy.fleet = strategy.fleet if prepare else None  # which needs shapes
     network = experiment.network(config)
     shape = (1, 8, 8)
     model = strategy.prepare(network, shape) if prepare else oqfl.quantize(network, strategy.spec)

@@ -262,7 +262,8 @@ def test_quantized_splitfed_v1_is_oqfl(tmp_path: Path) -> None:
 )
 def test_the_tail_begins_with_a_module(model, tail, expected) -> None:
     cut = {"cnn": "stage1", "resnet8": "stage1"}.get(model, "0.1")
-    data = ["data.source=benchmarks.random_data", "data.name=random", "data.shape=[3,32,32]"]
+    source = "data.source=tests.app.random_samples"
+    data = [source, "data.root=/images", "data.name=images", "data.shape=[3,32,32]"]
     strategy = prepared(
         "strategy=ushaped", f"model={model}", f"split.tail={tail}", f"split.cut={cut}", *data
     )
@@ -289,7 +290,7 @@ ERRORS = [
     ("split.cut={}", r"split\.cut=\{\}: takes"),
     ("split.cut={0:stage1}", r"split\.cut: says nothing of client 1, and has no default"),
     ("split.cut={99:stage1,default:stage2}", r"split\.cut\.99: there is no client 99"),
-    ("split.cut={phone:stage1}", r"split\.cut\.phone: takes partition ids"),
+    ("split.cut={phone:stage1}", r"split\.cut\.phone: takes as keys partition ids, ideal, default"),
     ("link.up=int7", r"link\.up=int7: takes fp32, fp16, int8"),
     ("link.k=0", r"link\.k=0\.0: takes a share"),
     ("train.server_lr=-1", r"train\.server_lr=-1\.0: takes 0 or more"),

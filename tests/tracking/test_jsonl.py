@@ -49,6 +49,7 @@ def test_one_line_a_round_and_one_a_client_readable_while_the_run_goes_on(tmp_pa
     assert read(tmp_path / CLIENTS)[-1] == {
         "round": 3, "partition": 4, "device": None, "status": "failed", "num_examples": 7,
         "loss": None, "bytes_up": 10, "bytes_down": 20, "sim_s": None, "energy_j": None,
+        "reason": None,
     }  # fmt: skip
 
 

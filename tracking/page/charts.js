@@ -2,6 +2,7 @@
 
 const INK = "#1c2430", GRID = "#e8ebef";
 const FEW = 10; // so many lines can be told apart by a legend
+const MOST_BANDS = 6; // more of them hide each other
 const IS_TOUCH = matchMedia("(pointer: coarse)").matches;
 const OPTIONS = {
   responsive: true, displaylogo: false, displayModeBar: IS_TOUCH ? false : "hover",
@@ -64,7 +65,7 @@ function drawCurves(sets, choice) {
       line.y.push(...points.map((p) => p.y), null);
       line.text.push(...points.map(() => plain(set.label)), "");
       if (points.length === 1) line.mode = "lines+markers";
-      if (set.runs.length < 2 || sets.length > FEW) continue;
+      if (set.runs.length < 2 || sets.length > MOST_BANDS) continue;
       const back = [...points].reverse();
       band.x.push(...points.map((p) => p.x), ...back.map((p) => p.x), null);
       band.y.push(...points.map((p) => p.y + p.sd), ...back.map((p) => p.y - p.sd), null);

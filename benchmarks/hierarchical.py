@@ -1,0 +1,210 @@
+"""Simulated training time: hierarchical training beside training in the cloud on uploaded inputs.
+
+    python -m benchmarks.hierarchical [--device jetson_nano] [--epochs 10] [--models vgg16 resnet18]
+
+VGG-16 and ResNet-18 (imagenet stem) in full on CIFAR-10's shapes: 50,000 images of 3×32×32, batches
+of 128, one device with the cloud to itself. Rates are the uplink's; no latency, which would be the
+same on both sides. For each rate: seconds of an epoch, and the share saved against each baseline,
+negative where hierarchical training takes longer. Nothing is trained: all follows from shapes and
+fleet/tables (docs/FLEET.md).
+
+    fp32, each epoch    what the paper is compared with: 4 bytes a value, uploaded anew each epoch
+    uint8, each epoch   the bytes that images have
+    …, once             the cloud keeps the inputs: the upload is divided by the epochs
+
+`overlapped` waits for device and cloud after each batch, `pipelined` does not; both for both sides.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from fleet.clock import Rule, overlapped, pipelined
+from fleet.cost import cost as price
+from fleet.devices import Device, Link, tables
+from fleet.work import ClientWork
+from models.blocks import by
+from models.cost import Cost, cost, joined
+from models.exits import ExitSpec, exit_head
+from models.resnet import resnet18
+from models.split import cut_many, cut_points
+from models.vgg import vgg16
+from quant.codec import LinkSettings
+from strategies.hierarchical_work import cloud_round, hierarchical_round
+from strategies.local import LocalTraining
+
+SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 50_000
+RATES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+TRAIN = LocalTraining(batch_size=128)
+NETWORKS = {"vgg16": lambda: vgg16(), "resnet18": lambda: resnet18(stem="imagenet")}
+# Late enough for fewer values than the input has, early enough that the cloud's part is a network.
+CUTS = {"vgg16": "features.33", "resnet18": "layer3"}
+PAPER = {"vgg16": 0.29, "resnet18": 0.61}
+BASELINES = {
+    "fp32, each epoch": ("fp32", False),
+    "uint8, each epoch": ("uint8", False),
+    "fp32, once": ("fp32", True),
+    "uint8, once": ("uint8", True),
+}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A cut point, and what the parts cost there.
+
+    Attributes:
+        name: of the cut point.
+        device: the device's part.
+        head: its exit.
+        server: the cloud's part.
+    """
+
+    name: str
+    device: Cost
+    head: Cost
+    server: Cost
+
+    @property
+    def device_share(self) -> float:
+        """Share of the forward operations on the device, without the exit."""
+        return self.device.flops_forward / (self.device.flops_forward + self.server.flops_forward)
+
+    def epoch(self, link: LinkSettings) -> ClientWork:
+        """One epoch."""
+        return hierarchical_round(self.device, self.head, self.server, SAMPLES, TRAIN, link, (0, 0))
+
+
+def cuts(model: nn.Module, names: Sequence[str] = ()) -> list[Cut]:
+    """Return all cut points of ``model``, or those called ``names``, in execution order."""
+    points = [p for p in cut_points(model, SHAPE) if not names or p.name in names]
+    parts = cut_many(model, [point.name for point in points], SHAPE, check=False)
+    shapes = [SHAPE, *(point.shape for point in points)]
+    trains = [
+        cost(p, s, input_grad=i > 0) for i, (p, s) in enumerate(zip(parts, shapes, strict=True))
+    ]
+    first = [cost(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+    found = []
+    for index, point in enumerate(points, start=1):
+        head = exit_head(ExitSpec.of(point.shape, CLASSES), 0)
+        found.append(
+            Cut(
+                point.name,
+                joined(trains[:index]),
+                cost(head, point.shape, input_grad=True),
+                joined([first[index], *trains[index + 1 :]]),  # its input needs no gradient
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What turns work into seconds of an epoch.
+
+    Attributes:
+        device: of the client.
+        mbps: of its uplink.
+        rule: how device and cloud take turns.
+    """
+
+    device: Device
+    mbps: float
+    rule: Rule = overlapped
+
+    def seconds(self, work: ClientWork) -> float:
+        """Seconds of ``work``."""
+        link = Link(f"{self.mbps:g} Mbit/s", self.mbps, self.mbps)
+        return price(work, self.device, link, tables().device("server"), self.rule).seconds
+
+    def baseline(self, network: Cost, name: str, epochs: int) -> float:
+        """Seconds of an epoch of training in the cloud, mean over ``epochs``."""
+        pixels, is_once = BASELINES[name]
+        num = 3 * 32 * 32
+        first = self.seconds(cloud_round(network, num, SAMPLES, TRAIN, pixels))
+        if not is_once:
+            return first
+        rest = self.seconds(cloud_round(network, num, SAMPLES, TRAIN, pixels, uploads=False))
+        return (first + (epochs - 1) * rest) / epochs
+
+    def best(self, choices: Sequence[Cut], link: LinkSettings) -> Cut:
+        """The separation point that takes least, the first of several equals."""
+        return min(choices, key=lambda cut: self.seconds(cut.epoch(link)))
+
+
+def saved(seconds: float, baseline: float) -> float:
+    """Share of ``baseline`` that is saved."""
+    return 1 - seconds / baseline
+
+
+def table(
+    title: str, choices: Sequence[Cut], network: Cost, device: Device, rule: Rule,
+    codec: str, epochs: int,
+) -> Table:  # fmt: skip
+    """Savings over the rates, at the best of ``choices`` for each."""
+    printed = Table("Mbit/s", "cut", "on device", "s/epoch", *BASELINES, title=title)
+    link = LinkSettings(up=codec)
+    for mbps in RATES:
+        clock = Clock(device, mbps, rule)
+        cut = clock.best(choices, link)
+        seconds = clock.seconds(cut.epoch(link))
+        savings = (saved(seconds, clock.baseline(network, name, epochs)) for name in BASELINES)
+        printed.add_row(
+            f"{mbps:g}", f"{cut.name} {by(cut.device.output_shape)}", f"{cut.device_share:.0%}",
+            f"{seconds:,.1f}", *(f"{share:+.1%}" for share in savings),
+        )  # fmt: skip
+    return printed
+
+
+def highest_rate(cut: Cut, network: Cost, device: Device, target: float) -> float | None:
+    """Highest uplink rate, Mbit/s, at which ``target`` is saved against fp32 inputs each epoch.
+
+    By bisection between 1 kbit/s and 10 Gbit/s: savings fall with the rate. None if at none.
+    """
+
+    def reaches(mbps: float) -> bool:
+        clock = Clock(device, mbps)
+        seconds = clock.seconds(cut.epoch(LinkSettings()))
+        return saved(seconds, clock.baseline(network, "fp32, each epoch", 1)) >= target
+
+    low, high = 1e-3, 1e4
+    if not reaches(low):
+        return None
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if reaches(middle) else (low, middle)
+    return low
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="jetson_nano", choices=sorted(tables().devices))
+    parser.add_argument("--epochs", type=int, default=10, help="over which one upload is divided")
+    parser.add_argument("--models", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    chosen = parser.parse_args()
+    device = tables().device(chosen.device)
+    console = Console(width=None if Console().is_terminal else 140)
+    for name in chosen.models:
+        model = NETWORKS[name]()
+        everywhere, network = cuts(model), cost(model, SHAPE)
+        fixed = [cut for cut in everywhere if cut.name == CUTS[name]]
+        for rule in (overlapped, pipelined):
+            for codec in ("fp32", "int8"):
+                for what, choices in (("fixed cut", fixed), ("best cut", everywhere)):
+                    title = f"{name} on {device.name}, {rule.__name__}, z as {codec}, {what}"
+                    printed = table(title, choices, network, device, rule, codec, chosen.epochs)
+                    console.print(printed)
+        title = f"{name} cut after {CUTS[name]}: {PAPER[name]:.0%} less than fp32 each epoch, up to"
+        limits = Table("device", "Mbit/s", title=title)
+        for row in tables().devices.values():
+            rate = highest_rate(fixed[0], network, row, PAPER[name])
+            limits.add_row(row.name, "–" if rate is None else f"{rate:.3g}")
+        console.print(limits)
+
+
+if __name__ == "__main__":
+    main()

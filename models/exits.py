@@ -1,0 +1,180 @@
+"""Early exits: a small classifier on the activation at a cut, and answers by its confidence.
+
+    z (B, C, …) → [3-wide convolution of stride 2, group norm, ReLU] → mean over positions → linear
+
+BranchyNet (Teerapittayanon et al. 2016, arXiv 1709.01686) has convolutions in its exits, too; here
+one is an option. Global pooling keeps the exit small wherever the cut is: C·classes + classes
+numbers. Group norm with one group has no running
+statistics, so a batch of one and the average over unequal devices are no special cases.
+
+At test the device answers where the exit's largest softmax probability reaches a threshold, and
+asks the cloud otherwise (BranchyNet asks where the entropy is high).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+NAME = "exit"
+MAX_DIMS = 2
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
+
+
+@dataclass(frozen=True)
+class ExitSpec:
+    """What an exit is made of.
+
+    Attributes:
+        in_channels: C of the activation (B, C, …), or its features (B, C).
+        dims: of its positions: 0 flat, 1 for (B, C, L), 2 for (B, C, H, W).
+        num_classes: width of the output.
+        width: channels of a convolution before the pooling (flat: of a hidden layer); 0 for none.
+    """
+
+    in_channels: int
+    dims: int
+    num_classes: int
+    width: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dims <= MAX_DIMS:
+            accepted = "(B, C), (B, C, L) or (B, C, H, W)"
+            raise ValueError(f"an exit takes {accepted}, got {2 + self.dims} dimensions")
+        if self.width < 0 or self.width == 1:  # one value of one channel cannot be normalised
+            raise ValueError(f"strategy.exit_width={self.width}: takes 0, or 2 or more channels")
+
+    @classmethod
+    def of(cls, shape: Sequence[int], num_classes: int, width: int = 0) -> "ExitSpec":
+        """The exit for activations of ``shape``, without the batch.
+
+        Raises:
+            ValueError: they have no shape that an exit takes.
+        """
+        if not shape:
+            raise ValueError("an exit takes (B, C, …), got one number per sample")
+        return cls(shape[0], len(shape) - 1, num_classes, width)
+
+
+class ExitHead(nn.Module):
+    """An exit: (B, C, …) → (B, classes)."""
+
+    def __init__(self, spec: ExitSpec) -> None:
+        super().__init__()
+        channels = spec.in_channels
+        self.block = nn.Sequential()
+        if spec.width:
+            if spec.dims:
+                kind = _CONVOLUTIONS[spec.dims]
+                first: nn.Module = kind(channels, spec.width, 3, stride=2, padding=1, bias=False)
+            else:
+                first = nn.Linear(channels, spec.width, bias=False)
+            self.block = nn.Sequential(first, nn.GroupNorm(1, spec.width), nn.ReLU())
+            channels = spec.width
+        self.linear = nn.Linear(channels, spec.num_classes)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, C, …) → (B, classes)."""
+        z = self.block(z)
+        logits: Tensor = self.linear(z.flatten(2).mean(2) if z.dim() > 2 else z)
+        return logits
+
+
+def exit_head(spec: ExitSpec, seed: int) -> ExitHead:
+    """Build an exit with initial weights drawn by ``seed``; the global random state stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = ExitHead(spec)
+    return head.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def exit_name(model: nn.Module) -> str:
+    """Name of the child that an exit becomes: ``exit``, with underscores until nothing has it."""
+    name = NAME
+    while hasattr(model, name):
+        name += "_"
+    return name
+
+
+# Answering by confidence --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one sample takes.
+
+    Attributes:
+        edge_s: seconds of the device's part and its exit.
+        cloud_s: seconds more where the cloud is asked: up, its part, and the answer down.
+        bytes_up: of an activation.
+        bytes_down: of an answer.
+    """
+
+    edge_s: float
+    cloud_s: float
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a threshold gives.
+
+    Attributes:
+        threshold: the device answers where it is at least this sure.
+        edge_share: share of the samples that it answers.
+        accuracy: share of right answers, its own and the cloud's.
+        edge_accuracy: share of right ones among its own; None where it gives none.
+        bytes: both ways, mean per sample.
+        seconds: mean per sample.
+    """
+
+    threshold: float
+    edge_share: float
+    accuracy: float
+    edge_accuracy: float | None
+    bytes: float
+    seconds: float
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Largest softmax probability of (B, classes) logits: (B,), in [1/classes, 1]."""
+    return logits.softmax(1).amax(1)
+
+
+def by_confidence(
+    edge: Tensor, cloud: Tensor, y: Tensor, thresholds: Sequence[float], price: Price
+) -> list[Point]:
+    """What answering by confidence gives, for each threshold.
+
+    Args:
+        edge: (N, classes) logits of the exit.
+        cloud: (N, classes) logits of the cloud, for the same samples.
+        y: (N,) their classes.
+        thresholds: 0 never asks the cloud, above 1 always does.
+        price: of a sample.
+
+    Raises:
+        ValueError: there are no samples, or not as many of each.
+    """
+    if not len(y) or not len(edge) == len(cloud) == len(y):
+        got = f"{len(edge)}, {len(cloud)} and {len(y)}"
+        raise ValueError(f"takes logits of both for each of at least one sample, got {got}")
+    sure, mine, theirs = confidence(edge), edge.argmax(1) == y, cloud.argmax(1) == y
+    points = []
+    for threshold in thresholds:
+        stays = sure >= threshold  # what is no number is not sure, and is asked
+        num_stay, num_asked = int(stays.sum()), int((~stays).sum())
+        num_right = int((stays & mine).sum())
+        points.append(
+            Point(
+                threshold=threshold,
+                edge_share=num_stay / len(y),
+                accuracy=(num_right + int((~stays & theirs).sum())) / len(y),
+                edge_accuracy=num_right / num_stay if num_stay else None,
+                bytes=num_asked / len(y) * (price.bytes_up + price.bytes_down),
+                seconds=price.edge_s + num_asked / len(y) * price.cloud_s,
+            )
+        )
+    return points

@@ -1,0 +1,579 @@
+"""A binarized client half in its bits: one per weight and a threshold per channel; and its forward.
+
+    layer → pooling → batch norm → sign        becomes        (sum ≥ threshold) xor flipped
+
+The sum of a layer whose input is ±1 is an integer in [−n, n]. What scale, batch norm and sign make
+of each of them is looked up once, by running those very modules on all 2n + 1, so that no bit
+differs from the network's own evaluation, whatever rounding does. The first layer sees reals: its
+threshold is the least float for which the answer changes, found by bisection over all of them.
+Batch norm keeps the order of its inputs or, where its weight is negative, reverses it (`flipped`);
+so a maximum pooled before the threshold is an OR after it.
+
+Sums are counted on 64-bit words: n − 2·popcount(input xor weight). Padding counts as bits of 0 and
+is corrected by a table, one row per output position.
+
+The first layer convolves floats: its sums, and rarely a bit, may depend in their last place on the
+batch size that torch's kernels see. Bits are equal batch by batch.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor, fx, nn
+
+from quant.binary import BinaryLayer, BinaryLinear, Sign
+
+FORMAT = "cutbit-binary-1"
+
+Bits = NDArray[np.bool_]
+"""(B, …, C): channels last, so that the channels of a position are packed where they lie."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Max-pooling over bits.
+
+    Attributes:
+        kernel: sizes of the window.
+        stride: steps.
+        padding: on both sides.
+        dilation: of the window.
+        ceil_mode: whether a window may reach beyond the end.
+        before_flip: whether it came before the batch norm.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    ceil_mode: bool
+    before_flip: bool
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A layer without its numbers; a linear layer is a convolution over no dimensions.
+
+    Attributes:
+        name: path in the network.
+        channels: of the output.
+        in_channels: of the input.
+        kernel: sizes of the filter; () for a linear layer.
+        stride: steps.
+        padding: (before, after) of each dimension.
+        dilation: of the filter.
+        groups: of channels.
+        is_real: whether the input is real instead of ±1.
+        input_eps: of the normalisation of each input sample; None for none.
+        strides: of the weight, where the input is real: torch chooses its kernel, and with it the
+            order of float sums, by them.
+        flattens: whether the input is flattened first, (C, …) in this order.
+        pools: what follows, in order.
+    """
+
+    name: str
+    channels: int
+    in_channels: int
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    is_real: bool = False
+    input_eps: float | None = None
+    strides: tuple[int, ...] = ()
+    flattens: bool = False
+    pools: tuple[Pool, ...] = ()
+
+    @property
+    def fan_in(self) -> int:
+        """Terms in a sum without padding."""
+        return self.in_channels // self.groups * math.prod(self.kernel)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(C', C / groups, …)."""
+        return (self.channels, self.in_channels // self.groups, *self.kernel)
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """A layer in bits.
+
+    Attributes:
+        geometry: its sizes.
+        weight: (⌈numel/8⌉,) uint8, weight i is bit i mod 8 of byte i div 8, 1 for +1.
+        threshold: (C',) int32, float32 where the input is real.
+        flipped: (C',) whether the bit is 1 below the threshold.
+    """
+
+    geometry: Geometry
+    weight: NDArray[np.uint8]
+    threshold: NDArray[Any]
+    flipped: NDArray[np.bool_]
+    _tables: dict[tuple[int, ...], Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def signs(self) -> Tensor:
+        """The weight as float32 ±1, laid out as in the network."""
+        signs = torch.from_numpy(self._weight_bits().astype(np.float32)).mul_(2).sub_(1)
+        strides = self.geometry.strides or signs.stride()
+        return torch.empty_strided(signs.shape, strides).copy_(signs)
+
+    def _weight_bits(self) -> NDArray[np.uint8]:
+        count = math.prod(self.geometry.weight_shape)
+        bits = np.unpackbits(self.weight, count=count, bitorder="little")
+        return bits.reshape(self.geometry.weight_shape)
+
+    def from_real(self, x: Tensor) -> Bits:
+        """(B, C, …) float32 → (B, …, C') bits, by torch's own kernels."""
+        shape, weight = self.geometry, self._cached((), self.signs)
+        if shape.input_eps is not None:
+            x = F.group_norm(x, 1, eps=shape.input_eps)
+        if not shape.kernel:
+            sums = F.linear(x, weight)
+        else:
+            convolve = F.conv1d if len(shape.kernel) == 1 else F.conv2d
+            padding: Any = tuple(before for before, _ in shape.padding)
+            if any(before != after for before, after in shape.padding):
+                padding = "same"
+            sums = convolve(x, weight, None, shape.stride, padding, shape.dilation, shape.groups)
+        return self._after(np.moveaxis(sums.numpy(), 1, -1) >= self.threshold)
+
+    def from_bits(self, bits: Bits) -> Bits:
+        """(B, …, C) bits → (B, …, C') bits."""
+        shape = self.geometry
+        words, counts = self._cached(bits.shape[1:-1], lambda: self._words(bits.shape[1:-1]))
+        rows = _windows(
+            np.packbits(_grouped(bits, shape.groups), axis=-1, bitorder="little"), shape
+        )
+        num = len(bits)
+        ones = np.zeros((num, *counts.shape), counts.dtype)  # (B, P, G, C'/G)
+        for word in range(rows.shape[-1]):
+            ones += np.bitwise_count(rows[..., None, word] ^ words[..., word])
+        sizes = _output_sizes(bits.shape[1:-1], shape)
+        return self._after((ones <= counts).reshape(num, *sizes, shape.channels))
+
+    def _words(self, sizes: tuple[int, ...]) -> tuple[NDArray[np.uint64], NDArray[Any]]:
+        """The weight's words (G, C'/G, W), and the most differing bits with which a sum still
+        reaches its threshold (P, G, C'/G), for inputs of these ``sizes``."""
+        shape = self.geometry
+        bits = self._weight_bits().reshape(shape.groups, -1, *shape.weight_shape[1:])
+        taps = np.moveaxis(bits, 2, -1)  # (G, C'/G, …, C/G)
+        packed = np.packbits(taps, axis=-1, bitorder="little")
+        words = _as_words(packed.reshape(*packed.shape[:2], -1))
+        inside = np.ones((1, *sizes, shape.in_channels), np.bool_)
+        mask = _windows(
+            np.packbits(_grouped(inside, shape.groups), axis=-1, bitorder="little"), shape
+        )
+        terms = np.bitwise_count(mask[0]).sum(-1, dtype=np.int64)[..., None]  # (P, G, 1)
+        outside = np.bitwise_count(words & ~mask[0][:, :, None]).sum(-1, dtype=np.int64)
+        # sum = terms − 2·(ones − outside) ≥ threshold
+        threshold = self.threshold.astype(np.int64).reshape(shape.groups, -1)
+        most = (terms + 2 * outside - threshold) // 2
+        dtype = np.int16 if shape.fan_in < 2**15 else np.int32
+        return words, np.clip(most, -1, shape.fan_in).astype(dtype)
+
+    def _after(self, bits: Bits) -> Bits:
+        """Pooling and flipping."""
+        for pool in self.geometry.pools:
+            if pool.before_flip:
+                bits = _pooled(bits, pool)
+        bits = bits ^ self.flipped
+        for pool in self.geometry.pools:
+            if not pool.before_flip:
+                bits = _pooled(bits, pool)
+        return bits
+
+    def _cached(self, key: tuple[int, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._tables:
+            self._tables[key] = make()
+        return self._tables[key]
+
+
+@dataclass(frozen=True)
+class PackedHalf:
+    """A binarized client half in its bits.
+
+    Attributes:
+        layers: in order.
+        flattens: whether the output is flattened.
+    """
+
+    layers: tuple[PackedLayer, ...]
+    flattens: bool = False
+
+    @torch.no_grad()
+    def bits(self, x: Tensor) -> Bits:
+        """The bits that cross the cut for inputs (B, C, …), channels last; 1 for +1."""
+        first, *others = self.layers
+        bits = first.from_real(x.flatten(1) if first.geometry.flattens else x)
+        for layer in others:
+            bits = layer.from_bits(_flat(bits) if layer.geometry.flattens else bits)
+        return _flat(bits) if self.flattens else bits
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, …) float32 → ±1 float32 in the shape that the network's half gives."""
+        bits = np.ascontiguousarray(np.moveaxis(self.bits(x), -1, 1))
+        return torch.from_numpy(bits.astype(np.float32)).mul_(2).sub_(1)
+
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(layer.weight.nbytes for layer in self.layers)
+
+
+# Packing -------------------------------------------------------------------------------------
+
+
+class _Tracer(fx.Tracer):
+    """Binary layers and signs are one step each."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        leaf = super().is_leaf_module(m, module_qualified_name)
+        return leaf or isinstance(m, BinaryLayer | Sign)
+
+
+def pack_half(model: nn.Module) -> PackedHalf:
+    """Pack what `quant.binary.binarize` made of a client half.
+
+    Args:
+        model: a chain of binary layers, each followed by batch norm, max-pooling and a sign in an
+            order that `binarize` gives; the first sees real input. On the CPU, float32. Its
+            evaluation mode counts, whatever mode it is in.
+
+    Raises:
+        ValueError: something in it does not fold into bits; says what.
+    """
+    modules = dict(model.named_modules())
+    training = [module for module in modules.values() if module.training]
+    model.eval()
+    try:
+        return _packed(_chain(model), modules)
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _chain(model: nn.Module) -> list[fx.Node]:
+    """The operations between input and output, each the only user of the one before."""
+    try:
+        nodes = list(_Tracer().trace(model).nodes)
+    except Exception as error:  # whatever somebody else's forward raises when given a proxy
+        raise ValueError(f"pack_half takes a half that torch.fx can trace: {error}") from error
+    for before, node in itertools.pairwise(nodes):
+        if node.all_input_nodes != [before] or len(before.users) != 1:
+            raise ValueError(f"{node}: pack_half takes a chain, without branches or sums")
+    return nodes[1:-1]
+
+
+def _packed(chain: Sequence[fx.Node], modules: dict[str, nn.Module]) -> PackedHalf:
+    layers: list[PackedLayer] = []
+    layer: BinaryLayer | None = None  # that has no sign yet
+    geometry, norm = Geometry("", 0, 0), None
+    flattens = False
+    for node in chain:
+        module = modules[str(node.target)] if node.op == "call_module" else None
+        if isinstance(module, nn.Identity | nn.Dropout):
+            continue
+        if isinstance(module, BinaryLayer) and layer is None:
+            layer, norm = module, None
+            geometry = replace(_geometry(str(node.target), module), flattens=flattens)
+            if geometry.is_real and layers:
+                raise ValueError(f"{node.target}: its input is not ±1")
+            flattens = False
+        elif isinstance(module, nn.MaxPool1d | nn.MaxPool2d) and (layer is not None or layers):
+            pool = _pool(module, before_flip=layer is not None and norm is None)
+            if layer is not None:
+                geometry = replace(geometry, pools=(*geometry.pools, pool))
+            else:
+                last = layers[-1]
+                pools = (*last.geometry.pools, pool)
+                layers[-1] = replace(last, geometry=replace(last.geometry, pools=pools))
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and layer is not None and not norm:
+            if module.running_mean is None:
+                raise ValueError(f"{node.target}: it has no running statistics")
+            norm = module
+        elif isinstance(module, Sign) and layer is not None:
+            layers.append(_pack_layer(layer, norm, geometry))
+            layer = None
+        elif _is_flatten(node, module) and layer is None:
+            flattens = True
+        else:
+            raise ValueError(f"{node}: pack_half cannot fold it into bits")
+    if layer is not None or not layers:
+        raise ValueError("the half does not end in a sign")
+    return PackedHalf(tuple(layers), flattens)
+
+
+def _is_flatten(node: fx.Node, module: nn.Module | None) -> bool:
+    if isinstance(module, nn.Flatten):
+        return module.start_dim == 1 and module.end_dim == -1
+    return node.target in (torch.flatten, "flatten") and (node.args[1:], node.kwargs) in (
+        ((1,), {}),
+        ((), {"start_dim": 1}),
+    )
+
+
+def _geometry(name: str, layer: BinaryLayer) -> Geometry:
+    if layer.weight.dtype != torch.float32:
+        raise ValueError(f"{name}: pack_half takes float32, not {layer.weight.dtype}")
+    channels, in_channels, *kernel = layer.weight.shape
+    is_real = layer.input_quantizer is None
+    strides = layer.weight_quantizer(layer.weight).stride() if is_real else ()
+    input_eps = None if layer.input_norm is None else layer.input_norm.eps
+    if isinstance(layer, BinaryLinear):
+        return Geometry(
+            name, channels, in_channels, is_real=is_real, input_eps=input_eps, strides=strides
+        )
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    if layer.padding_mode != "zeros":
+        raise ValueError(f"{name}: pack_half takes padding of zeros, not {layer.padding_mode}")
+    # torch pads the odd one of "same" at the end.
+    both = layer._reversed_padding_repeated_twice
+    return Geometry(
+        name,
+        channels,
+        layer.in_channels,
+        kernel=tuple(kernel),
+        stride=layer.stride,
+        padding=tuple(zip(both[-2::-2], both[-1::-2], strict=True)),
+        dilation=layer.dilation,
+        groups=layer.groups,
+        is_real=is_real,
+        input_eps=input_eps,
+        strides=strides,
+    )
+
+
+def _pool(pool: nn.MaxPool1d | nn.MaxPool2d, before_flip: bool) -> Pool:
+    dims = 1 if isinstance(pool, nn.MaxPool1d) else 2
+
+    def sizes(value: int | tuple[int, ...]) -> tuple[int, ...]:
+        return (value,) * dims if isinstance(value, int) else tuple(value)
+
+    return Pool(
+        sizes(pool.kernel_size),
+        sizes(pool.stride),
+        sizes(pool.padding),
+        sizes(pool.dilation),
+        pool.ceil_mode,
+        before_flip,
+    )
+
+
+@torch.no_grad()
+def _pack_layer(layer: BinaryLayer, norm: nn.Module | None, geometry: Geometry) -> PackedLayer:
+    """Find the thresholds of ``layer`` and pack its signs."""
+    dims = len(geometry.kernel)
+
+    def answer(sums: Tensor) -> Tensor:
+        """(N, C') sums → whether the network's sign of them is +1."""
+        values = layer.rescaled(sums.view(*sums.shape, *[1] * dims))
+        return (values if norm is None else norm(values)).view(sums.shape) >= 0
+
+    search = _real_thresholds if geometry.is_real else _integer_thresholds
+    threshold, flipped = search(answer, geometry)
+    bits = (layer.weight >= 0).numpy().reshape(-1)
+    return PackedLayer(geometry, np.packbits(bits, bitorder="little"), threshold, flipped)
+
+
+_Answer = Callable[[Tensor], Tensor]
+_Thresholds = tuple[NDArray[Any], NDArray[np.bool_]]
+
+
+def _integer_thresholds(answer: _Answer, geometry: Geometry) -> _Thresholds:
+    """Ask for every sum there is."""
+    count = geometry.fan_in
+    sums = torch.arange(-count, count + 1, dtype=torch.float32)
+    answers = answer(sums[:, None].repeat(1, geometry.channels)).numpy()  # (2n + 1, C')
+    rising = answers[-1]
+    reached = answers == rising
+    assert (reached[1:] >= reached[:-1]).all(), geometry.name
+    return np.argmax(reached, axis=0).astype(np.int32) - count, ~rising
+
+
+def _real_thresholds(answer: _Answer, geometry: Geometry) -> _Thresholds:
+    """Bisect the floats, in the order of their values, for where the answer becomes the last."""
+    largest = _ordinal(torch.full((1, geometry.channels), torch.finfo(torch.float32).max))
+    low, high = -largest, largest
+    rising, falling = answer(_float(high)), answer(_float(low))
+    low = torch.where(rising == falling, high, low)  # never changes
+    while bool((high - low > 1).any()):
+        middle = (low + high) >> 1
+        reached = answer(_float(middle)) == rising
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    threshold = torch.where(rising == falling, -torch.inf, _float(high))
+    return threshold[0].numpy(), ~rising[0].numpy()
+
+
+def _ordinal(x: Tensor) -> Tensor:
+    """Float32 → int64 in the same order, 0 for 0."""
+    code = x.view(torch.int32).long()
+    return torch.where(code >= 0, code, -(code & 0x7FFFFFFF))
+
+
+def _float(ordinal: Tensor) -> Tensor:
+    """Inverse of `_ordinal`."""
+    return torch.where(ordinal >= 0, 1.0, -1.0) * ordinal.abs().int().view(torch.float32)
+
+
+# Bits ----------------------------------------------------------------------------------------
+
+
+def _flat(bits: Bits) -> Bits:
+    """(B, …, C) → (B, C·…), the channels outermost as torch flattens them."""
+    return np.moveaxis(bits, -1, 1).reshape(len(bits), math.prod(bits.shape[1:]))
+
+
+def _grouped(bits: Bits, groups: int) -> Bits:
+    """(B, …, C) → (B, …, G, C/G)."""
+    return bits.reshape(*bits.shape[:-1], groups, bits.shape[-1] // groups)
+
+
+def _output_sizes(sizes: Sequence[int], shape: Geometry) -> tuple[int, ...]:
+    return tuple(
+        (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+        for size, (before, after), kernel, stride, dilation in zip(
+            sizes, shape.padding, shape.kernel, shape.stride, shape.dilation, strict=True
+        )
+    )
+
+
+def _windows(packed: NDArray[np.uint8], shape: Geometry) -> NDArray[np.uint64]:
+    """What each filter sees: (B, …, G, bytes) → (B, P, G, W) words, in the weight's order."""
+    num, *sizes, groups, size = packed.shape
+    padded = np.pad(packed, [(0, 0), *shape.padding, (0, 0), (0, 0)]) if sizes else packed
+    outputs = _output_sizes(sizes, shape)
+    taps = math.prod(shape.kernel)
+    rows = np.empty((num, *outputs, groups, taps, size), np.uint8)
+    for tap, offsets in enumerate(itertools.product(*map(range, shape.kernel))):
+        rows[..., tap, :] = padded[
+            (
+                slice(None),
+                *(
+                    slice(at * dilation, at * dilation + (output - 1) * stride + 1, stride)
+                    for at, output, stride, dilation in zip(
+                        offsets, outputs, shape.stride, shape.dilation, strict=True
+                    )
+                ),
+            )
+        ]
+    return _as_words(rows.reshape(num, math.prod(outputs), groups, taps * size))
+
+
+def _as_words(packed: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Bytes → 64-bit words along the last axis, filled up with zeros."""
+    missing = -packed.shape[-1] % 8
+    if missing:
+        packed = np.pad(packed, [*[(0, 0)] * (packed.ndim - 1), (0, missing)])
+    return np.ascontiguousarray(packed).view(np.uint64)
+
+
+def _pooled(bits: Bits, pool: Pool) -> Bits:
+    """OR over windows: (B, …, C) → (B, …, C)."""
+    outputs, pads = [], []
+    for size, kernel, stride, padding, dilation in zip(
+        bits.shape[1:-1], pool.kernel, pool.stride, pool.padding, pool.dilation, strict=True
+    ):
+        span = size + 2 * padding - dilation * (kernel - 1) - 1
+        output = (-(-span // stride) if pool.ceil_mode else span // stride) + 1
+        if pool.ceil_mode and (output - 1) * stride >= size + padding:
+            output -= 1  # torch's rule: a window starts inside
+        reach = (output - 1) * stride + dilation * (kernel - 1) + 1
+        outputs.append(output)
+        pads.append((padding, max(0, reach - size - padding)))
+    if any(map(any, pads)):
+        bits = np.pad(bits, [(0, 0), *pads, (0, 0)])
+    result = np.zeros((len(bits), *outputs, bits.shape[-1]), np.bool_)
+    for offsets in itertools.product(*map(range, pool.kernel)):
+        result |= bits[
+            (
+                slice(None),
+                *(
+                    slice(at * dilation, at * dilation + (output - 1) * stride + 1, stride)
+                    for at, output, stride, dilation in zip(
+                        offsets, outputs, pool.stride, pool.dilation, strict=True
+                    )
+                ),
+            )
+        ]
+    return result
+
+
+# The file ------------------------------------------------------------------------------------
+
+
+def save_packed(half: PackedHalf, path: str | Path) -> None:
+    """Write a safetensors file: per layer a weight, its thresholds and flips, 1 bit a weight.
+
+    The geometry is JSON in the file's metadata.
+    """
+    tensors: dict[str, NDArray[Any]] = {}
+    for layer in half.layers:
+        name, threshold = layer.geometry.name, layer.threshold
+        if not layer.geometry.is_real and layer.geometry.fan_in < 2**15:
+            threshold = threshold.astype(np.int16)
+        tensors[f"{name}.weight"] = layer.weight
+        tensors[f"{name}.threshold"] = threshold
+        tensors[f"{name}.flipped"] = np.packbits(layer.flipped, bitorder="little")
+    layers = [_without_defaults(layer.geometry) for layer in half.layers]
+    about = json.dumps({"layers": layers, "flattens": half.flattens}, separators=(",", ":"))
+    save_file(tensors, path, {FORMAT: about})
+
+
+def load_packed(path: str | Path) -> PackedHalf:
+    """Read what `save_packed` wrote.
+
+    Raises:
+        ValueError: the file cannot be read or is no packed half.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            about = json.loads((file.metadata() or {})[FORMAT])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        layers = []
+        for geometry in map(_geometry_from, about["layers"]):
+            weight, threshold, flipped = (
+                tensors[f"{geometry.name}.{part}"] for part in ("weight", "threshold", "flipped")
+            )
+            if weight.size != math.ceil(math.prod(geometry.weight_shape) / 8):
+                raise ValueError(f"{geometry.name} has {weight.size} bytes of weight")
+            layers.append(
+                PackedLayer(
+                    geometry,
+                    weight,
+                    threshold if geometry.is_real else threshold.astype(np.int32),
+                    np.unpackbits(flipped, count=geometry.channels, bitorder="little").astype(bool),
+                )
+            )
+        return PackedHalf(tuple(layers), bool(about["flattens"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no packed binary half: {error}") from error
+
+
+def _without_defaults(geometry: Geometry) -> dict[str, Any]:
+    plain = asdict(Geometry("", 0, 0))
+    about = {key: value for key, value in asdict(geometry).items() if value != plain[key]}
+    if geometry.pools:
+        about["pools"] = [astuple(pool) for pool in geometry.pools]
+    return about
+
+
+def _geometry_from(about: dict[str, Any]) -> Geometry:
+    """Inverse of `_without_defaults`; JSON has made lists of tuples."""
+    fields = {key: _tuples(value) for key, value in about.items()}
+    return Geometry(**{**fields, "pools": tuple(Pool(*pool) for pool in fields.get("pools", ()))})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
