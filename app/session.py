@@ -68,7 +68,8 @@ class Session:
         for config in configs:
             parts = (
                 config.model, config.data, config.strategy, config.split, config.quant,
-                config.link, config.fleet, config.train, config.clients,
+                config.link, config.fleet, config.train, config.clients, config.prune,
+                config.rounds,
             )  # fmt: skip
             if parts not in checked:  # seeds make no difference
                 experiment.check(config)

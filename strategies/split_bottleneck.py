@@ -152,6 +152,7 @@ class BottleneckStrategy(SplitStrategy):
             ValueError: as `SplitStrategy`, or the activation has no channels, or no layer before
                 the cut can rank them; names the key.
         """
+        self._costs = {}
         network = super().prepare(model, input_shape)
         ((split, plain),) = self._halves.items()
         cut, ranks_by = self.cut[DEFAULT], self.prune.importance

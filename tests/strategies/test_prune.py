@@ -363,3 +363,24 @@ def test_the_width_is_in_the_settings_that_clients_get() -> None:
         parts = deprune.prepare(experiment.network(config), settings)
         assert parts.device[0].state_dict()[ENCODER_WEIGHT].shape == (active, 16, 1, 1)
         assert parts.device_names() == strategy.device_names()
+
+
+# The fleet ----------------------------------------------------------------------------------------
+
+
+def test_a_round_lasts_as_long_as_its_width_takes(tmp_path: Path) -> None:
+    """Simulated seconds follow the width, there and back; the same width takes the same."""
+    chosen = ("rounds=6", "clients.total=2", "data.max_train=64", "prune.ratio=0")
+    simulate(tmp_path, "strategy=deprune", *chosen, "prune.stages=3", "fleet=iot")
+    records = rounds(tmp_path)
+    seconds = [record["sim_s"] for record in records]
+    assert [record["active_channels"] for record in records] == [3, 3, 6, 6, 16, 16]
+    assert seconds[0] == seconds[1] < seconds[2] == seconds[3] < seconds[4] == seconds[5]
+
+
+def test_a_server_optimizer_is_refused() -> None:
+    from strategies.on_base import on_base
+    from strategies.server_optimizer import ServerSettings
+
+    with pytest.raises(ValueError, match=r"strategy\.server_optimizer: its memory has the shapes"):
+        on_base(deprune.Deprune, "splitfed_v1")(server=ServerSettings("fedadam"))
