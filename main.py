@@ -16,7 +16,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from app.config import CONF, explain, open_model_keys
+from app.config import CONF, open_model_keys
+from app.explain import explain
 from app.session import Session
 
 SHOWS_ONLY = ("help", "hydra_help", "cfg", "info", "shell_completion")

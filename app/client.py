@@ -15,7 +15,8 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from app import experiment, messages
-from app.config import Config, from_run_config
+from app.config import from_run_config
+from app.schema import Config
 from strategies.local import Streams
 
 app = ClientApp()

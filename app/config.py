@@ -1,294 +1,42 @@
-"""The typed schema of conf/, its cross-field checks, and its messages.
+"""From a command line to a checked configuration, and what of it identifies an experiment.
 
-Hydra checks names and types against the dataclasses below; `validate` checks values and what fits
-together. Whatever is wrong becomes one line that names the key, what it got and what it takes.
+Hydra checks names and types against `app.schema`; `validate` checks values and what fits together.
 """
 
-import difflib
 import hashlib
 import json
 import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import to_absolute_path
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from app import fleets, sources
+from app.explain import explain, nearest
+from app.schema import ClientsConfig, Config, flatten, known_keys
 from data.partition import SCHEMES
-from quant.codec import LinkSettings
-from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
+from quant.layers import BIT_WIDTHS, FULL_PRECISION
 from strategies.aggregate import AVERAGES
-from strategies.binarized_split import Privacy
-from strategies.local import LocalTraining
 from strategies.oqfl import WIRES
 from strategies.proximal import check_mu
 from strategies.server_optimizer import ServerSettings
-from strategies.split_bottleneck import PruneSettings
 from strategies.split_learning import SIDES
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # Keys of ``model`` that are ours and not its constructor's; the last is found, not given.
 MODEL_KEYS = ("_target_", "weights", "replace_head", "weights_content")
 WANDB_MODES = ("offline", "online", "disabled")
-
-
-@dataclass
-class ClientsConfig:
-    """Who there is and how many take part."""
-
-    total: int = MISSING
-    per_round: Any = MISSING  # int or float, which mean different things
-
-
-@dataclass
-class TrainConfig:
-    """Local training."""
-
-    epochs: int = MISSING
-    batch_size: int = MISSING
-    lr: float = MISSING
-    optimizer: str = MISSING
-    momentum: float = MISSING
-    weight_decay: float = MISSING
-    max_batches: int | None = None
-    server_lr: float | None = None  # of the server's half; None takes lr
-    augment: str = "none"
-
-    def settings(self) -> LocalTraining:
-        """Return what the strategies take."""
-        return LocalTraining(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            optimizer=self.optimizer,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            max_batches=self.max_batches or 0,
-            augment=self.augment,
-        )
-
-
-@dataclass
-class DataConfig:
-    """A data source and its division; shape and num_classes are known before anything is loaded."""
-
-    name: str = MISSING
-    source: str = MISSING  # module; app.sources says what it has
-    shape: list[int] = MISSING  # [] and 0: found at data.path
-    num_classes: int = MISSING
-    path: str | None = None
-    content: str = ""  # found at data.path; names what is there
-    options: dict[str, Any] = field(default_factory=dict)  # checked by the source
-    root: str = "${oc.env:CUTBIT_DATA,${oc.env:HOME,/tmp}/.cache/cutbit}"
-    partition: str = "iid"
-    alpha: float = 0.5
-    samples_per_client: int | None = None
-    max_train: int | None = None
-    max_test: int | None = None
-    image_size: int | None = None  # images are brought to this height and width
-
-
-@dataclass
-class QuantConfig:
-    """Bit widths; None takes the method's own."""
-
-    bits: int | None = None
-    weight_bits: int | None = None
-    act_bits: int | None = None
-    edge_bits: int = 8
-    learn_step: bool = True
-    per_channel: bool = False
-    wire: str = "latent"
-    side: str = "both"  # of a cut network: both, or the client's
-
-    def spec(self, default_bits: int) -> QuantSpec:
-        """Return what the strategies take."""
-        bits = default_bits if self.bits is None else self.bits
-        return QuantSpec(
-            weight_bits=bits if self.weight_bits is None else self.weight_bits,
-            act_bits=bits if self.act_bits is None else self.act_bits,
-            edge_bits=self.edge_bits,
-            learn_step=self.learn_step,
-            per_channel=self.per_channel,
-        )
-
-
-@dataclass
-class SplitConfig:
-    """Where the network is cut."""
-
-    cut: Any = MISSING  # a name, a share of the FLOPs, or a mapping from partitions to either
-    tail: str = MISSING
-
-
-@dataclass
-class LinkConfig:
-    """What crosses the cut, and how."""
-
-    up: str = "fp32"
-    down: str = "fp32"
-    k: float = 0.1
-    alpha: float = 0.1
-    per_channel: bool = False
-    rounding: str = "nearest"
-
-    def settings(self) -> LinkSettings:
-        """Return what the strategies take."""
-        return LinkSettings(**{f.name: getattr(self, f.name) for f in fields(self)})
-
-
-@dataclass
-class PrivacyConfig:
-    """Measures against what the cut says about the input."""
-
-    dcor_weight: float = 0.0
-    epsilon: float | None = None
-
-    def settings(self) -> Privacy:
-        """Return what the strategies take."""
-        return Privacy(self.dcor_weight, self.epsilon or 0.0)
-
-
-@dataclass
-class PruneConfig:
-    """The bottleneck at the cut; None takes what the number of rounds suggests."""
-
-    ratio: float = 0.75
-    schedule: str = "grow"
-    importance: str = "l1"
-    rounds: int | None = None
-    stages: int = 4
-    frozen: bool = False
-    source: str | None = None
-    pretrain_rounds: int | None = None
-
-    def settings(self, rounds: int) -> PruneSettings:
-        """Return what the strategies take, in an experiment of ``rounds`` rounds."""
-        last = rounds if self.rounds is None else self.rounds
-        # Where nothing says how long: half of the way, or as little as the importance needs.
-        default = last // 2 if not self.source else int(self.importance == "taylor")
-        return PruneSettings(
-            ratio=self.ratio,
-            schedule=self.schedule,
-            importance=self.importance,
-            rounds=last,
-            stages=self.stages,
-            frozen=self.frozen,
-            source=self.source or "",
-            pretrain_rounds=default if self.pretrain_rounds is None else self.pretrain_rounds,
-        )
-
-
-@dataclass
-class FleetConfig:
-    """What clients run on, when they are there, and how long a round may last."""
-
-    name: str = MISSING
-    population: str | None = None  # a row of fleet/tables/populations.yaml
-    capacity: str | None = None  # instead: a FedScale file of devices
-    device: str = "phone_mid"  # what such a file does not say: memory, power, latency
-    link: str = "wifi"
-    availability: Any = "always"  # always, a probability, diurnal, or a trace's path
-    by_id: bool = False  # whether partition i is the trace's client i; else drawn by seed
-    low: float = 0.1  # diurnal: probability at noon
-    high: float = 0.9  # diurnal: at midnight
-    spread_h: float = 3.0  # diurnal: over how many hours midnights are spread
-    deadline_s: float | None = None
-    over_select: float = 1.0
-    jitter: float = 0.0
-    tails: bool = False
-    objective: str = "seconds"
-
-
-@dataclass
-class EvaluateConfig:
-    """When the server evaluates, and how many clients' halves where each has its own."""
-
-    every: int = MISSING
-    clients: int = 10
-
-
-@dataclass
-class EngineConfig:
-    """Where clients run."""
-
-    name: str = MISSING
-    workers: int | None = None
-    address: str | None = None
-
-
-@dataclass
-class WandbConfig:
-    """Weights & Biases."""
-
-    mode: str = "offline"
-    project: str = "cutbit"
-    entity: str | None = None
-
-
-@dataclass
-class TrackerConfig:
-    """Where records go beside the run's folder."""
-
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-
-
-@dataclass
-class SweepConfig:
-    """What -m runs: a preset's keys with Hydra's lists of values, and what it need not run."""
-
-    over: dict[str, Any] = field(default_factory=dict)
-    skip_finished: bool = False
-
-
-@dataclass
-class CheckpointConfig:
-    """Rounds between checkpoints (0: none) and how many of the newest stay."""
-
-    every: int = MISSING
-    keep: int = MISSING
-
-
-@dataclass
-class Config:
-    """A whole experiment."""
-
-    seed: int = MISSING
-    rounds: int = MISSING
-    name: str = MISSING
-    target_accuracy: float | None = None
-    resume: bool = False
-    strategy: dict[str, Any] = MISSING  # checked by the strategy's own constructor
-    model: dict[str, Any] = MISSING  # checked by the model's own constructor
-    data: DataConfig = field(default_factory=DataConfig)
-    clients: ClientsConfig = field(default_factory=ClientsConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    quant: QuantConfig = field(default_factory=QuantConfig)
-    split: SplitConfig = field(default_factory=SplitConfig)
-    link: LinkConfig = field(default_factory=LinkConfig)
-    prune: PruneConfig = field(default_factory=PruneConfig)
-    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
-    fleet: FleetConfig = field(default_factory=FleetConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    sweep: SweepConfig = field(default_factory=SweepConfig)
-
-
-ConfigStore.instance().store(name="schema", node=Config)
 
 
 # From the command line to a Config --------------------------------------------------------------
@@ -368,7 +116,7 @@ def refuse_additions(overrides: Sequence[str]) -> None:
     Raises:
         ValueError: names the key.
     """
-    known = _flatten(_keys(Config))
+    known = known_keys()
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         if override.is_delete() and not key.startswith("hydra"):
@@ -511,9 +259,9 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     """
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     assert isinstance(container, dict)
-    flat = _flatten(container)
+    flat = flatten(container)
     # What null stands for, because `rounds` itself may grow where a run is continued.
-    flat |= _flatten({"prune": asdict(config.prune.settings(config.rounds))})
+    flat |= flatten({"prune": asdict(config.prune.settings(config.rounds))})
     unread = {*_NOT_HASHED, "data.root", "data.path", "model.weights"}
     # What a file holds is part of an experiment; where it lies is not.
     unread |= {key for key in flat if is_under(key, _OPTIONAL) and not is_under(key, reads)}
@@ -547,76 +295,3 @@ def config_hash(config: Config, reads: Sequence[str]) -> str:
     """Return twelve hex digits that are equal where the results must be."""
     text = json.dumps(relevant(config, reads), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _flatten(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
-
-
-# Messages ---------------------------------------------------------------------------------------
-
-
-def explain(error: BaseException) -> str:
-    """Return one line for an error of Hydra, OmegaConf or our own."""
-    if not isinstance(error, HydraException | OmegaConfBaseException):
-        return _first_line(error)
-    chain: list[BaseException] = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    text = "\n".join(str(link) for link in chain)
-    if found := re.search(
-        r"Could not find '([^']+)/([^'/]+)'\s+Available options in[^:]+:(.*)", text, re.S
-    ):
-        group, option, options = found.groups()
-        return (
-            f"{group}={option}: takes {', '.join(options.split('Config search path')[0].split())}"
-        )
-    if found := re.search(r"Could not override '([^']+)'", text):
-        key = found[1]
-        if not re.search(r"is not in struct|not in '", text):
-            return f"{key}: {_first_line(chain[-1])}"
-        return f"{key}: unknown key{nearest(key)}"
-    if found := re.search(r"Key '([^']+)' (?:is )?not in '?\w+'?\s+full_key: (\S+)", text):
-        return f"{found[2]}: unknown key{nearest(found[2])}"
-    if found := re.search(
-        r"Value '(.*?)' .*could not be converted to (\w+)\s+full_key: (\S+)", text
-    ):
-        return f"{found[3]}={found[1]}: takes {_KINDS.get(found[2], found[2])}"
-    if found := re.search(r"Value '(.*?)' is not a valid (\w+).*full_key: (\S+)", text, re.S):
-        return f"{found[3]}={found[1]}: takes {_KINDS.get(found[2], found[2])}"
-    if found := re.search(r"full_key: (\S+)", text):
-        return f"{found[1]}: {_first_line(chain[-1])}"
-    return _first_line(chain[-1])
-
-
-_KINDS = {
-    "Integer": "an integer",
-    "Float": "a number",
-    "Boolean": "true or false",
-    "bool": "true or false",
-}
-
-
-def nearest(key: str) -> str:
-    """Return a hint with the nearest existing keys, or nothing."""
-    known = list(_flatten(_keys(Config)))
-    known += [f"strategy.{name}" for name in ("average", "proximal_mu", *ServerSettings.names())]
-    close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    close += [k for k in known if k.split(".")[-1] == key.split(".")[-1] and k not in close]
-    return f"; did you mean {', '.join(close[:3])}?" if close else ""
-
-
-def _keys(schema: type) -> dict[str, Any]:
-    node = OmegaConf.structured(schema)
-    container = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

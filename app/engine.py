@@ -31,7 +31,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from ray.exceptions import RayError, RayTaskError
 
 from app import client, experiment, messages, server
-from app.config import Config
+from app.schema import Config
 from tracking.progress import ProgressSink, Show
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from app import experiment
-from app.config import explain
+from app.explain import explain
 from app.ptq import load_config
 from app.server import EVALUATION_BATCH, write_json
 from fleet.devices import tables

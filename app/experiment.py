@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from app import fleets, sources
-from app.config import MODEL_KEYS, Config, DataConfig
+from app.config import MODEL_KEYS
+from app.schema import Config, DataConfig
 from data.cache import cached
 from data.dataset import Dataset
 from data.partition import partition

@@ -25,8 +25,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from app import experiment
-from app.config import Config, explain
+from app.explain import explain
 from app.ptq import load_config
+from app.schema import Config
 from app.server import EVALUATION_BATCH
 from quant.export import Network, SizeReport, is_ours, load_packed, save_packed, size_report
 from quant.layers import FULL_PRECISION, QuantSpec, quantize

@@ -12,7 +12,7 @@ from fleet.population import Client, assign
 from fleet.traces import match, read_availability, read_capacity
 
 if TYPE_CHECKING:
-    from app.config import Config, FleetConfig
+    from app.schema import Config, FleetConfig
 
 WORDS = ("always", "diurnal")
 

@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from app import experiment
-from app.config import Config, compose
+from app.config import compose
+from app.schema import Config
 from fleet.cost import choose_cut, cost
 from fleet.devices import Device, Link, Population, tables
 from fleet.work import ClientWork

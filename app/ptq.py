@@ -21,7 +21,9 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from app import experiment
-from app.config import Config, explain, from_omegaconf
+from app.config import from_omegaconf
+from app.explain import explain
+from app.schema import Config
 from app.server import test, write_json
 from quant.layers import QuantSpec, calibrate_minmax, quantize
 from strategies.local import load_arrays

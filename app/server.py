@@ -18,7 +18,9 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from app import experiment, messages, runtime
-from app.config import Config, config_hash, explain, from_run_config, relevant
+from app.config import config_hash, from_run_config, relevant
+from app.explain import explain
+from app.schema import Config
 from strategies.base import FederatedStrategy, wait_for_nodes
 from strategies.checkpoint import Checkpoint, Checkpoints
 from tracking.jsonl import JsonlSink

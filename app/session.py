@@ -20,8 +20,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from app import experiment
-from app.config import CONF, Config, compose, config_hash, from_omegaconf, open_model_keys
+from app.config import CONF, compose, config_hash, from_omegaconf, open_model_keys
 from app.engine import Simulator
+from app.schema import Config
 from app.server import FolderTakenError, claim, identity, write_json
 from tracking.collect import common, find
 from tracking.jsonl import ROUNDS, read

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from data.dataset import Dataset
 
 if TYPE_CHECKING:
-    from app.config import DataConfig
+    from app.schema import DataConfig
 
 
 def find(data: "DataConfig") -> ModuleType:

@@ -33,8 +33,9 @@ from flwr.simulation import run_simulation
 from torch import Tensor
 
 from app import client, experiment, messages
-from app.config import Config, compose
+from app.config import compose
 from app.engine import LocalGrid, RayGrid, SerialGrid, Workers, make_context
+from app.schema import Config
 from benchmarks.random_data import load
 from models.lenet5 import LeNet5
 from tracking.record import ClientRecord, RoundRecord

@@ -11,7 +11,8 @@ from conftest import assert_same_run, simulate, small
 from safetensors.torch import load_file, save_file
 
 from app import experiment
-from app.config import Config, compose, config_hash, from_run_config, relevant
+from app.config import compose, config_hash, from_run_config, relevant
+from app.schema import Config
 from app.session import Session
 from models.resnet import resnet18
 from quant.functional import initial_step
