@@ -11,7 +11,7 @@ from app.config import compose, config_hash, relevant
 from app.session import Session, expand
 
 WRONG = [
-    ("strategy=nothing", "strategy=nothing: takes deprune, fedavg, "),
+    ("strategy=nothing", "strategy=nothing: takes binarized_split, deprune, "),
     ("data=imagenet", "data=imagenet: takes arrays, cifar10, digits, fashion_mnist, hub, mi"),
     ("foo=1", "foo: unknown key"),
     ("quant.bit=4", "quant.bit: unknown key; did you mean quant.bits"),
