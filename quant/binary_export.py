@@ -148,49 +148,52 @@ class PackedLayer:
             if any(before != after for before, after in shape.padding):
                 padding = "same"
             sums = convolve(x, weight, None, shape.stride, padding, shape.dilation, shape.groups)
-        return self._after(np.moveaxis(sums.numpy(), 1, -1) >= self.threshold)
+        pools = list(shape.pools)
+        while pools and pools[0].before_flip:  # the maximum of the sums, or the OR of their bits
+            maximum = F.max_pool1d if len(shape.kernel) == 1 else F.max_pool2d
+            pool = pools.pop(0)
+            sums = maximum(
+                sums, pool.kernel, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
+            )
+        reached = sums >= torch.from_numpy(self.threshold).view(-1, *[1] * len(shape.kernel))
+        return self._after(reached.movedim(1, -1).contiguous().numpy(), pools)
 
     def from_bits(self, bits: Bits) -> Bits:
         """(B, …, C) bits → (B, …, C') bits."""
         shape = self.geometry
-        words, counts = self._cached(bits.shape[1:-1], lambda: self._words(bits.shape[1:-1]))
-        rows = _windows(
-            np.packbits(_grouped(bits, shape.groups), axis=-1, bitorder="little"), shape
-        )
-        num = len(bits)
-        ones = np.zeros((num, *counts.shape), counts.dtype)  # (B, P, G, C'/G)
+        words, limits = self._cached(bits.shape[1:-1], lambda: self._words(bits.shape[1:-1]))
+        rows = _windows(_packed_channels(bits, shape.groups), shape)
+        ones = np.zeros((len(bits), *limits.shape), limits.dtype)  # (B, P, G, C'/G)
         for word in range(rows.shape[-1]):
             ones += np.bitwise_count(rows[..., None, word] ^ words[..., word])
         sizes = _output_sizes(bits.shape[1:-1], shape)
-        return self._after((ones <= counts).reshape(num, *sizes, shape.channels))
+        return self._after((ones < limits).reshape(len(bits), *sizes, shape.channels), shape.pools)
 
     def _words(self, sizes: tuple[int, ...]) -> tuple[NDArray[np.uint64], NDArray[Any]]:
-        """The weight's words (G, C'/G, W), and the most differing bits with which a sum still
-        reaches its threshold (P, G, C'/G), for inputs of these ``sizes``."""
+        """The weight's words (G, C'/G, W), and how many differing bits are too many for a sum to
+        reach its threshold, (P, G, C'/G), for inputs of these ``sizes``."""
         shape = self.geometry
-        bits = self._weight_bits().reshape(shape.groups, -1, *shape.weight_shape[1:])
-        taps = np.moveaxis(bits, 2, -1)  # (G, C'/G, …, C/G)
-        packed = np.packbits(taps, axis=-1, bitorder="little")
-        words = _as_words(packed.reshape(*packed.shape[:2], -1))
+        filters = np.moveaxis(self._weight_bits(), 1, -1)  # (C', …, C/G)
+        packed = _packed_channels(filters, 1)
+        words = _as_words(packed.reshape(shape.groups, shape.channels // shape.groups, -1))
         inside = np.ones((1, *sizes, shape.in_channels), np.bool_)
-        mask = _windows(
-            np.packbits(_grouped(inside, shape.groups), axis=-1, bitorder="little"), shape
-        )
-        terms = np.bitwise_count(mask[0]).sum(-1, dtype=np.int64)[..., None]  # (P, G, 1)
-        outside = np.bitwise_count(words & ~mask[0][:, :, None]).sum(-1, dtype=np.int64)
+        mask = _windows(_packed_channels(inside, shape.groups), shape)[0]
+        terms = np.bitwise_count(mask).sum(-1, dtype=np.int64)[..., None]  # (P, G, 1)
+        outside = np.bitwise_count(words & ~mask[:, :, None]).sum(-1, dtype=np.int64)
         # sum = terms − 2·(ones − outside) ≥ threshold
         threshold = self.threshold.astype(np.int64).reshape(shape.groups, -1)
-        most = (terms + 2 * outside - threshold) // 2
-        dtype = np.int16 if shape.fan_in < 2**15 else np.int32
-        return words, np.clip(most, -1, shape.fan_in).astype(dtype)
+        limits = (terms + 2 * outside - threshold) // 2 + 1
+        return words, np.clip(limits, 0, shape.fan_in + 1).astype(
+            np.min_scalar_type(shape.fan_in + 1)
+        )
 
-    def _after(self, bits: Bits) -> Bits:
+    def _after(self, bits: Bits, pools: Sequence[Pool]) -> Bits:
         """Pooling and flipping."""
-        for pool in self.geometry.pools:
+        for pool in pools:
             if pool.before_flip:
                 bits = _pooled(bits, pool)
         bits = bits ^ self.flipped
-        for pool in self.geometry.pools:
+        for pool in pools:
             if not pool.before_flip:
                 bits = _pooled(bits, pool)
         return bits
@@ -435,9 +438,15 @@ def _flat(bits: Bits) -> Bits:
     return np.moveaxis(bits, -1, 1).reshape(len(bits), math.prod(bits.shape[1:]))
 
 
-def _grouped(bits: Bits, groups: int) -> Bits:
-    """(B, …, C) → (B, …, G, C/G)."""
-    return bits.reshape(*bits.shape[:-1], groups, bits.shape[-1] // groups)
+def _packed_channels(bits: NDArray[Any], groups: int) -> NDArray[Any]:
+    """(B, …, C) → (B, …, G, units), the channels of each group in unsigned integers.
+
+    Of 8 to 64 bits, as few as hold them: windows are then gathered by whole numbers.
+    """
+    grouped = bits.reshape(*bits.shape[:-1], groups, bits.shape[-1] // groups)
+    packed = np.packbits(grouped, axis=-1, bitorder="little")
+    unit = next((unit for unit in (1, 2, 4) if unit >= packed.shape[-1]), 8)
+    return _filled(packed, unit).view(f"u{unit}")
 
 
 def _output_sizes(sizes: Sequence[int], shape: Geometry) -> tuple[int, ...]:
@@ -449,34 +458,53 @@ def _output_sizes(sizes: Sequence[int], shape: Geometry) -> tuple[int, ...]:
     )
 
 
-def _windows(packed: NDArray[np.uint8], shape: Geometry) -> NDArray[np.uint64]:
-    """What each filter sees: (B, …, G, bytes) → (B, P, G, W) words, in the weight's order."""
-    num, *sizes, groups, size = packed.shape
-    padded = np.pad(packed, [(0, 0), *shape.padding, (0, 0), (0, 0)]) if sizes else packed
+def _windows(packed: NDArray[Any], shape: Geometry) -> NDArray[np.uint64]:
+    """What each filter sees: (B, …, G, units) → (B, P, G, W) words, in the weight's order."""
+    num, *sizes, groups, units = packed.shape
+    padded = _padded(packed, [(0, 0), *shape.padding, (0, 0), (0, 0)])
     outputs = _output_sizes(sizes, shape)
     taps = math.prod(shape.kernel)
-    rows = np.empty((num, *outputs, groups, taps, size), np.uint8)
-    for tap, offsets in enumerate(itertools.product(*map(range, shape.kernel))):
-        rows[..., tap, :] = padded[
-            (
-                slice(None),
-                *(
-                    slice(at * dilation, at * dilation + (output - 1) * stride + 1, stride)
-                    for at, output, stride, dilation in zip(
-                        offsets, outputs, shape.stride, shape.dilation, strict=True
-                    )
-                ),
-            )
-        ]
-    return _as_words(rows.reshape(num, math.prod(outputs), groups, taps * size))
+    rows = np.empty((num, *outputs, groups, taps, units), packed.dtype)
+    for tap, at in enumerate(itertools.product(*map(range, shape.kernel))):
+        rows[..., tap, :] = padded[_strided(at, outputs, shape.stride, shape.dilation)]
+    return _as_words(rows.reshape(num, math.prod(outputs), groups, taps * units))
 
 
-def _as_words(packed: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Bytes → 64-bit words along the last axis, filled up with zeros."""
-    missing = -packed.shape[-1] % 8
-    if missing:
-        packed = np.pad(packed, [*[(0, 0)] * (packed.ndim - 1), (0, missing)])
-    return np.ascontiguousarray(packed).view(np.uint64)
+def _strided(
+    at: Sequence[int], outputs: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[slice, ...]:
+    """Where the tap ``at`` of all windows lies, behind the batch's axis."""
+    places = (
+        slice(tap * apart, tap * apart + (output - 1) * step + 1, step)
+        for tap, output, step, apart in zip(at, outputs, stride, dilation, strict=True)
+    )
+    return (slice(None), *places)
+
+
+def _as_words(packed: NDArray[Any]) -> NDArray[np.uint64]:
+    """Unsigned integers → 64-bit words along the last axis, filled up with zeros."""
+    return _filled(packed, 8 // packed.itemsize).view(np.uint64)
+
+
+def _filled(values: NDArray[Any], multiple: int) -> NDArray[Any]:
+    """``values`` with zeros at the end of the last axis up to a ``multiple``, contiguous."""
+    missing = -values.shape[-1] % multiple
+    return _padded(values, [*[(0, 0)] * (values.ndim - 1), (0, missing)])
+
+
+def _padded(values: NDArray[Any], pads: Sequence[tuple[int, int]]) -> NDArray[Any]:
+    """``values`` with zeros around, contiguous; numpy.pad takes longer than the sums."""
+    if not any(map(any, pads)):
+        return np.ascontiguousarray(values)
+    sizes = [size + sum(pad) for size, pad in zip(values.shape, pads, strict=True)]
+    padded = np.zeros(sizes, values.dtype)
+    padded[
+        tuple(
+            slice(before, before + size)
+            for size, (before, _) in zip(values.shape, pads, strict=True)
+        )
+    ] = values
+    return padded
 
 
 def _pooled(bits: Bits, pool: Pool) -> Bits:
@@ -492,21 +520,10 @@ def _pooled(bits: Bits, pool: Pool) -> Bits:
         reach = (output - 1) * stride + dilation * (kernel - 1) + 1
         outputs.append(output)
         pads.append((padding, max(0, reach - size - padding)))
-    if any(map(any, pads)):
-        bits = np.pad(bits, [(0, 0), *pads, (0, 0)])
+    bits = _padded(bits, [(0, 0), *pads, (0, 0)])
     result = np.zeros((len(bits), *outputs, bits.shape[-1]), np.bool_)
-    for offsets in itertools.product(*map(range, pool.kernel)):
-        result |= bits[
-            (
-                slice(None),
-                *(
-                    slice(at * dilation, at * dilation + (output - 1) * stride + 1, stride)
-                    for at, output, stride, dilation in zip(
-                        offsets, outputs, pool.stride, pool.dilation, strict=True
-                    )
-                ),
-            )
-        ]
+    for at in itertools.product(*map(range, pool.kernel)):
+        result |= bits[_strided(at, outputs, pool.stride, pool.dilation)]
     return result
 
 
