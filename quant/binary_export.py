@@ -364,6 +364,10 @@ def _pool(pool: nn.MaxPool1d | nn.MaxPool2d, before_flip: bool) -> Pool:
     def sizes(value: int | tuple[int, ...]) -> tuple[int, ...]:
         return (value,) * dims if isinstance(value, int) else tuple(value)
 
+    if any(p and d > 1 for p, d in zip(sizes(pool.padding), sizes(pool.dilation), strict=True)):
+        raise ValueError(
+            "max pooling with padding and dilation: a window may lie in the padding and hold no value"
+        )
     return Pool(
         sizes(pool.kernel_size),
         sizes(pool.stride),

@@ -56,7 +56,7 @@ def test_a_run(start: Callable[..., None], tmp_path: Path) -> None:
         ((), {"nodes_timeout_s": -1}, "nodes_timeout_s=-1: takes seconds, 0 or more"),
         ((), {"nodes_timeout_s": "long"}, "nodes_timeout_s='long': takes seconds, 0 or more"),
         ((), {"overrides": "name='x"}, 'overrides="name=\'x": No closing quotation'),
-        (("strategy=nope",), {}, "strategy=nope: takes fedavg, "),
+        (("strategy=nope",), {}, "strategy=nope: takes "),
         (("rounds=0",), {}, "rounds=0: takes 1 or more"),
         (("quant.bit=4",), {}, "quant.bit: unknown key; did you mean quant.bits"),
         (("data=mnist", "data.root=/nowhere"), {}, "/nowhere"),

@@ -33,10 +33,10 @@ def prepared(*overrides):
 
 @pytest.mark.parametrize(("strategy", "overrides"), CASES)
 def test_bytes_planned_from_shapes_are_those_that_cross(strategy, overrides, tmp_path) -> None:
-    chosen = (f"strategy={strategy}", *overrides, "rounds=1", "data.partition=dirichlet")
+    chosen = (f"strategy={strategy}", *overrides, "data.partition=dirichlet")
     simulate(tmp_path, *chosen)
     works = prepared(*chosen).client_works()
-    for row in clients(tmp_path):
+    for row in [row for row in clients(tmp_path) if row["round"] == 1]:  # shapes may change later
         total = works[row["partition"]].total()
         assert (row["bytes_up"], row["bytes_down"]) == (total.bytes_up, total.bytes_down)
 
