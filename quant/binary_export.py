@@ -366,7 +366,7 @@ def _pool(pool: nn.MaxPool1d | nn.MaxPool2d, before_flip: bool) -> Pool:
 
     if any(p and d > 1 for p, d in zip(sizes(pool.padding), sizes(pool.dilation), strict=True)):
         raise ValueError(
-            "max pooling with padding and dilation: a window may lie in the padding, without a value"
+            "max pooling with padding and dilation: a window may lie in the padding and be empty"
         )
     return Pool(
         sizes(pool.kernel_size),
