@@ -182,12 +182,12 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _OTHER_NORMS = (nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 _GO = (*_ACTIVATIONS, *_DROPOUTS, nn.Identity)
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d)
+_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
 _IN_CHAIN = (*_GO, *_BATCH_NORMS, *_OTHER_NORMS, *_MAX_POOLS, nn.AvgPool1d, nn.AvgPool2d)
 _KEEP_SIGNS = (
-    *_MAX_POOLS, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Flatten, *_DROPOUTS, nn.Identity,
-    F.max_pool1d, F.max_pool2d, torch.flatten, torch.cat, "flatten", "view", "reshape", "squeeze",
-    "unsqueeze", "transpose", "permute", "contiguous",
+    *_MAX_POOLS, nn.Flatten, *_DROPOUTS, nn.Identity, F.max_pool1d, F.max_pool2d, torch.flatten,
+    torch.cat, "flatten", "view", "reshape", "squeeze", "unsqueeze", "transpose", "permute",
+    "contiguous",
 )  # fmt: skip
 _UNFIT_AS_FUNCTIONS = {
     "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "elu", "selu", "celu", "gelu",
@@ -240,8 +240,10 @@ def binarize(
         if module is not None and type(module) in _LAYERS:
             (parent,) = node.all_input_nodes
             _rewrite(module, spec, parent in signed, spec.normalise_input and parent in raw)
+    like = next(model.parameters())
     for path, role in roles.items():
-        model.set_submodule(path, role.build(modules[path], spec))
+        replacement = role.build(modules[path], spec).to(like.device, like.dtype)
+        model.set_submodule(path, replacement.train(modules[path].training))
     return model
 
 
@@ -328,8 +330,9 @@ def _roles(
     def give(node: fx.Node, role: _Role) -> None:
         path = str(node.target)
         calls[path] = calls.get(path, 0) + 1
-        if roles.setdefault(path, role) != role or (calls[path] > 1 and role.channels):
-            raise ValueError(f"{path} is called {calls[path]} times, for different purposes")
+        has_state = role.channels or type(modules[path]) in _LAYERS
+        if roles.setdefault(path, role) != role or (calls[path] > 1 and has_state):
+            raise ValueError(f"{path} is called {calls[path]} times: give each call a module")
 
     for node in graph.nodes:
         module = _called(node, modules)
@@ -427,6 +430,7 @@ def _called(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None
 
 
 def _what(node: fx.Node, modules: Mapping[str, nn.Module]) -> object:
-    """The class of the module, the function, or the method's name."""
-    module = _called(node, modules)
-    return node.target if module is None else type(module)
+    """The class of the module, the function, or the method's name; None for what is no call."""
+    if node.op == "call_module":
+        return type(modules[str(node.target)])
+    return node.target if node.op in ("call_function", "call_method") else None

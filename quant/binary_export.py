@@ -294,7 +294,7 @@ def _packed(chain: Sequence[fx.Node], modules: dict[str, nn.Module]) -> PackedHa
             if geometry.is_real and layers:
                 raise ValueError(f"{node.target}: its input is not ±1")
             flattens = False
-        elif isinstance(module, nn.MaxPool1d | nn.MaxPool2d) and (layer is not None or layers):
+        elif isinstance(module, nn.MaxPool1d | nn.MaxPool2d) and (layer or layers) and not flattens:
             pool = _pool(module, before_flip=layer is not None and norm is None)
             if layer is not None:
                 geometry = replace(geometry, pools=(*geometry.pools, pool))

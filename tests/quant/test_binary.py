@@ -299,6 +299,15 @@ def test_what_it_costs():
     assert found.bops == 128 * 16 * 7 * 32 + 64 * 16 * 16 * 5
 
 
+def test_type_and_mode_are_those_of_the_model():
+    net = make("ecg1d").double()
+    half = binarize(cut(net, "stage2", (1, 128))[0].eval())
+    assert not any(module.training for module in half.modules() if list(module.buffers(False)))
+    z = half(draw(3, 1, 128).double())
+    assert z.dtype == torch.float64
+    assert half.train()(draw(3, 1, 128).double()).unique().tolist() == [-1, 1]
+
+
 class Functional(nn.Module):
     def __init__(self):
         super().__init__()
@@ -325,6 +334,7 @@ class Shared(nn.Module):
 @pytest.mark.parametrize(
     ("net", "why"),
     [
+        (nn.Sequential(*[nn.Linear(2, 2)] * 2), "0 is called 2 times"),
         (Functional(), "takes relu as a module"),
         (Branching(), "torch.fx can trace"),
         (Shared(), "relu is called 2 times"),
