@@ -79,13 +79,13 @@ def test_who_hands_on_what_is_the_bases(base) -> None:
 # Bytes --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ratio", "active"), [(0, 16), (0.5, 8), (0.75, 4), (0.9, 2), (0.95, 1)])
+@pytest.mark.parametrize(("ratio", "active"), [(0, 16), (0.75, 4), (0.95, 1)])
 def test_bytes_follow_the_active_channels_exactly(ratio, active, tmp_path: Path) -> None:
-    settings = ("prune.schedule=fixed", f"prune.ratio={ratio}", "rounds=1", "clients.total=3")
+    settings = ("prune.schedule=fixed", f"prune.ratio={ratio}", "rounds=1", "clients.total=1")
     summary = simulate(tmp_path, "strategy=deprune", *settings)
     (record,) = rounds(tmp_path)
     assert record["active_channels"] == summary["active_channels"] == active
-    samples, device = 240, 3 * 4 * (16 * 9 + 16 + 16 + active * 16)  # stage1 and the encoder
+    samples, device = 240, 4 * (16 * 9 + 16 + 16 + active * 16)  # stage1 and the encoder
     whole = samples * 4 * 16 * 4 * 4  # 16 channels of 4×4 in fp32
     assert (record["bytes_down"] - device) * 16 == whole * active
     assert (record["bytes_up"] - device - samples) * 16 == whole * active  # a byte a label
@@ -190,7 +190,8 @@ def test_taylor_ranks_by_what_clients_measured_and_begins_anew() -> None:
 @pytest.mark.parametrize("base", BASES)
 def test_taylor_is_added_up_until_the_width_changes(base, tmp_path: Path) -> None:
     chosen = (f"strategy.base={base}", "prune.importance=taylor", "prune.pretrain_rounds=2")
-    simulate(tmp_path, "strategy=prune", *chosen, "rounds=3", "checkpoint.keep=9")
+    few = ("clients.total=2", "data.max_train=32", "checkpoint.keep=9")
+    simulate(tmp_path, "strategy=prune", *chosen, "rounds=3", *few)
     one, two, three = (
         load_file(tmp_path / "checkpoint" / f"{r:06d}" / "model.safetensors")["cut_taylor"]
         for r in (1, 2, 3)
@@ -256,7 +257,7 @@ def test_more_rounds_do_not_change_what_was_done(tmp_path: Path) -> None:
 
 
 def test_prune_begins_with_a_finished_run(tmp_path: Path) -> None:
-    simulate(tmp_path / "source", "strategy=fedavg")
+    simulate(tmp_path / "source", "strategy=fedavg", "clients.total=1", "rounds=1")
     weights = load_file(tmp_path / "source" / "model.safetensors")
     source = f"prune.source={tmp_path / 'source'}"
     for bits in ("32", "4"):
@@ -272,8 +273,8 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     chosen = ["strategy=prune", "clients.total=3"]
     with pytest.raises(ValueError, match=r"prune\.source=/nowhere: no finished run there, model"):
         Session().prepare([*chosen, "prune.source=/nowhere"], is_sweep=False)
-    simulate(tmp_path / "wide", "strategy=fedavg", "model.width=32", "rounds=1")
-    simulate(tmp_path / "few", "strategy=oqfl", "rounds=1")
+    simulate(tmp_path / "wide", "strategy=fedavg", "model.width=32", "rounds=1", "clients.total=1")
+    simulate(tmp_path / "few", "strategy=oqfl", "rounds=1", "clients.total=1")
     for run, message in (
         (
             "wide",
