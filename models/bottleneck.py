@@ -15,11 +15,12 @@ What a channel is worth, larger is more:
                                         (Li et al. 2017, arXiv 1608.08710)
     bn      Σᵢ|Eⱼᵢ|·|γᵢ| · Σᵢ|Dᵢⱼ|       γ: scales of the normalisation before the cut
                                         (Liu et al. 2017, arXiv 1708.06519)
-    taylor  Σ over steps of |Σ zⱼ·∂L/∂zⱼ|, summed over batch and positions; it is |Σᵢ Eⱼᵢ·∂L/∂Eⱼᵢ|
+    taylor  Σ over samples of |Σ zⱼ·∂L/∂zⱼ| over positions, which is |Σᵢ Eⱼᵢ·∂L/∂Eⱼᵢ| of the sample
                                         (Molchanov et al. 2017, arXiv 1611.06440)
 
 The two products do not change when Eⱼ grows by what Dⱼ shrinks. At the start E and D are unit
-vectors, and they are the papers' own criteria.
+vectors, and they are the papers' own criteria. Taylor takes each sample by itself: the sum over a
+batch is the loss's slope in the channel's size, which training brings to 0 whatever it is worth.
 """
 
 import copy
@@ -108,10 +109,10 @@ class Encoded(Part):
         z: Tensor = self.get_submodule(ENCODER)(super().forward(x))
         if self.cut_taylor is not None and self.training and z.requires_grad:
             values, total = z.detach(), self.cut_taylor
-            axes = [axis for axis in range(z.dim()) if axis != 1]
 
             def add(gradient: Tensor) -> None:
-                total.add_((values * gradient).sum(axes).abs())
+                slopes = (values * gradient)[..., None].flatten(2).sum(2)  # (B, k)
+                total.add_(slopes.abs().sum(0))
 
             z.register_hook(add)
         return z
