@@ -125,10 +125,11 @@ class PrivacyConfig:
 
     dcor_weight: float = 0.0
     epsilon: float | None = None
+    attack: bool = True
 
     def settings(self) -> Privacy:
         """Return what the strategies take."""
-        return Privacy(self.dcor_weight, self.epsilon or 0.0)
+        return Privacy(self.dcor_weight, self.epsilon or 0.0, self.attack)
 
 
 @dataclass
