@@ -273,6 +273,8 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("model.replace_head")
     if config.train.augment == "none":
         unread.add("train.augment")
+    if config.train.lr_decay == 1:
+        unread.add("train.lr_decay")
     if config.data.partition != "dirichlet":
         unread.add("data.alpha")
     if config.train.optimizer != "sgd":

@@ -34,6 +34,7 @@ class TrainConfig:
     weight_decay: float = MISSING
     max_batches: int | None = None
     server_lr: float | None = None  # of the server's half; None takes lr
+    lr_decay: float = 1.0  # from one round to the next
     augment: str = "none"
 
     def settings(self) -> LocalTraining:
@@ -42,6 +43,8 @@ class TrainConfig:
             epochs=self.epochs,
             batch_size=self.batch_size,
             lr=self.lr,
+            server_lr=self.server_lr or 0.0,
+            lr_decay=self.lr_decay,
             optimizer=self.optimizer,
             momentum=self.momentum,
             weight_decay=self.weight_decay,

@@ -502,3 +502,14 @@ def test_load_arrays_refuses_shapes_that_broadcast():
     model = nn.Linear(2, 2)
     with pytest.raises((ValueError, RuntimeError)):
         load_arrays(model, {"weight": torch.zeros(1, 2), "bias": torch.zeros(())})
+
+
+def test_learning_rates_fall_from_round_to_round():
+    settings = LocalTraining(lr=0.4, server_lr=0.2, lr_decay=0.5)
+    assert settings.in_round(1) == settings
+    third = settings.in_round(3)
+    assert (third.lr, third.server_lr, third.lr_decay) == (0.1, 0.05, 0.5)
+    assert LocalTraining(lr=0.3).in_round(1000).lr == 0.3
+    for decay in (0.0, -1.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"train\.lr_decay=.*: takes a number in \(0, 1\]"):
+            LocalTraining(lr_decay=decay)
