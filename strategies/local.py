@@ -219,6 +219,10 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return a new optimizer over what trains in ``models``; steps get no weight decay.
 
+    One update at most halves or doubles a step. Its gradient says where to go, not how far: on a
+    client with few samples of few classes, momentum carries a step to where all weights round to
+    0, or past 0, and nothing comes back from there.
+
     Args:
         models: parts of one network.
         settings: kind of optimizer and its settings.
@@ -231,12 +235,34 @@ def make_optimizer(
     if steps:
         groups.append({"params": steps, "weight_decay": 0.0})  # type: ignore[dict-item]
     decay, lr = settings.weight_decay, settings.lr if lr is None else lr
+    optimizer: torch.optim.Optimizer
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             groups, lr, momentum=settings.momentum, weight_decay=decay, fused=True
         )
-    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr, weight_decay=decay, fused=True)
+    else:
+        kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+        optimizer = kind(groups, lr, weight_decay=decay, fused=True)
+    if steps:
+        _limit(optimizer, [step.data for step in steps])
+    return optimizer
+
+
+def _limit(optimizer: torch.optim.Optimizer, steps: list[Tensor]) -> None:
+    """Let no update more than halve or double ``steps``."""
+    before = [step.clone() for step in steps]
+
+    def remember(*_: object) -> None:
+        torch._foreach_copy_(before, steps)
+
+    def limit(*_: object) -> None:
+        torch._foreach_mul_(before, 0.5)
+        torch._foreach_clamp_min_(steps, before)
+        torch._foreach_mul_(before, 4)
+        torch._foreach_clamp_max_(steps, before)
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(limit)
 
 
 def train_epochs(
