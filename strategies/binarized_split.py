@@ -3,7 +3,7 @@
 The device's part has ±1 weights and ±1 activations (`quant.binary`), so that one bit a value
 crosses; the server's part is real. Two measures against leakage, alone or together:
 
-    leak loss   the device adds λ·mean over channels of dCor(x, z) to what comes back
+    leak loss   the device adds λ·(mean + max over channels of dCor(x, z))/2 to what comes back
     noise       Laplace noise on z before it is sent, scale (max − min)/ε (arXiv 2003.12365)
 
 What still gets out is measured at each evaluation, on what crosses: distance correlation with the
@@ -276,9 +276,15 @@ class Shield(Guard):
         return laplace_noise(z, epsilon, self._generator) if epsilon else z
 
     def leak(self, x: Tensor, z: Tensor) -> Tensor | None:
-        """λ · mean dCor; a batch of one has none."""
+        """λ · (mean + max dCor)/2; a batch of one has none.
+
+        The mean alone leaves the channel that gives most away as it is: its share is small.
+        """
         weight = self._privacy.dcor_weight
-        return weight * channel_leakage(x, z).mean() if weight and len(x) > 1 else None
+        if not weight or len(x) < 2:
+            return None
+        channels = channel_leakage(x, z)
+        return weight * (channels.mean() + channels.max()) / 2
 
     def stepped(self, part: nn.Module) -> None:
         """Clip."""

@@ -199,3 +199,16 @@ def test_streams_of_noise_differ_by_client_and_round() -> None:
         for p in (0, 1)
     ]
     assert len({tuple(draw) for draw in draws}) == 4
+
+
+def test_the_leak_loss_is_of_the_mean_and_of_the_worst_channel() -> None:
+    x = torch.randn(9, 1, 8)
+    z = torch.cat([x, torch.randn(9, 2, 8)], 1)
+    shield = binarized_split.Shield(binarized_split.Privacy(dcor_weight=3.0), torch.Generator())
+    channels = channel_leakage(x, z)
+    assert channels.argmax() == 0 and channels[0] == pytest.approx(1.0, rel=1e-5)
+    expected = 3 * (channels.sum() / 3 + channels[0]) / 2
+    assert float(shield.leak(x, z)) == pytest.approx(float(expected), rel=1e-6)
+    assert shield.leak(x[:1], z[:1]) is None
+    no_weight = binarized_split.Shield(binarized_split.Privacy(), torch.Generator())
+    assert no_weight.leak(x, z) is None
