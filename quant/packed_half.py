@@ -84,6 +84,11 @@ class Geometry:
         return self.in_channels // self.groups * math.prod(self.kernel)
 
     @property
+    def num_weights(self) -> int:
+        """Weights, one bit each."""
+        return math.prod(self.weight_shape)
+
+    @property
     def weight_shape(self) -> tuple[int, ...]:
         """(C', C / groups, …)."""
         return (self.channels, self.in_channels // self.groups, *self.kernel)
