@@ -5,15 +5,18 @@
 The device answers where its exit is at least as sure as the threshold, and else sends what crosses
 the cut, one sample at a time, through the run's link. For each threshold: the share it answers
 itself, accuracy on the test set, payload bytes (up, and the class down) and simulated seconds per
-sample on a device and a link of fleet/tables. Prints a table and writes exits.json into the run's
-folder. Threshold 0 never asks the cloud; `always` asks for every sample.
+sample on a device and a link of fleet/tables. Prints a table and writes exits.json, and the curve
+over all thresholds as exits.html, into the run's folder. Threshold 0 never asks the cloud; `always`
+asks for every sample.
 """
 
 import argparse
+import html
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf.errors import OmegaConfBaseException
@@ -34,10 +37,12 @@ from strategies.hierarchical import Hierarchical
 from strategies.hierarchical_learning import Tiers
 from strategies.link import Link, label_bytes
 from strategies.work import forward
+from tracking.figure import COLORS, plain, write_figure
 
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 ALWAYS = 2.0
 """No softmax reaches it."""
+GRID = [k / 100 for k in range(100)] + [0.995, 0.999, 1.0]
 
 
 def curve(run: Path, thresholds: Sequence[float], device: str, link: str) -> list[Point]:
@@ -113,13 +118,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     for run in chosen.runs:
         try:
-            points = curve(run, chosen.thresholds, chosen.device, chosen.link)
+            thresholds = [*chosen.thresholds, *GRID]
+            *everywhere, always = curve(run, thresholds, chosen.device, chosen.link)
+            points = [*everywhere[: len(chosen.thresholds)], always]
+            title = f"{run} on {chosen.device}, {chosen.link}"
+            write_figure(run / "exits.html", figure([*everywhere[-len(GRID) :], always], title))
             found = {"device": chosen.device, "link": chosen.link}
             write_json(run / "exits.json", found | {"points": [asdict(p) for p in points]})
         except (OmegaConfBaseException, OSError, ValueError) as error:
             sys.stderr.write(f"error: {explain(error)}\n")
             return 1
-        Console().print(table(points, f"{run} on {chosen.device}, {chosen.link}"))
+        Console().print(table(points, title))
     return 0
 
 
@@ -138,6 +147,44 @@ def table(points: Sequence[Point], title: str) -> Table:
             f"{1000 * point.seconds:,.2f}",
         )
     return printed
+
+
+def figure(points: Sequence[Point], title: str) -> Any:
+    """The curve over the thresholds; the last point is asking for every sample.
+
+    Args:
+        points: in the order of their thresholds.
+        title: stands above, as text.
+    """
+    from plotly.graph_objects import Scatter
+    from plotly.subplots import make_subplots
+
+    *points, always = points
+    thresholds = [point.threshold for point in points]
+    own = [None if p.edge_accuracy is None else 100 * p.edge_accuracy for p in points]
+    panels: dict[str, dict[str, list[Any]]] = {
+        "accuracy, %": {
+            "all answers": [100 * point.accuracy for point in points],
+            "the device's own answers": own,
+            "cloud alone": [100 * always.accuracy] * len(points),
+            "device alone": [100 * points[0].accuracy] * len(points),
+        },
+        "answered on the device, %": {"share": [100 * point.edge_share for point in points]},
+        "bytes per sample": {"bytes": [point.bytes for point in points]},
+        "simulated ms per sample": {"ms": [1000 * point.seconds for point in points]},
+    }
+    drawn = make_subplots(rows=2, cols=2, subplot_titles=list(panels), vertical_spacing=0.14)
+    for index, lines in enumerate(panels.values()):
+        for (name, values), color in zip(lines.items(), COLORS, strict=False):
+            line = Scatter(
+                x=thresholds, y=values, name=name, mode="lines", showlegend=index == 0,
+                line={"color": color, "width": 2, "dash": "dot" if "alone" in name else "solid"},
+                hovertemplate="%{x:.3g}: %{y:.4g}",
+            )  # fmt: skip
+            drawn.add_trace(line, row=index // 2 + 1, col=index % 2 + 1)
+    drawn.update_xaxes(title="threshold", row=2)
+    plain(drawn, html.escape(title))
+    return drawn
 
 
 if __name__ == "__main__":

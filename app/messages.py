@@ -32,6 +32,7 @@ SEED = "seed"
 NUM_EXAMPLES = "num-examples"  # Flower's own weight key, so that its strategies can average replies
 LOSS = "train-loss"
 PROXIMAL_MU = "proximal-mu"  # as Flower's FedProx calls it
+ALONE = "alone"  # where the client trains without network
 PARTITION = "partition-id"
 BYTES_UP, BYTES_DOWN, PEAK_BYTES = "work.bytes-up", "work.bytes-down", "work.peak-bytes"
 FLOPS = "work.flops."

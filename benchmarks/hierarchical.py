@@ -1,6 +1,7 @@
 """Simulated training time: hierarchical training beside training in the cloud on uploaded inputs.
 
     python -m benchmarks.hierarchical [--device jetson_nano] [--epochs 10] [--models vgg16 resnet18]
+    python -m benchmarks.hierarchical --plot docs/hierarchical.png x.html    # the curves instead
 
 VGG-16 and ResNet-18 (imagenet stem) in full on CIFAR-10's shapes: 50,000 images of 3×32×32, batches
 of 128, one device with the cloud to itself. Rates are the uplink's; no latency, which would be the
@@ -19,17 +20,19 @@ import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from benchmarks.hierarchical_plot import figure, write
 from fleet.clock import Rule, overlapped, pipelined
 from fleet.cost import cost as price
 from fleet.devices import Device, Link, tables
 from fleet.work import ClientWork
 from models.blocks import by
-from models.cost import Cost, cost, joined
+from models.cost import Cost, cost
 from models.exits import ExitSpec, exit_head
 from models.resnet import resnet18
 from models.split import cut_many, cut_points
@@ -40,6 +43,7 @@ from strategies.local import LocalTraining
 
 SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 50_000
 RATES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+CURVE = [10 ** (k / 20) for k in range(-40, 61)]  # the same range, for the plot
 TRAIN = LocalTraining(batch_size=128)
 NETWORKS = {"vgg16": lambda: vgg16(), "resnet18": lambda: resnet18(stem="imagenet")}
 # Late enough for fewer values than the input has, early enough that the cloud's part is a network.
@@ -81,22 +85,18 @@ class Cut:
 
 def cuts(model: nn.Module, names: Sequence[str] = ()) -> list[Cut]:
     """Return all cut points of ``model``, or those called ``names``, in execution order."""
-    points = [p for p in cut_points(model, SHAPE) if not names or p.name in names]
-    parts = cut_many(model, [point.name for point in points], SHAPE, check=False)
-    shapes = [SHAPE, *(point.shape for point in points)]
-    trains = [
-        cost(p, s, input_grad=i > 0) for i, (p, s) in enumerate(zip(parts, shapes, strict=True))
-    ]
-    first = [cost(part, shape) for part, shape in zip(parts, shapes, strict=True)]
     found = []
-    for index, point in enumerate(points, start=1):
+    for point in cut_points(model, SHAPE):
+        if names and point.name not in names:
+            continue
+        device, server = cut_many(model, [point.name], SHAPE, check=False)
         head = exit_head(ExitSpec.of(point.shape, CLASSES), 0)
         found.append(
             Cut(
                 point.name,
-                joined(trains[:index]),
+                cost(device, SHAPE),
                 cost(head, point.shape, input_grad=True),
-                joined([first[index], *trains[index + 1 :]]),  # its input needs no gradient
+                cost(server, point.shape),  # its input needs no gradient
             )
         )
     return found
@@ -150,14 +150,47 @@ def table(
     link = LinkSettings(up=codec)
     for mbps in RATES:
         clock = Clock(device, mbps, rule)
-        cut = clock.best(choices, link)
-        seconds = clock.seconds(cut.epoch(link))
+        best = clock.best(choices, link)
+        seconds = clock.seconds(best.epoch(link))
         savings = (saved(seconds, clock.baseline(network, name, epochs)) for name in BASELINES)
         printed.add_row(
-            f"{mbps:g}", f"{cut.name} {by(cut.device.output_shape)}", f"{cut.device_share:.0%}",
+            f"{mbps:g}", f"{best.name} {by(best.device.output_shape)}", f"{best.device_share:.0%}",
             f"{seconds:,.1f}", *(f"{share:+.1%}" for share in savings),
         )  # fmt: skip
     return printed
+
+
+def curve(
+    cut: Cut, network: Cost, device: Device, codec: str, epochs: int, rates: Sequence[float]
+) -> dict[str, list[float]]:
+    """Seconds of hierarchical training over those of each baseline, at each rate."""
+    found: dict[str, list[float]] = {name: [] for name in BASELINES}
+    for mbps in rates:
+        clock = Clock(device, mbps)
+        seconds = clock.seconds(cut.epoch(LinkSettings(up=codec)))
+        for name, values in found.items():
+            values.append(seconds / clock.baseline(network, name, epochs))
+    return found
+
+
+def plot(files: Sequence[Path], models: Sequence[str], device: Device, epochs: int) -> None:
+    """Write the curves of all baselines at the fixed cuts, activations as fp32 and int8."""
+    curves, paper = {}, {}
+    for name in models:
+        panel = f"{name} cut after {CUTS[name]}"
+        paper[panel] = PAPER[name]
+        model = NETWORKS[name]()
+        (cut,), network = cuts(model, [CUTS[name]]), cost(model, SHAPE)
+        curves[panel] = {
+            codec: curve(cut, network, device, codec, epochs, CURVE) for codec in ("fp32", "int8")
+        }
+    title = (
+        f"Simulated training time on {device.name} and a T4, against inputs uploaded as fp32 or "
+        f"uint8, in each epoch or once in {epochs}"
+    )
+    drawn = figure(CURVE, curves, paper, title)
+    for path in files:
+        write(path, drawn)
 
 
 def highest_rate(cut: Cut, network: Cost, device: Device, target: float) -> float | None:
@@ -185,8 +218,12 @@ def main() -> None:
     parser.add_argument("--device", default="jetson_nano", choices=sorted(tables().devices))
     parser.add_argument("--epochs", type=int, default=10, help="over which one upload is divided")
     parser.add_argument("--models", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--plot", nargs="+", type=Path, help="write the curves: .html, .png")
     chosen = parser.parse_args()
     device = tables().device(chosen.device)
+    if chosen.plot:
+        plot(chosen.plot, chosen.models, device, chosen.epochs)
+        return
     console = Console(width=None if Console().is_terminal else 140)
     for name in chosen.models:
         model = NETWORKS[name]()

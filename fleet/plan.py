@@ -12,7 +12,7 @@ from fleet.phases import Phases, phases
 from fleet.population import Client, jitter
 from fleet.work import ClientWork
 
-STATUSES = ("ok", "absent", "unfit", "late", "surplus")
+STATUSES = ("ok", "alone", "absent", "unfit", "late", "surplus")
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,12 @@ class Member:
     Attributes:
         partition: the client's id.
         device: name of its device; None if it has none.
-        status: ``ok`` takes part; ``absent`` is not there; ``unfit`` lacks memory; ``late`` would
-            end after the deadline; ``surplus`` would end after enough others have.
-        reason: why it takes no part; None if it does.
-        sim_s: simulated seconds from its begin to its end; None unless ``ok``.
-        energy_j: simulated joules of its device and radio; None unless ``ok``.
+        status: ``ok`` takes part; ``alone`` is not there, and trains without network; ``absent`` is
+            not there; ``unfit`` lacks memory; ``late`` would end after the deadline; ``surplus``
+            would end after enough others have.
+        reason: why it takes no part, or not with the server; None if it does.
+        sim_s: simulated seconds from its begin to its end; None unless ``ok`` or ``alone``.
+        energy_j: simulated joules of its device and radio; None unless ``ok`` or ``alone``.
     """
 
     partition: int
@@ -52,8 +53,13 @@ class RoundPlan:
 
     @property
     def participants(self) -> list[int]:
-        """Partitions that take part, in the order asked; empty if nobody can."""
-        return [member.partition for member in self.members if member.status == "ok"]
+        """Partitions that train, in the order asked; empty if nobody can."""
+        return [member.partition for member in self.members if member.status in ("ok", "alone")]
+
+    @property
+    def alone(self) -> list[int]:
+        """Those of them that train without network."""
+        return [member.partition for member in self.members if member.status == "alone"]
 
     @property
     def energy_j(self) -> float:
@@ -141,6 +147,7 @@ class Fleet:
         server_round: int,
         now_s: float,
         wanted: int | None = None,
+        alone: Mapping[int, Phases] | None = None,
     ) -> RoundPlan:
         """Decide a round.
 
@@ -151,8 +158,13 @@ class Fleet:
             server_round: from 1.
             now_s: simulated seconds since the experiment began.
             wanted: how many ends the round waits for, where more were asked; None waits for all.
+            alone: phases of a round without network, for those that train then: they are not
+                absent, use no server, do not count to ``wanted``, and the round lasts for them too.
         """
         members = {p: self._refused(p, parts, server_round, now_s) for p in asked}
+        for p, member in members.items():
+            if alone and p in alone and member is not None and member.status == "absent":
+                members[p] = self._by_itself(member, alone[p], rule, server_round)
         starting = [p for p, member in members.items() if member is None]
         paced = [self._paced(parts[p], server_round, p) for p in starting]
         turns = rule(paced, self.deadline_s)
@@ -161,8 +173,7 @@ class Fleet:
         for p, own, turn in zip(starting, paced, turns, strict=True):
             device = self.clients[p].device.name
             if turn is None:
-                reason = f"would end after the deadline of {self.deadline_s:g} s"
-                members[p] = Member(p, device, "late", reason)
+                members[p] = self._late(p, device)
             elif p not in kept:
                 reason = f"would end at {turn.end_s:g} s, after {wanted} others"
                 members[p] = Member(p, device, "surplus", reason)
@@ -170,7 +181,9 @@ class Fleet:
                 seconds = turn.end_s - turn.begin_s
                 members[p] = Member(p, device, "ok", None, seconds, own.joules(seconds))
         done = tuple(member for member in members.values() if member is not None)
-        last_s = max((end for end, p in ends if p in kept), default=None)
+        lasts = [end for end, p in ends if p in kept]
+        lasts += [member.sim_s or 0.0 for member in done if member.status == "alone"]
+        last_s = max(lasts, default=None)
         return RoundPlan(done, self._length(done, last_s, wanted))
 
     def _refused(
@@ -183,10 +196,23 @@ class Fleet:
         if reason := self.availability.absence(partition, server_round, now_s, self.seed):
             return Member(partition, device, "absent", reason)
         own = parts[partition]
+        return None if own.fits else _unfit(partition, device, own)
+
+    def _by_itself(self, absent: Member, own: Phases, rule: Rule, server_round: int) -> Member:
+        """What becomes of a client without network that trains all the same."""
+        partition, device = absent.partition, absent.device
         if not own.fits:
-            reason = f"needs {_mib(own.peak_bytes)} MiB, {device} has {_mib(own.memory_bytes)}"
-            return Member(partition, device, "unfit", reason)
-        return None
+            return _unfit(partition, device, own)
+        paced = self._paced(own, server_round, partition)
+        (turn,) = rule([paced], self.deadline_s)
+        if turn is None:
+            return self._late(partition, device)
+        seconds = turn.end_s - turn.begin_s
+        return Member(partition, device, "alone", absent.reason, seconds, paced.joules(seconds))
+
+    def _late(self, partition: int, device: str | None) -> Member:
+        reason = f"would end after the deadline of {self.deadline_s:g} s"
+        return Member(partition, device, "late", reason)
 
     def _paced(self, own: Phases, server_round: int, partition: int) -> Phases:
         if self.jitter == 0:
@@ -217,6 +243,11 @@ def num_asked(wanted: int, over_select: float, num_clients: int) -> int:
     if not 1 <= over_select < math.inf:
         raise ValueError(f"fleet.over_select={over_select}: takes a factor of 1 or more")
     return min(num_clients, math.ceil(round(wanted * over_select, 9)))
+
+
+def _unfit(partition: int, device: str | None, own: Phases) -> Member:
+    reason = f"needs {_mib(own.peak_bytes)} MiB, {device} has {_mib(own.memory_bytes)}"
+    return Member(partition, device, "unfit", reason)
 
 
 def _mib(num_bytes: float) -> str:

@@ -196,6 +196,10 @@ class FederatedStrategy(FedAvg):
             works[partition] = by_samples[samples]
         return works
 
+    def alone_works(self) -> dict[int, ClientWork]:
+        """What a round takes each client without network; none where it then takes no part."""
+        return {}
+
     def describe(self) -> dict[str, float]:
         """Return what summary.json should say of the method's settings."""
         return {}
@@ -248,8 +252,9 @@ class FederatedStrategy(FedAvg):
         wanted = num_selected(self.clients_per_round, len(with_data))
         count = num_asked(wanted, self.over_select, len(with_data))
         asked = self.order(select(with_data, count, self.seed, server_round), server_round)
+        alone = self.fleet.phases(self.alone_works())
         self._plan = self.fleet.plan(
-            asked, self.phases(), self.rule(), server_round, self._now_s, wanted
+            asked, self.phases(), self.rule(), server_round, self._now_s, wanted, alone
         )
         return self._plan.participants
 

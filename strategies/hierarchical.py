@@ -13,7 +13,9 @@ counted with the device's part. The client half is in hierarchical_learning.py.
 """
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -28,10 +30,11 @@ from fleet.selection import select
 from fleet.work import ClientWork
 from models.cost import Cost, cost
 from models.exits import ExitSpec, exit_head, exit_name
-from strategies.base import FederatedStrategy, Test
+from strategies.base import FederatedStrategy, Test, Variant
 from strategies.checkpoint import Arrays
-from strategies.hierarchical_learning import EDGE_LOSS, Outage, Tiers, is_number, prepare, train
+from strategies.hierarchical_learning import EDGE_LOSS, Tiers, prepare, train
 from strategies.hierarchical_work import alone_round, hierarchical_round
+from strategies.outage import Outage, is_number
 from strategies.outcome import Outcome, all_failed, report_failures
 from strategies.split_base import Chain, SplitStrategy, shuffled
 from strategies.split_learning import Split
@@ -44,17 +47,18 @@ SHARED, REPLICATED = "shared", "replicated"
 class Hierarchical(Chain):
     """Server half.
 
-    In a round without network every device trains alone, from what it has: the global model as of
-    the last round with a network, or its own half if it has been alone since. It keeps its half,
-    and goes on from it when the network is back; then it is averaged with the others. Nothing else
-    is trained meanwhile, and no byte crosses.
+    A device without network trains alone, from what it has: the global model as the round begins,
+    or its own half if it has been alone since the network had it last. It keeps its half, and goes
+    on from it when its network is back; then it is averaged with the others. For it no byte
+    crosses, and the cloud learns nothing of it. The fleet says who is there, here who has a
+    network; an outage takes it from all.
 
     Args:
         server_half: ``shared``, one for all, trained by one client's activations after another's,
             in a random order of the round's own; ``replicated``, one for each client, averaged.
         exit_width: channels of a convolution in the exit; 0 for none.
-        outage: probability of a round without network, or a list of such rounds.
-        evaluate_clients: how many devices' own halves are tested in a round without network.
+        outage: probability of a round without network for all, or a list of such rounds.
+        evaluate_clients: how many halves of devices without network are tested.
         common: arguments of `SplitStrategy`.
     """
 
@@ -76,13 +80,16 @@ class Hierarchical(Chain):
             raise ValueError(f"strategy.exit_width={exit_width}: takes 0, or 2 or more channels")
         self.server_half = server_half
         self.outage = Outage.of(outage)
+        if self.fleet is not None:
+            self.outage = replace(self.outage, otherwise=self.fleet.availability)
+            self.fleet = replace(self.fleet, availability=self.outage)
         self.evaluate_clients = evaluate_clients
         self._exit_width = exit_width
         self._name = ""
         self._exit: ExitSpec | None = None
         self._own: dict[int, Arrays] = {}  # partition id → its half, where it has been alone
-        self._alone: list[int] = []  # who trained in the latest round, if that had no network
-        self._is_cut = False  # whether the latest round had none
+        self._alone: list[int] = []  # who has no network in this round
+        self._is_cut = False  # whether nobody had one in the latest round
         self._extra: dict[str, float] = {}
 
     def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
@@ -130,28 +137,32 @@ class Hierarchical(Chain):
         return overlapped
 
     def client_works(self) -> dict[int, ClientWork]:
-        """What a round takes each client; the device's own work where there is no network."""
+        """What a round takes each client."""
         ((device, head), server), *_ = self.costs().values()
-        works: dict[int, ClientWork] = {}
-        by_samples: dict[int, ClientWork] = {}
-        for partition in self.with_data():
-            samples = self.num_examples[partition]
-            if samples not in by_samples:
-                by_samples[samples] = (
-                    alone_round(device, head, samples, self.train)
-                    if self._is_cut
-                    else hierarchical_round(
-                        device, head, server, samples, self.train, self.link,
-                        self.model_bytes(partition),
-                    )
-                )  # fmt: skip
-            works[partition] = by_samples[samples]
-        return works
+        sent = device.model_bytes + head.model_bytes
+        work = functools.cache(
+            lambda samples: hierarchical_round(
+                device, head, server, samples, self.train, self.link, (sent, sent)
+            )
+        )
+        return {partition: work(self.num_examples[partition]) for partition in self.with_data()}
+
+    def alone_works(self) -> dict[int, ClientWork]:
+        """What a round takes each client without network: its own part and exit."""
+        if not self.outage.happens:
+            return {}
+        ((device, head), _), *_ = self.costs().values()
+        work = functools.cache(lambda samples: alone_round(device, head, samples, self.train))
+        return {partition: work(self.num_examples[partition]) for partition in self.with_data()}
 
     def client_config(self) -> dict[str, bool | int | float | str]:
-        """Also the exit, and when there is no network."""
-        own = messages.pack_settings(exit=self.spec_of_exit(), outage=self.outage)
-        return super().client_config() | own
+        """Also the exit."""
+        return super().client_config() | messages.pack_settings(exit=self.spec_of_exit())
+
+    def variant(self, partition: int) -> Variant:
+        """Also whether the client has no network."""
+        alone = ((messages.ALONE, True),) if partition in self._alone else ()
+        return super().variant(partition) + alone
 
     def _work(self, device: Sequence[Cost], server: Cost, samples: int) -> ClientWork:
         """What a round takes at a cut that is not chosen yet."""
@@ -163,7 +174,7 @@ class Hierarchical(Chain):
 
     def crosses(self, partition: int) -> frozenset[str] | None:
         """The device's part and its exit; nothing where there is no network."""
-        return frozenset() if self._is_cut else self.device_names(partition)
+        return frozenset() if partition in self._alone else self.device_names(partition)
 
     def requests(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, chosen: Sequence[int]
@@ -196,51 +207,61 @@ class Hierarchical(Chain):
         config: ConfigRecord,
         timeout: float,
     ) -> tuple[ArrayRecord, list[Outcome]]:
-        """One device after another where they share the server's part, else all at once."""
-        is_cut = self.outage.is_now(self.seed, server_round)
-        if is_cut != self._is_cut:
-            self._is_cut, self._phases = is_cut, {}  # a round takes less without network
-        if is_cut:
-            sent = list(self.configure_train(server_round, arrays, config, grid))
-            outcomes = sorted(self.exchange(grid, sent, timeout), key=lambda o: o.partition)
-            report_failures(server_round, outcomes)
-        elif self.server_half == SHARED:
-            arrays, outcomes = super().train_round(grid, server_round, arrays, config, timeout)
-        else:
-            arrays, outcomes = SplitStrategy.train_round(
-                self, grid, server_round, arrays, config, timeout
-            )
+        """One device after another where they share the server's part, else all at once.
+
+        Beside them those without network, from what they had when the round began.
+        """
+        method = Chain if self.server_half == SHARED else SplitStrategy
+        averaged, linked = method.train_round(self, grid, server_round, arrays, config, timeout)
+        sent = self.requests(server_round, arrays, config, self._alone)
+        alone = self.exchange(grid, sent, timeout)
+        report_failures(server_round, alone)
+        outcomes = sorted(linked + alone, key=lambda outcome: outcome.partition)
         useful = [outcome for outcome in outcomes if outcome.update is not None]
         if outcomes and not useful:
             raise all_failed(server_round, outcomes)
         for outcome in useful:
             self._own.pop(outcome.partition, None)
-            if self._is_cut:
+            if outcome.partition in self._alone:
                 names = self.device_names(outcome.partition)
                 own = {name: array for name, array in outcome.state.items() if name in names}
                 self._own[outcome.partition] = own
-        self._alone = [outcome.partition for outcome in useful] if self._is_cut else []
+        self._is_cut = bool(alone) and not linked
         self._extra = {"edge_train_loss": edge_train_loss(useful)} if useful else {}
         if self.outage.happens:
-            self._extra["link_cut"] = float(self._is_cut)
-        return arrays, outcomes
+            self._extra["link_cut"] = len(alone) / len(outcomes) if outcomes else 0.0
+        return averaged, outcomes
+
+    def choose(self, server_round: int) -> list[int]:
+        """Draw the clients of a round that have a network; note those that have none."""
+        chosen = super().choose(server_round)
+        if self._plan is not None:
+            self._alone = sorted(self._plan.alone)
+        else:
+            self._alone = chosen if self.outage.is_now(self.seed, server_round) else []
+        return [partition for partition in chosen if partition not in self._alone]
 
     def round_extra(self) -> dict[str, float]:
-        """The exit's training loss, and whether there was no network."""
+        """The exits' training loss, and the share of devices without network."""
         return self._extra
 
     # What comes of it ---------------------------------------------------------------------------
 
     def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
-        """Test both exits; without network the mean over devices, each with its own half."""
-        if not self._alone:
+        """Test both exits; also the mean over devices without network, each with its own half."""
+        alone = [partition for partition in self._alone if partition in self._own]
+        if not alone:
             return super().evaluate(arrays, test)
-        found = []
-        for partition in select(self._alone, self.evaluate_clients, self.seed, 0):
-            half = self._own[partition]
-            own = {name: torch.from_numpy(array) for name, array in half.items()}
-            found.append(self.tested(self.split_of(partition), {**arrays, **own}, test))
-        return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+        halves = []
+        for partition in select(alone, self.evaluate_clients, self.seed, 0):
+            own = {name: torch.from_numpy(a) for name, a in self._own[partition].items()}
+            halves.append({**arrays, **own})
+        if self._is_cut:
+            split = self.split_of(0)
+            found = means([self.tested(split, half, test) for half in halves])
+            return found | {"alone_accuracy": found["edge_accuracy"]}
+        edges = [{"alone_accuracy": test(self.edge(half))[0]} for half in halves]
+        return super().evaluate(arrays, test) | means(edges)
 
     def tested(self, split: Split, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
         """Accuracy and loss of the cloud's exit, through the link, and of the edge's."""
@@ -281,6 +302,11 @@ class Hierarchical(Chain):
         """Bit widths, bytes per sample at the cut, and the exit's parameters."""
         own = {"cut_bytes_down_per_sample": 0.0, "exit_params": self.device_costs()[-1].params}
         return super().describe() | own
+
+
+def means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each figure."""
+    return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
 
 
 def edge_train_loss(outcomes: Sequence[Outcome]) -> float:

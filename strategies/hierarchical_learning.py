@@ -9,7 +9,6 @@ Nothing comes back. The client never sees where the cloud's part runs: it talks 
 of its own, so that nothing of the cloud can be felt on the device, not even by a random draw.
 """
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.messages import unpack_settings
-from fleet.seeds import derive_seed
+from app.messages import ALONE, unpack_settings
 from fleet.work import Work
 from models.exits import ExitHead, ExitSpec, exit_head, exit_name
 from quant.codec import LinkSettings
@@ -40,52 +38,6 @@ from strategies.local import (
 from strategies.split_learning import Halves, Side, Split, halves, quantized
 
 EDGE_LOSS = "edge_loss"
-
-
-@dataclass(frozen=True)
-class Outage:
-    """When there is no network.
-
-    Attributes:
-        probability: of a round without, drawn by the experiment's seed.
-        rounds: those that have none whatever is drawn, as text: ``3,4,5``.
-    """
-
-    probability: float = 0.0
-    rounds: str = ""
-
-    @classmethod
-    def of(cls, given: object) -> "Outage":
-        """Take a probability or a list of rounds.
-
-        Raises:
-            ValueError: it is neither; names the key.
-        """
-        if isinstance(given, list | tuple):
-            if all(is_number(value, int) and value >= 1 for value in given):
-                return cls(rounds=",".join(str(value) for value in given))
-        elif is_number(given, int | float) and 0 <= given <= 1:  # type: ignore[operator]
-            return cls(probability=float(given))  # type: ignore[arg-type]
-        raise ValueError(
-            f"strategy.outage={given}: takes a probability in [0, 1], or a list of rounds from 1"
-        )
-
-    @property
-    def happens(self) -> bool:
-        """Whether there can be one at all."""
-        return self.probability > 0 or bool(self.rounds)
-
-    def is_now(self, seed: int, server_round: int) -> bool:
-        """Whether a round has no network: the same to the server and to every client."""
-        if str(server_round) in self.rounds.split(","):
-            return True
-        drawn = random.Random(derive_seed(seed, "outage", server_round)).random()
-        return drawn < self.probability
-
-
-def is_number(value: object, kinds: Any) -> bool:
-    """Whether ``value`` is of those kinds; true and false are not."""
-    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -128,11 +80,11 @@ def train(
 ) -> Update:
     """Client half: load all three, train them, return them; the server's part does not cross."""
     settings = unpack_settings(config, "train", LocalTraining)
-    is_cut = unpack_settings(config, "outage", Outage).is_now(streams.seed, streams.server_round)
+    is_alone = bool(config.get(ALONE, False))
     link = Link(unpack_settings(config, "link", LinkSettings), streams.generator("link.up"))
     device, server = model.halves.parts
     model.load(arrays)
-    cloud = None if is_cut else Cloud(server, settings, settings.server_lr or settings.lr, link)
+    cloud = None if is_alone else Cloud(server, settings, settings.server_lr or settings.lr, link)
     edge_loss, loss = train_tiers(device, model.exit, cloud, link, data, settings, streams)
     state = {**device.state_dict(), **server.state_dict()}
     mine = {f"{model.name}.{name}": tensor for name, tensor in model.exit.state_dict().items()}
@@ -143,7 +95,7 @@ def train(
         loss=edge_loss if loss is None else loss,
         work=Work(bytes_up=link.bytes_up, bytes_down=link.bytes_down),
         metrics={EDGE_LOSS: edge_loss},
-        crosses=frozenset() if is_cut else model.halves.device_names() | mine.keys(),
+        crosses=frozenset() if is_alone else model.halves.device_names() | mine.keys(),
     )
 
 

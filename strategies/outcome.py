@@ -129,13 +129,14 @@ def client_record(
         round=server_round,
         partition=outcome.partition,
         device=member.device if member else None,
-        status="failed" if update is None else "ok",
+        status="failed" if update is None else member.status if member else "ok",
         num_examples=outcome.num_examples,
         loss=None if update is None else update.loss,
         bytes_up=0 if update is None else update.work.bytes_up,
         bytes_down=outcome.bytes_down,
         sim_s=member.sim_s if member else None,
         energy_j=member.energy_j if member else None,
+        reason=member.reason if member else None,
     )
 
 

@@ -117,7 +117,7 @@ def clients(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float
     """
     mine: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["status"] == "ok":
+        if row["status"] in ("ok", "alone"):
             mine.setdefault((row["device"] or "", row["partition"]), []).append(row)
     found: dict[str, dict[str, list[float]]] = {}
     for (device, _), lines in mine.items():

@@ -70,15 +70,15 @@ class ClientRecord:
         round: from 1.
         partition: the client's partition id, from 0.
         device: its device class; None without a fleet.
-        status: ``ok`` or ``failed``, or why it did not train: ``absent``, ``unfit`` (memory),
-            ``late``, ``surplus`` (others ended before it).
+        status: ``ok``, ``alone`` (trained without network) or ``failed``, or why it did not train:
+            ``absent``, ``unfit`` (memory), ``late``, ``surplus`` (others ended before it).
         num_examples: samples it has.
-        loss: its mean training loss; None unless ``ok``.
+        loss: its mean training loss; None unless it trained.
         bytes_up: payload bytes it sent.
         bytes_down: payload bytes it was sent.
         sim_s: simulated seconds; None without a fleet.
         energy_j: simulated joules; None without a fleet.
-        reason: why it did not train, in words; None if it did.
+        reason: why it did not train, or not with the server, in words; None if it did.
     """
 
     round: int

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from app import experiment
 from app.config import compose
-from app.exits import curve, main
+from app.exits import ALWAYS, curve, figure, main
 from app.ptq import load_config
 from app.server import test as accuracy_of
+from models.exits import Point
 from strategies.hierarchical import Hierarchical
 
 
@@ -56,6 +57,26 @@ def test_command(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["device"] == "raspberry_pi_4"
     assert [point["threshold"] for point in found["points"]] == [0.5, 2.0]
     assert "always" in capsys.readouterr().out
+    page = (run_folder / "exits.html").read_text()
+    assert "raspberry_pi_4" in page and "<script src" not in page
+
+
+def test_the_figure_shows_the_points() -> None:
+    points = [
+        Point(0.0, 1.0, 0.5, 0.5, 0.0, 0.001),
+        Point(0.9, 0.25, 0.75, 1.0, 30.0, 0.004),
+        Point(1.0, 0.0, 0.7, None, 40.0, 0.005),
+        Point(ALWAYS, 0.0, 0.7, None, 40.0, 0.005),
+    ]
+    drawn = figure(points, "<b>a run</b>")
+    assert drawn.layout.title.text == "&lt;b&gt;a run&lt;/b&gt;"
+    lines = {line.name: line for line in drawn.data}
+    assert all(line.x == (0.0, 0.9, 1.0) for line in drawn.data)
+    assert lines["all answers"].y == (50.0, 75.0, 70.0)
+    assert lines["the device's own answers"].y == (50.0, 100.0, None)
+    assert (lines["cloud alone"].y[0], lines["device alone"].y[0]) == (70.0, 50.0)
+    assert lines["share"].y == (100.0, 25.0, 0.0)
+    assert (lines["bytes"].y, lines["ms"].y) == ((0.0, 30.0, 40.0), (1.0, 4.0, 5.0))
 
 
 def test_errors_are_one_line(

@@ -106,6 +106,28 @@ def test_the_absent_and_the_unfit_take_no_share_of_the_server() -> None:
     ]
 
 
+def test_who_is_not_there_may_train_alone() -> None:
+    """It takes no share of the server, does not count to those wanted, and is waited for."""
+    traced = Traced({0: Intervals(((0, 5),), 10), 2: Intervals(((0, 5),), 10)})
+    fleet = Fleet(FAST_AND_SLOW, SERVER, availability=traced, deadline_s=99)
+    alone = fleet.phases(dict.fromkeys(range(3), FEDERATED))  # 1 takes 27 s of it, transfers too
+    found = plan(fleet, SPLIT, alone=alone)
+    assert statuses(found) == ["ok", "alone", "ok"]
+    assert (found.participants, found.alone) == ([0, 1, 2], [1])
+    assert [member.sim_s for member in found.members] == [36, 27, 36]  # two share the server
+    assert found.members[1].energy_j == 0.5 * 27 + 1.5 * 20
+    assert found.members[1].reason == "the trace has no such client"
+    found = plan(replace(fleet, clients={1: FAST_AND_SLOW[1]}), SPLIT, asked=[1], alone=alone)
+    assert (statuses(found), found.sim_s) == (["alone"], 27)
+    found = plan(fleet, SPLIT, alone=alone, wanted=1)
+    assert statuses(found) == ["ok", "alone", "surplus"]
+    found = plan(replace(fleet, deadline_s=26), FEDERATED, alone=alone)
+    assert (statuses(found), found.sim_s) == (["ok", "late", "ok"], 26)
+    cramped = {p: replace(phases, peak_bytes=1, memory_bytes=0) for p, phases in alone.items()}
+    assert statuses(plan(fleet, SPLIT, alone=cramped)) == ["ok", "unfit", "ok"]
+    assert statuses(plan(fleet, SPLIT)) == ["ok", "absent", "ok"]
+
+
 def test_a_trace_with_a_missing_client() -> None:
     clients = {0: FAST_AND_SLOW[0]}
     found = plan(Fleet(clients, SERVER), FEDERATED)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from app import experiment, messages
 from app.messages import ROUND
 from app.session import Session
 from fleet.devices import tables
+from fleet.seeds import draw_uniform
 from quant.codec import LinkSettings
 from strategies import hierarchical
 from strategies.aggregate import mean
-from strategies.hierarchical_learning import Cloud, Outage, train_tiers
+from strategies.hierarchical_learning import Cloud, train_tiers
 from strategies.link import Link
 from strategies.local import LocalTraining, Streams, samples, train_epochs
+from strategies.outage import Outage
 from tests.strategies.test_split_methods import DEVICE, NETWORK, SAMPLES
 
 STRATEGY = "strategy=hierarchical"
@@ -74,7 +77,7 @@ def test_the_cloud_cannot_be_felt_on_the_device(network, monkeypatch) -> None:
     monkeypatch.setattr(Cloud, "step", lambda self, z, y: step(self, z, (y + 3) % 10))
     _, misled = client.train(client.arrays)
     monkeypatch.undo()
-    client.settings["outage.rounds"] = "1"
+    client.settings[messages.ALONE] = True
     _, alone = client.train(client.arrays)
     for found in (randomised, misled, alone):
         for name, tensor in plain.items():
@@ -223,10 +226,10 @@ def test_one_device_trains_on_as_if_nothing_had_happened(tmp_path) -> None:
     names = Client("clients.total=1").server.device_names()
     for name, array in always.items():
         assert np.array_equal(lost[name], array) == (name in names), name
-    here, there = rounds(tmp_path / "always"), rounds(tmp_path / "lost")
-    assert [row["link_cut"] for row in there] == [0, 1, 1, 0, 0]
+    here, now = rounds(tmp_path / "always"), rounds(tmp_path / "lost")
+    assert [row["link_cut"] for row in now] == [0, 1, 1, 0, 0]
     assert "link_cut" not in here[0]
-    for one, other in zip(here, there, strict=True):
+    for one, other in zip(here, now, strict=True):
         for key in ("edge_accuracy", "edge_loss", "edge_train_loss"):
             assert one[key] == other[key]
         if other["link_cut"]:
@@ -250,16 +253,105 @@ def test_many_devices_keep_their_halves_until_the_network_is_back(tmp_path) -> N
     own = load_file(tmp_path / "2" / "checkpoint" / "000002" / "strategy.safetensors")
     assert {int(key.split("/")[0]) for key in own} == set(chosen_now)
     start = {name: torch.from_numpy(array) for name, array in before.items()}
+    client.settings[messages.ALONE] = True
     for partition in chosen_now:
         _, state = client.train(start, partition, 2)
         for name in client.server.device_names():
             assert np.array_equal(own[f"{partition}/{name}"], state[name].numpy())
 
 
+def there(server_round: int, num: int = 1) -> set[int]:
+    """Whom ``fleet.availability=0.5`` finds in a round."""
+    draws = {p: draw_uniform(0, "availability", server_round, p) for p in range(num)}
+    return {partition for partition, draw in draws.items() if draw < 0.5}
+
+
+def clients(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()]
+
+
+def test_a_device_that_comes_and_goes_trains_in_every_round(tmp_path) -> None:
+    chosen = (STRATEGY, "clients.total=1", "rounds=6")
+    simulate(tmp_path / "always", *chosen)
+    simulate(tmp_path / "half", *chosen, "fleet.availability=0.5")
+    always, half = (rounds(tmp_path / run) for run in ("always", "half"))
+    cut = [not there(r) for r in range(1, 7)]
+    assert [row["link_cut"] for row in half] == cut
+    assert 0 < sum(cut) < 6
+    for one, other in zip(always, half, strict=True):
+        assert (other["num_clients"], other["num_dropped"]) == (1, 0)
+        for key in ("edge_accuracy", "edge_loss", "edge_train_loss"):
+            assert one[key] == other[key]
+        if other["link_cut"]:
+            assert (other["bytes_up"], other["bytes_down"]) == (0, 0)
+            assert 0 < other["sim_s"] < one["sim_s"]
+            assert other["alone_accuracy"] == one["edge_accuracy"]
+        else:
+            assert (other["bytes_up"], other["sim_s"]) == (one["bytes_up"], one["sim_s"])
+            assert "alone_accuracy" not in other
+    expected = ["alone" if is_cut else "ok" for is_cut in cut]
+    assert [row["status"] for row in clients(tmp_path / "half")] == expected
+
+
 @pytest.mark.parametrize("server_half", ["shared", "replicated"])
-def test_a_run_continued_within_an_outage(server_half, tmp_path) -> None:
+def test_who_is_cut_off_in_a_round_by_hand(server_half, tmp_path) -> None:
+    """The cloud and the average know the others alone; whoever is cut off trains from its own."""
+    chosen = ("model=cnn", "clients.total=3", f"strategy.server_half={server_half}")
+    simulate(tmp_path, STRATEGY, *chosen, "fleet.availability=0.5", "rounds=3")
+    client = Client(*chosen)
+    current, own = client.arrays, {}
+    for server_round in (1, 2, 3):
+        linked, begun = there(server_round, 3), current
+        cut = set(range(3)) - linked
+        states, clouds = {}, []
+        for p in client.server.order(range(3), server_round):
+            client.settings[messages.ALONE] = p in cut
+            base = begun if server_half == "replicated" or p in cut else current
+            _, states[p] = client.train(base | own.get(p, {}), p, server_round)
+            if p in linked:
+                clouds.append(states[p])
+                current = {n: t if client.on_device(n) else states[p][n] for n, t in base.items()}
+        for name in current:
+            if client.on_device(name) or server_half == "replicated":
+                each = [states[p][name].numpy() for p in sorted(linked)]
+                averaged = mean(each, [80] * len(each)).astype(each[0].dtype)
+                current[name] = torch.from_numpy(averaged)
+        alone = {p: {n: t for n, t in states[p].items() if client.on_device(n)} for p in cut}
+        own = {p: half for p, half in own.items() if p not in linked} | alone
+    assert_same_arrays(
+        load_file(tmp_path / "model.safetensors"), {n: t.numpy() for n, t in current.items()}
+    )
+    kept = load_file(tmp_path / "checkpoint" / "000003" / "strategy.safetensors")
+    assert {int(key.split("/")[0]) for key in kept} == {2}
+    expected = {f"{p}/{n}": t.numpy() for p, half in own.items() for n, t in half.items()}
+    assert_same_arrays(kept, expected)
+    rows = rounds(tmp_path)
+    assert [row["link_cut"] for row in rows] == [1 / 3, 0, 1 / 3]
+    for row in clients(tmp_path):
+        is_cut = row["partition"] not in there(row["round"], 3)
+        assert (row["status"], row["bytes_up"] == row["bytes_down"] == 0) == (
+            "alone" if is_cut else "ok", is_cut,
+        )  # fmt: skip
+        assert ("available in 50%" in (row["reason"] or "")) == is_cut
+
+
+def test_availability_cuts_links_the_same_on_ray(ray_simulator, tmp_path) -> None:
+    chosen = (STRATEGY, "clients.total=4", "fleet.availability=diurnal", "fleet=mobile")
+    simulate(tmp_path / "serial", *chosen)
+    on_ray = ("engine=ray", "engine.workers=2")
+    simulate(tmp_path / "ray", *chosen, *on_ray, simulator=ray_simulator)
+    assert_same_run(tmp_path / "serial", tmp_path / "ray")
+    assert {row["status"] for row in clients(tmp_path / "ray")} == {"ok", "alone"}
+
+
+LOST = ["strategy.outage=[2,3]", "fleet.availability=0.5"]
+
+
+@pytest.mark.parametrize("lost", LOST)
+@pytest.mark.parametrize("server_half", ["shared", "replicated"])
+def test_a_run_continued_within_an_outage(server_half, lost, tmp_path) -> None:
     chosen = (
-        STRATEGY, "clients.total=4", "clients.per_round=3", "strategy.outage=[2,3]",
+        STRATEGY, "clients.total=4", "clients.per_round=3", lost,
         f"strategy.server_half={server_half}",
     )  # fmt: skip
     simulate(tmp_path / "whole", *chosen, "rounds=5")
@@ -316,8 +408,12 @@ def test_all_clients_failing_ends_the_run(outage, faults, tmp_path) -> None:
 
 
 def test_nobody_there_is_no_failure(tmp_path) -> None:
-    simulate(tmp_path, STRATEGY, "fleet.availability=0.0", "strategy.outage=[2]")
-    assert [(row["num_clients"], row["link_cut"]) for row in rounds(tmp_path)] == [(0, 0), (0, 1)]
+    file = tmp_path / "capacity.pickle"
+    file.write_bytes(pickle.dumps({"9": {"computation": 20.0, "communication": 5000.0}}))
+    trace = ("fleet=trace", f"fleet.capacity={file}", "fleet.by_id=true")  # of another client
+    simulate(tmp_path / "run", STRATEGY, *trace, "strategy.outage=[2]")
+    found = [(row["num_clients"], row["link_cut"]) for row in rounds(tmp_path / "run")]
+    assert found == [(0, 0), (0, 0)]
 
 
 # The clock ----------------------------------------------------------------------------------------
@@ -397,4 +493,3 @@ def test_what_cannot_be(override, message) -> None:
 def test_prepare_comes_first() -> None:
     with pytest.raises(RuntimeError, match=r"needs prepare\(\)"):
         hierarchical.Hierarchical().client_config()
-    assert messages.unpack_settings({"outage.probability": 0.5}, "outage", Outage) == Outage(0.5)

@@ -1,10 +1,24 @@
 """What hierarchical training takes and saves, by hand and as the paper claims."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.hierarchical import CUTS, NETWORKS, PAPER, SHAPE, Clock, cuts, saved
+from benchmarks.hierarchical import (
+    BASELINES,
+    CUTS,
+    NETWORKS,
+    PAPER,
+    SHAPE,
+    Clock,
+    curve,
+    cuts,
+    highest_rate,
+    saved,
+)
+from benchmarks.hierarchical_plot import figure, write
 from fleet.clock import overlapped, pipelined
 from fleet.devices import tables
 from models.cost import cost
@@ -78,6 +92,39 @@ def test_the_papers_savings_at_a_low_rate(network) -> None:
         assert share <= 1 - (4 * values + 1) / (4 * 3072 + 1)
         # And against inputs of one byte a value it loses, at this cut, with fp32 activations.
         assert saved(seconds, clock.baseline(whole, "uint8, each epoch", 10)) < 0
+
+
+UP_TO = {"vgg16": 1.16, "resnet18": 12.1}  # Mbit/s, as docs/HIERARCHICAL.md says
+
+
+def test_up_to_which_rate_the_papers_savings_are_reached(network) -> None:
+    name, (cut,), whole = network
+    device = tables().device("jetson_nano")
+    rate = highest_rate(cut, whole, device, PAPER[name])
+    assert rate == pytest.approx(UP_TO[name], rel=0.01)
+    at_and_above = curve(cut, whole, device, "fp32", 10, [rate, 1.01 * rate])
+    at, above = at_and_above["fp32, each epoch"]
+    assert at <= 1 - PAPER[name] < above
+
+
+def test_the_curves_are_the_tables(network, tmp_path) -> None:
+    name, (cut,), whole = network
+    device, rates = tables().device("jetson_nano"), [0.1, 10.0]
+    found = {codec: curve(cut, whole, device, codec, 10, rates) for codec in ("fp32", "int8")}
+    for codec, shares in found.items():
+        for baseline in BASELINES:
+            for mbps, share in zip(rates, shares[baseline], strict=True):
+                clock = Clock(device, mbps)
+                seconds = clock.seconds(cut.epoch(LinkSettings(up=codec)))
+                assert 1 - share == saved(seconds, clock.baseline(whole, baseline, 10))
+    drawn = figure(rates, {name: found}, PAPER, "title")
+    assert [line.y for line in drawn.data] == [
+        tuple(values) for shares in found.values() for values in shares.values()
+    ]
+    write(tmp_path / "curve.html", drawn)
+    assert "plotly.js v" in (tmp_path / "curve.html").read_text()
+    with pytest.raises(ValueError, match=r"--plot curve\.svg: takes names that end"):
+        write(Path("curve.svg"), drawn)
 
 
 def test_savings_fall_with_the_rate_and_pipelining_never_costs(network) -> None:
