@@ -121,7 +121,7 @@ function drawFront(sets, choice) {
         `<br>${price.name} ${price.write(p.x)}`),
       hovertemplate: "%{hovertext}<extra></extra>", cliponaxis: false, textfont: { size: 11 },
       text: mine.map((p) => plain(brief(p.set.runs[0]))),
-      textposition: mine.map((p) => (p.x > middle ? "top left" : "top right")),
+      textposition: mine.map((p) => (p.x >= middle ? "top left" : "top right")),
       marker: {
         color: colour.get(one), size: 9,
         symbol: mine.map((p) => (front.includes(p) ? "circle" : "circle-open")),
