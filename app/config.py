@@ -181,10 +181,6 @@ def validate(config: Config) -> None:
     config.train.settings()  # checks itself
     config.link.settings()
     config.prune.settings(config.rounds)
-    if config.prune.rounds is not None and config.prune.rounds > config.rounds:
-        raise ValueError(
-            f"prune.rounds={config.prune.rounds}: takes 1 to rounds={config.rounds}, or null for it"
-        )
     fleets.check(config.fleet)
     if config.privacy.epsilon is not None and not config.privacy.epsilon > 0:
         raise ValueError(

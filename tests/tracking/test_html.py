@@ -191,6 +191,26 @@ def test_what_a_method_adds_can_be_plotted(tmp_path, open_page):
     assert drawn == pytest.approx([0.08, 0.05, 0.06])
 
 
+def test_accuracy_against_bytes_says_whose_a_point_is_without_a_click(tmp_path, open_page):
+    for number, (ratio, total) in enumerate([(0, 1600), (0.5, 800), (0.9375, 100)]):
+        make_run(
+            tmp_path / str(number), [f"prune.ratio={ratio}"], {"prune.ratio": ratio},
+            {"final_accuracy": 0.9 - ratio / 9, "total_bytes_up": total, "total_bytes_down": total},
+        )  # fmt: skip
+    page = open_page(report(tmp_path))
+    page.locator("#front").scroll_into_view_if_needed()
+    for ratio in ("0", "0.5", "0.9375"):
+        page.locator("#front-chart .textpoint").get_by_text(ratio, exact=True).wait_for()
+    x, y = (page.locator(f"#front-chart .{axis}title").first.text_content() for axis in ("x", "y"))
+    assert (x, y) == ("bytes, up and down", "final accuracy")
+    points = page.evaluate(
+        "document.getElementById('front-chart').data.slice(1).map(t => [t.text[0], t.x[0], t.y[0]])"
+    )
+    assert [(ratio, spent) for ratio, spent, _ in points] == [
+        ("0", 3200), ("0.5", 1600), ("0.9375", 200)
+    ]  # fmt: skip
+
+
 def test_seeds_are_mean_and_deviation_or_runs(tmp_path, open_page):
     make_seeds(tmp_path)
     page = open_page(report(tmp_path))

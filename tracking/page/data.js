@@ -63,6 +63,14 @@ function own(run) {
     .map(([key, value]) => `${key}=${text(value)}`).join(" ") || run.overrides;
 }
 
+// The same beside a point of a chart: the values alone.
+const LONGEST = 24;
+function brief(run) {
+  const values = DATA.keys.map((key, i) => [key, run.values[i]]).filter(([key, value]) => key !== "seed" && value !== null);
+  const whole = values.map(([, value]) => text(value)).join(" ");
+  return whole.length > LONGEST ? `${whole.slice(0, LONGEST - 1)}…` : whole;
+}
+
 // A value of a swept key as text; null is a key that the run's method does not read.
 function text(value) {
   if (value === null || value === undefined) return "–";
