@@ -122,6 +122,7 @@ class FederatedStrategy(FedAvg):
         self._shapes: dict[str, tuple[int, ...]] = {}  # of the global model's arrays
         self._cost: Cost | None = None  # of the model, until shapes change
         self._phases: dict[int, Phases] = {}  # of each client's round, until they do
+        self._alone_phases: dict[int, Phases] | None = None  # of those without network
         self._plan: RoundPlan | None = None  # of this round
         self._now_s = 0.0  # simulated seconds since the experiment began
         self._trained: list[str] | None = None  # names of its trainable parameters
@@ -150,7 +151,8 @@ class FederatedStrategy(FedAvg):
         Raises:
             ValueError: the method cannot train this network; names the key.
         """
-        self.model, self.input_shape, self._phases, self._cost = model, input_shape, {}, None
+        self.model, self.input_shape, self._cost = model, input_shape, None
+        self._phases, self._alone_phases = {}, None
         named = model.named_parameters(remove_duplicate=False)
         self._trained = [name for name, parameter in named if parameter.requires_grad]
         return model
@@ -252,10 +254,10 @@ class FederatedStrategy(FedAvg):
         wanted = num_selected(self.clients_per_round, len(with_data))
         count = num_asked(wanted, self.over_select, len(with_data))
         asked = self.order(select(with_data, count, self.seed, server_round), server_round)
-        alone = self.fleet.phases(self.alone_works())
         self._plan = self.fleet.plan(
-            asked, self.phases(), self.rule(), server_round, self._now_s, wanted, alone
-        )
+            asked, self.phases(), self.rule(), server_round, self._now_s, wanted,
+            self.alone_phases(),
+        )  # fmt: skip
         return self._plan.participants
 
     def order(self, chosen: Sequence[int], server_round: int) -> list[int]:
@@ -267,6 +269,12 @@ class FederatedStrategy(FedAvg):
         if not self._phases and self.fleet is not None:
             self._phases = self.fleet.phases(self.client_works())
         return self._phases
+
+    def alone_phases(self) -> Mapping[int, Phases]:
+        """The same of those that train without network."""
+        if self._alone_phases is None and self.fleet is not None:
+            self._alone_phases = self.fleet.phases(self.alone_works())
+        return self._alone_phases or {}
 
     def check_fleet(self) -> None:
         """Refuse a fleet in which no client could ever take part.
