@@ -92,7 +92,10 @@ def main() -> None:
     parser.add_argument("sweeps", type=Path, nargs="+")
     parser.add_argument("--plot", type=Path, nargs="+", default=[], help="x.html, x.png")
     chosen = parser.parse_args()
-    sweeps = [read(sweep) for sweep in chosen.sweeps]
+    try:
+        sweeps = [read(sweep) for sweep in chosen.sweeps]
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     print("\n\n".join(table(key, found) for key, found in sweeps))
     for path in chosen.plot:
         write(path, figure(sweeps))

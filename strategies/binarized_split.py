@@ -139,6 +139,11 @@ class BinarizedSplit(SplitStrategy):
         own = messages.pack_settings(binarized=self.binarized, privacy=self.privacy)
         return super().client_config() | own
 
+    def describe(self) -> dict[str, float]:
+        """As `SplitStrategy`; bit widths are the device's."""
+        bits = 32 if self.binarized.what == "none" else 1
+        return super().describe() | {"weight_bits": bits, "act_bits": bits}
+
     def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
         """Test what crosses, noise and all, and measure what it says about the input."""
         (parts,) = self._halves.values()

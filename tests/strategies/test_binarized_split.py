@@ -38,6 +38,7 @@ def test_one_bit_a_value_crosses(tmp_path: Path) -> None:
         model, _ = strategy.model_bytes(0)
         row = json.loads((tmp_path / arm / "clients.jsonl").read_text().splitlines()[0])
         sent[arm] = row["bytes_up"] - model - row["num_examples"]  # a byte a label
+        assert strategy.describe()["weight_bits"] == (1 if arm == "client" else 32)
     shape = prepared(*ARM).device_costs()[0].output_shape
     assert sent["none"] == 40 * int(np.prod(shape)) * 4
     assert sent["client"] * 32 == sent["none"]
