@@ -350,6 +350,13 @@ def test_what_cannot_be(overrides, message) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("total", "last"), [(1, 1), (3, 2), (20, 10)])
+def test_the_preset_grows_in_the_first_half_of_any_number_of_rounds(total, last) -> None:
+    config = compose(["experiment=deprune", f"rounds={total}"])
+    assert config.prune.settings(total).rounds == last
+    assert experiment.strategy(config).prune.stages == 2
+
+
 def test_flat_activations(tmp_path: Path) -> None:
     simulate(tmp_path, "strategy=deprune", ODD, "split.cut=stage3", "prune.ratio=0.5", "rounds=1")
     arrays = load_file(tmp_path / "model.safetensors")
