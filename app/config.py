@@ -181,10 +181,6 @@ def validate(config: Config) -> None:
     config.train.settings()  # checks itself
     config.link.settings()
     config.prune.settings(config.rounds)
-    if config.prune.rounds is not None and config.prune.rounds > config.rounds:
-        raise ValueError(
-            f"prune.rounds={config.prune.rounds}: takes 1 to rounds={config.rounds}, or null for it"
-        )
     fleets.check(config.fleet)
     if config.privacy.epsilon is not None and not config.privacy.epsilon > 0:
         raise ValueError(
@@ -273,6 +269,8 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("model.replace_head")
     if config.train.augment == "none":
         unread.add("train.augment")
+    if config.train.lr_decay == 1:
+        unread.add("train.lr_decay")
     if config.data.partition != "dirichlet":
         unread.add("data.alpha")
     if config.train.optimizer != "sgd":

@@ -148,7 +148,6 @@ def strategy(config: Config) -> FederatedStrategy:
         "split.cut": ("cut", config.split.cut),
         "split.tail": ("tail", config.split.tail),
         "link": ("link", config.link.settings()),
-        "train.server_lr": ("server_lr", config.train.server_lr),
         "privacy": ("privacy", config.privacy.settings()),
         "prune.ratio": ("prune", config.prune.settings(config.rounds)),
         "fleet.objective": ("objective", config.fleet.objective),

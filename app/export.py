@@ -3,8 +3,9 @@
     python -m app.export runs/<name>/<time> [--onnx] [--out DIR] [--overwrite]
 
 Writes packed.safetensors (`quant.export`) and, with --onnx, model.onnx (`quant.onnx_export`) into
-the run's folder or DIR. Each file is read back and evaluated on the test set before it gets its
-name: the packed one must give the run's outputs exactly, onnxruntime its accuracy to 0.1 points.
+the run's folder or DIR; of a run with a binarized half that half in its bits (`app.export_half`).
+Each file is read back and evaluated on the test set before it gets its name: the packed one must
+give the run's outputs exactly, onnxruntime its accuracy to 0.1 points.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from app import experiment
 from app.explain import explain
+from app.export_half import export_half, half_table, has_binary_half
 from app.ptq import load_config
 from app.schema import Config
 from app.server import EVALUATION_BATCH
@@ -216,6 +218,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     out = chosen.out or chosen.run
     try:
+        config = load_config(chosen.run)
+        if has_binary_half(config):
+            if chosen.onnx:
+                raise ValueError(f"{chosen.run}: --onnx: ONNX has no form for weights of one bit")
+            half = export_half(chosen.run, config, out, chosen.overwrite)
+            Console().print(half_table(half), Text(str(half.path), overflow="fold"))
+            return 0
         exported = export(chosen.run, out, chosen.onnx, chosen.overwrite)
     except (OmegaConfBaseException, OSError, ValueError) as error:
         sys.stderr.write(f"error: {explain(error)}\n")

@@ -34,6 +34,7 @@ class TrainConfig:
     weight_decay: float = MISSING
     max_batches: int | None = None
     server_lr: float | None = None  # of the server's half; None takes lr
+    lr_decay: float = 1.0  # from one round to the next
     augment: str = "none"
 
     def settings(self) -> LocalTraining:
@@ -42,6 +43,8 @@ class TrainConfig:
             epochs=self.epochs,
             batch_size=self.batch_size,
             lr=self.lr,
+            server_lr=self.server_lr or 0.0,
+            lr_decay=self.lr_decay,
             optimizer=self.optimizer,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
@@ -125,10 +128,11 @@ class PrivacyConfig:
 
     dcor_weight: float = 0.0
     epsilon: float | None = None
+    attack: bool = True
 
     def settings(self) -> Privacy:
         """Return what the strategies take."""
-        return Privacy(self.dcor_weight, self.epsilon or 0.0)
+        return Privacy(self.dcor_weight, self.epsilon or 0.0, self.attack)
 
 
 @dataclass
@@ -138,15 +142,19 @@ class PruneConfig:
     ratio: float = 0.75
     schedule: str = "grow"
     importance: str = "l1"
-    rounds: int | None = None
+    rounds: Any = None  # int or float, as clients.per_round, or None
     stages: int = 4
     frozen: bool = False
     source: str | None = None
     pretrain_rounds: int | None = None
 
     def settings(self, rounds: int) -> PruneSettings:
-        """Return what the strategies take, in an experiment of ``rounds`` rounds."""
-        last = rounds if self.rounds is None else self.rounds
+        """Return what the strategies take, in an experiment of ``rounds`` rounds.
+
+        Raises:
+            ValueError: a value that cannot be; names the key.
+        """
+        last = self._last(rounds)
         # Where nothing says how long: half of the way, or as little as the importance needs.
         default = last // 2 if not self.source else int(self.importance == "taylor")
         return PruneSettings(
@@ -158,6 +166,17 @@ class PruneConfig:
             frozen=self.frozen,
             source=self.source or "",
             pretrain_rounds=default if self.pretrain_rounds is None else self.pretrain_rounds,
+        )
+
+    def _last(self, rounds: int) -> int:
+        value = rounds if self.rounds is None else self.rounds
+        if isinstance(value, float) and 0 < value <= 1:
+            return max(1, round(value * rounds))
+        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= rounds:
+            return value
+        raise ValueError(
+            f"prune.rounds={value}: takes 1 to rounds={rounds}, a share of them in (0, 1], or "
+            "null for all"
         )
 
 

@@ -1,8 +1,8 @@
 """Binarized halves on MIT-BIH heartbeats: accuracy by arm, leakage, size and time of a packed half.
 
     python -m benchmarks.binary --data $CUTBIT_DATA [--epochs 40] [--seeds 0 1 2]
-        [--arms cnn hybrid bnn] [--estimator clip] [--scale] [--lr 1e-3] [--client-lr 3e-4]
-        [--cosine] [--keep-optimizer]
+        [--arms cnn hybrid bnn] [--estimator clip] [--scale] [--lr 1e-3] [--client-lr 3e-3]
+        [--decay 0.96] [--cosine] [--keep-optimizer]
 
 ecg1d cut at stage2, split by beat, batch 32, Adam, one thread. Both halves train together, which is
 what split learning with one client computes: a cut network trains as the whole one, bit for bit,
@@ -74,9 +74,11 @@ def train(
         return torch.optim.Adam(groups, fused=True)
 
     optimizer = new_optimizer()
-    for _ in range(chosen.epochs):
+    for epoch in range(chosen.epochs):
         if not chosen.keep_optimizer:
             optimizer = new_optimizer()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * chosen.decay**epoch
         net.train()
         for rows in torch.randperm(len(data.train_y), generator=generator).split(BATCH):
             if chosen.cosine:
@@ -166,6 +168,7 @@ def main() -> None:
     parser.add_argument("--scale", action="store_true")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--client-lr", type=float, help="of the client's half; --lr where absent")
+    parser.add_argument("--decay", type=float, default=1.0, help="of both rates, an epoch")
     parser.add_argument("--cosine", action="store_true")
     parser.add_argument("--keep-optimizer", action="store_true")
     chosen = parser.parse_args()

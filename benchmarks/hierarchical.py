@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.hierarchical_plot import figure, write
+from benchmarks.hierarchical_plot import figure
+from benchmarks.picture import write
 from fleet.clock import Rule, overlapped, pipelined
 from fleet.cost import cost as price
 from fleet.devices import Device, Link, tables

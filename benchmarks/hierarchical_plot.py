@@ -1,24 +1,18 @@
 """The curve of simulated training time over bit rates, as a page and as a picture.
 
-    python -m benchmarks.hierarchical --plot hierarchical.html docs/hierarchical.png
-
-A .png is the page as Debian's chromium draws it, through Playwright.
+python -m benchmarks.hierarchical --plot hierarchical.html docs/hierarchical.png
 """
 
 import math
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from tracking.figure import COLORS, plain, write_figure
+from tracking.figure import COLORS, plain
 
 # Shares of a baseline's time, by network, codec and baseline: one for each rate.
 Curves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 DASHES = {"fp32": "solid", "int8": "dot"}
 TICKS = (0.05, 0.1, 0.2, 0.39, 0.71, 1.0, 2.0, 5.0, 10.0, 20.0)
-SIZE = {"width": 1100, "height": 560}
 
 
 def figure(rates: Sequence[float], curves: Curves, paper: Mapping[str, float], title: str) -> Any:
@@ -61,37 +55,3 @@ def figure(rates: Sequence[float], curves: Curves, paper: Mapping[str, float], t
     drawn.update_yaxes(title="time against the baseline", col=1)
     plain(drawn, title)
     return drawn
-
-
-def write(path: Path, drawn: Any) -> None:
-    """Write the figure, as its suffix says.
-
-    Raises:
-        ValueError: it is neither .html nor .png.
-        RuntimeError: there is no chromium to draw a .png.
-    """
-    if path.suffix == ".html":
-        write_figure(path, drawn)
-    elif path.suffix == ".png":
-        _picture(path, drawn)
-    else:
-        raise ValueError(f"--plot {path}: takes names that end in .html or .png")
-
-
-def _picture(path: Path, drawn: Any) -> None:
-    from playwright.sync_api import sync_playwright
-
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        raise RuntimeError(f"--plot {path}: a .png needs chromium (apt-get install chromium)")
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        page_file = Path(folder) / "figure.html"
-        write_figure(page_file, drawn)
-        options = ["--no-sandbox", "--disable-gpu"]
-        window = playwright.chromium.launch(executable_path=browser, args=options)
-        page = window.new_page(viewport=SIZE)  # type: ignore[arg-type]
-        page.goto(page_file.as_uri())
-        page.wait_for_selector("#figure .legend .traces")
-        page.add_style_tag(content="body { margin: 0 } .modebar { display: none }")
-        page.screenshot(path=path)
-        window.close()

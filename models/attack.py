@@ -87,7 +87,7 @@ def reconstruct(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         decoder = Decoder(z[0].numel(), tuple(x.shape[1:]), hidden)
-    optimizer = torch.optim.Adam(decoder.parameters(), lr)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr, fused=True)
     with torch.enable_grad():
         for _ in range(epochs):
             for rows in torch.randperm(len(z), generator=generator).split(batch_size):

@@ -304,7 +304,8 @@ class FederatedStrategy(FedAvg):
             if self._trained is None:
                 raise RuntimeError("strategy.server_optimizer needs prepare() before start()")
             self._sent = server_round, arrays
-        common = {**self.client_config(), messages.SEED: self.seed, **config}
+        rates = messages.pack_settings(train=self.train.in_round(server_round))
+        common = {**self.client_config(), **rates, messages.SEED: self.seed, **config}
         contents: dict[Variant, RecordDict] = {}
         sent: list[Message] = []
         for partition in chosen:

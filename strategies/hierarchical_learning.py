@@ -79,13 +79,12 @@ def train(
     streams: Streams,
 ) -> Update:
     """Client half: load all three, train them, return them; the server's part does not cross."""
-    split = unpack_settings(config, "split", Split)
     settings = unpack_settings(config, "train", LocalTraining)
     is_alone = bool(config.get(ALONE, False))
     link = Link(unpack_settings(config, "link", LinkSettings), streams.generator("link.up"))
     device, server = model.halves.parts
     model.load(arrays)
-    cloud = None if is_alone else Cloud(server, settings, split.server_lr or settings.lr, link)
+    cloud = None if is_alone else Cloud(server, settings, settings.server_lr or settings.lr, link)
     edge_loss, loss = train_tiers(device, model.exit, cloud, link, data, settings, streams)
     state = {**device.state_dict(), **server.state_dict()}
     mine = {f"{model.name}.{name}": tensor for name, tensor in model.exit.state_dict().items()}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,9 @@ class LocalTraining:
     Attributes:
         epochs: passes over the client's data.
         batch_size: samples per step.
-        lr: learning rate.
+        lr: learning rate, in the first round.
+        server_lr: that of the server's part of a cut network; 0 takes the device's.
+        lr_decay: what both are multiplied by from one round to the next.
         optimizer: ``sgd``, ``adam`` or ``adamw``, new in each round.
         momentum: of ``sgd``.
         weight_decay: not applied to quantizers' steps.
@@ -37,6 +39,8 @@ class LocalTraining:
     epochs: int = 1
     batch_size: int = 32
     lr: float = 0.1
+    server_lr: float = 0.0
+    lr_decay: float = 1.0
     optimizer: str = "sgd"
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -56,9 +60,16 @@ class LocalTraining:
         for name, least in (("epochs", 1), ("batch_size", 1), ("max_batches", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"train.{name}={getattr(self, name)}: takes {least} or more")
-        for name in ("lr", "momentum", "weight_decay"):
+        for name in ("lr", "server_lr", "momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"train.{name}={getattr(self, name)}: takes 0 or more, and finite")
+        if not 0 < self.lr_decay <= 1:
+            raise ValueError(f"train.lr_decay={self.lr_decay}: takes a number in (0, 1]")
+
+    def in_round(self, server_round: int) -> "LocalTraining":
+        """Return the same with the learning rates of a round, counted from 1."""
+        factor = self.lr_decay ** (server_round - 1)
+        return replace(self, lr=self.lr * factor, server_lr=self.server_lr * factor)
 
 
 @dataclass(frozen=True)
@@ -208,6 +219,10 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return a new optimizer over what trains in ``models``; steps get no weight decay.
 
+    One update at most halves or doubles a step. Its gradient says where to go, not how far: on a
+    client with few samples of few classes, momentum carries a step to where all weights round to
+    0, or past 0, and nothing comes back from there.
+
     Args:
         models: parts of one network.
         settings: kind of optimizer and its settings.
@@ -220,12 +235,34 @@ def make_optimizer(
     if steps:
         groups.append({"params": steps, "weight_decay": 0.0})  # type: ignore[dict-item]
     decay, lr = settings.weight_decay, settings.lr if lr is None else lr
+    optimizer: torch.optim.Optimizer
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             groups, lr, momentum=settings.momentum, weight_decay=decay, fused=True
         )
-    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr, weight_decay=decay, fused=True)
+    else:
+        kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+        optimizer = kind(groups, lr, weight_decay=decay, fused=True)
+    if steps:
+        _limit(optimizer, [step.data for step in steps])
+    return optimizer
+
+
+def _limit(optimizer: torch.optim.Optimizer, steps: list[Tensor]) -> None:
+    """Let no update more than halve or double ``steps``."""
+    before = [step.clone() for step in steps]
+
+    def remember(*_: object) -> None:
+        torch._foreach_copy_(before, steps)
+
+    def limit(*_: object) -> None:
+        torch._foreach_mul_(before, 0.5)
+        torch._foreach_clamp_min_(steps, before)
+        torch._foreach_mul_(before, 4)
+        torch._foreach_clamp_max_(steps, before)
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(limit)
 
 
 def train_epochs(

@@ -53,7 +53,6 @@ class SplitStrategy(FederatedStrategy):
         link: codecs at the cut.
         spec: bit widths, where the network is quantized.
         side: which half is.
-        server_lr: learning rate of the server's half; None takes the clients'.
         objective: what ``auto`` makes least: ``seconds`` or ``joules`` of a round.
         common: arguments of `FederatedStrategy`.
     """
@@ -74,7 +73,6 @@ class SplitStrategy(FederatedStrategy):
         link: LinkSettings | None = None,
         spec: QuantSpec | None = None,
         side: str = "both",
-        server_lr: float | None = None,
         objective: str = OBJECTIVES[0],
         **common: object,
     ) -> None:
@@ -85,7 +83,6 @@ class SplitStrategy(FederatedStrategy):
         self.link = link or LinkSettings()
         self.spec = spec or QuantSpec(weight_bits=32, act_bits=32)
         self.side = Side(side)
-        self.server_lr = server_lr
         self.objective = objective
         self._check_cuts(isinstance(cut, Mapping))
         self._splits: dict[Cut, Split] = {}  # by what the user called the cut
@@ -260,7 +257,7 @@ class SplitStrategy(FederatedStrategy):
         except ValueError as error:
             raise ValueError(f"split.cut={cut}: {error}") from error
         tail = self._tail(model, input_shape)
-        return Split(at, tail, self.server_lr or 0.0, self.is_private)
+        return Split(at, tail, self.is_private)
 
     def _check_cuts(self, is_mapping: bool) -> None:
         if is_mapping and not self.takes_mapping:

@@ -53,18 +53,12 @@ class Split:
         cut: name of the cut point; what comes before it is on the device.
         tail: name of the second cut point, after which the network is on the device again; empty
             where the server has all that follows the first.
-        server_lr: learning rate of the server's part; 0 takes the device's.
         private: whether the device's part stays with its client and crosses at no time.
     """
 
     cut: str
     tail: str = ""
-    server_lr: float = 0.0
     private: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.server_lr < float("inf"):
-            raise ValueError(f"train.server_lr={self.server_lr}: takes 0 or more, and finite")
 
 
 @dataclass(frozen=True)
@@ -157,7 +151,7 @@ def train(
     for part in model.parts:
         load_arrays(part, {name: arrays[name] for name in part.state_dict()})
     guard = guard or Guard()
-    server = Colocated(model.server, settings, split.server_lr or settings.lr, link, guard)
+    server = Colocated(model.server, settings, settings.server_lr or settings.lr, link, guard)
     loss = train_device(model.device, server, link, data, settings, streams, guard)
     state = {name: tensor for part in model.parts for name, tensor in part.state_dict().items()}
     return Update(

@@ -1,6 +1,7 @@
 """What every method must do. A method without a row here cannot exist."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,15 @@ def test_every_method_has_a_row_a_page_and_a_file() -> None:
         page = (ROOT / "strategies" / f"{name}.md").read_text()
         for heading in ("Use", "Deviations", "Suggested settings", "Trade-offs", "Citation"):
             assert f"## {heading}" in page, f"{name}.md has no section {heading}"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "strategies").glob("*.md")), ids=lambda p: p.stem)
+def test_no_page_has_an_empty_section_or_a_placeholder(page: Path) -> None:
+    text = page.read_text()
+    for heading, body in re.findall(r"^#+ (.+)\n((?:(?!#+ ).*\n?)*)", text, re.MULTILINE):
+        assert body.strip(), f"{page.name}: nothing under {heading}"
+    left = re.findall(r"^[^\w#\n]*(?:[A-Z]{4,}|[Tt]odo|TBD)\W*$", text, re.MULTILINE)
+    assert not left, f"{page.name}: {left}"
 
 
 @pytest.mark.parametrize(("strategy", "overrides"), CASES)

@@ -1,16 +1,21 @@
 """Totals of a run, from its rounds.jsonl."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from tracking.jsonl import ROUNDS, read
+from tracking.record import RoundRecord
 
 TOTALS = ("bytes_up", "bytes_down", "sim_s", "energy_j", "wall_s")
+COMMON = frozenset(field.name for field in fields(RoundRecord))
 
 
 def summarise(folder: Path, target_accuracy: float | None = None) -> dict[str, Any]:
     """Return final and best accuracy, totals, and what it took to reach a target.
+
+    What a method adds to its records is there as it was at the end: ``final_edge_accuracy`` …
 
     Args:
         folder: the run's folder.
@@ -25,6 +30,7 @@ def summarise(folder: Path, target_accuracy: float | None = None) -> dict[str, A
         "rounds": len(rows),
         **{f"total_{name}": _total(rows, name) for name in TOTALS},  # wall: rounds, not set-up
         "num_failed": sum(row["num_failed"] for row in rows),
+        **_own(rows),
     }
     if target_accuracy is not None:
         summary |= _to_target(rows, target_accuracy)
@@ -39,6 +45,14 @@ def _to_target(rows: Sequence[Mapping[str, Any]], target: float) -> dict[str, An
         "rounds_to_target": len(until) or None,
         **{f"{name}_to_target": _total(until, name) if until else None for name in TOTALS},
     }
+
+
+def _own(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last value of each measure that the method added."""
+    last: dict[str, Any] = {}
+    for row in rows:
+        last |= {n: value for n, value in row.items() if n not in COMMON and value is not None}
+    return {f"final_{name}": value for name, value in last.items()}
 
 
 def _total(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:

@@ -13,6 +13,8 @@ from conftest import ROOT
 
 from app import export as module
 from app.export import ONNX, PACKED, export, main
+from app.export_half import PACKED_HALF
+from quant.binary_export import load_packed as load_packed_half
 from quant.export import read
 from quant.layers import QuantSpec
 
@@ -162,3 +164,29 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stopped.value.code == 0
     assert "--onnx" in capsys.readouterr().out
+
+
+def test_a_binarized_half_is_exported_in_its_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    subprocess.run(
+        [
+            sys.executable, "main.py", "strategy=binarized_split", "split.cut=stage2", "rounds=1",
+            "engine=serial", "clients.total=2", "data.max_train=80", "tracker.wandb.mode=disabled",
+            f"hydra.run.dir={run}",
+        ],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    assert main([str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "none differs" in printed and "32.00" in printed
+    loaded = load_packed_half(run / PACKED_HALF)
+    assert loaded.weight_bytes() * 8 == sum(layer.geometry.num_weights for layer in loaded.layers)
+    assert main([str(run)]) == 1
+    assert "is there already; --overwrite replaces it" in capsys.readouterr().err
+    assert main([str(run), "--overwrite", "--onnx"]) == 1
+    assert "ONNX has no form for weights of one bit" in capsys.readouterr().err
+    (run / "model.safetensors").write_bytes(b"none")
+    assert main([str(run), "--overwrite"]) == 1
+    assert "not the model of this run's configuration" in capsys.readouterr().err

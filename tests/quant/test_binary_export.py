@@ -18,7 +18,8 @@ from models.lenet5 import LeNet5
 from models.resnet import resnet8
 from models.split import cut
 from quant.binary import BinarySpec, binarize, binary_layers
-from quant.binary_export import PackedHalf, load_packed, pack_half, save_packed
+from quant.binary_export import load_packed, pack_half, save_packed
+from quant.packed_half import PackedHalf
 
 properties = settings(deadline=None, max_examples=60)
 

@@ -1,6 +1,7 @@
 """Binarized split learning: one bit a value, ±1 weights, leakage measured and held down."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from safetensors.numpy import load_file
 
 from app import experiment
 from app.session import Session
+from fleet.seeds import derive_seed
+from models.attack import reconstruct
 from models.privacy import channel_leakage
 from quant.binary import binary_layers
+from strategies import binarized_split
 from strategies.local import Streams
 
 ARM = ("strategy=binarized_split", "split.cut=stage2")
@@ -55,21 +59,72 @@ def test_weights_are_clipped_and_layers_binary(tmp_path: Path) -> None:
     assert list(binary_layers(parts.server))
 
 
+def observed(*overrides):
+    """The network of an evaluation of the first weights, the device's part, and what was found."""
+    strategy = prepared(*ARM, *overrides)
+    (parts,) = strategy._halves.values()
+    seen = []
+
+    def test(network):
+        data = experiment.dataset(small(*ARM))
+        with torch.no_grad():
+            for x in data.test_x.split(100):
+                network.eval()(x)
+        seen.append(network)
+        return 0.0, 0.0
+
+    found = strategy.evaluate(strategy.whole_model().state_dict(), test)
+    return seen[0], parts.device[0].eval(), found
+
+
 def test_what_is_recorded_is_the_leakage(tmp_path: Path) -> None:
     simulate(tmp_path, *ARM)
     record = rounds(tmp_path)[-1]
     assert 0 < record["dcor_mean"] <= record["dcor_max"] <= 1
-    config = small(*ARM)
-    strategy = prepared(*ARM)
-    (parts,) = strategy._halves.values()
-    arrays = {k: torch.from_numpy(v) for k, v in load_file(tmp_path / "model.safetensors").items()}
-    first = parts.device[0]
-    first.load_state_dict({name: arrays[name] for name in first.state_dict()})
-    x = experiment.dataset(config).test_x[:500]
+    assert (
+        0 < record["attack_mse"] < record["attack_mean_mse"]
+    )  # bits of digits give something away
+    assert 0 < record["attack_ssim"] < 1
+    network, first, found = observed()
     with torch.no_grad():
-        z = first.eval()(x)
-    assert set(z.unique().tolist()) == {-1.0, 1.0}
-    assert record["dcor_max"] == pytest.approx(float(channel_leakage(x, z).max()), rel=1e-5)
+        assert torch.equal(first(network.x), network.z)
+    assert set(network.z.unique().tolist()) == {-1.0, 1.0}
+    half = len(network.x) // 2
+    leaks = channel_leakage(network.x[:half], network.z[:half])
+    assert found["dcor_max"] == float(leaks.max())
+    assert found["dcor_mean"] == float(leaks.mean())
+    drawn = reconstruct(
+        (network.z[half:], network.x[half:]),
+        (network.z[:half], network.x[:half]),
+        binarized_split.ATTACK_EPOCHS,
+        derive_seed(0, "privacy attack"),
+    )
+    assert found["attack_mse"] == drawn.mse
+
+
+def test_leakage_is_measured_on_a_random_draw_of_the_test_set(monkeypatch) -> None:
+    monkeypatch.setattr(binarized_split, "PROBES", 20)
+    monkeypatch.setattr(binarized_split, "PAIRS", 30)
+    network, _, _ = observed()
+    test_x = experiment.dataset(small(*ARM)).test_x
+    rows = [int((test_x == x).flatten(1).all(1).nonzero()[0]) for x in network.x]
+    assert len(set(rows)) == 50 and rows != sorted(rows)
+    assert min(rows) < len(test_x) / 4 and max(rows) > 3 * len(test_x) / 4
+
+
+def test_without_the_attack_the_run_is_the_same(tmp_path: Path) -> None:
+    for attack in ("true", "false"):
+        simulate(tmp_path / attack, *ARM, f"privacy.attack={attack}")
+    one, other = (rounds(tmp_path / attack)[-1] for attack in ("true", "false"))
+    assert {k for k in one if k.startswith("attack")} and "dcor_max" in other
+    assert not {k for k in other if k.startswith("attack")}
+    assert one["loss"] == other["loss"] and one["dcor_max"] == other["dcor_max"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_leakage_of_few_samples(count) -> None:
+    x, z = torch.randn(count, 1, 8), torch.randn(count, 2, 4).sign()
+    assert bool(binarized_split.leakage(x, z, True, 0)) == (count == 4)
 
 
 def test_the_leak_loss_lowers_the_leakage(tmp_path: Path) -> None:
@@ -82,25 +137,33 @@ def test_the_leak_loss_lowers_the_leakage(tmp_path: Path) -> None:
     assert lowest[1] < 0.9 * lowest[0]
 
 
-def test_noise_flips_bits_in_training_and_not_at_test(tmp_path: Path) -> None:
+def test_noise_flips_bits_in_training_and_at_test(tmp_path: Path) -> None:
     simulate(tmp_path / "none", *ARM, "rounds=1")
     simulate(tmp_path / "noise", *ARM, "rounds=1", "privacy.epsilon=1")
     simulate(tmp_path / "again", *ARM, "rounds=1", "privacy.epsilon=1")
     assert_same_run(tmp_path / "noise", tmp_path / "again")
     losses = [rounds(tmp_path / run)[0]["train_loss"] for run in ("none", "noise")]
     assert losses[0] != losses[1]
-    strategy = prepared(*ARM, "privacy.epsilon=1")
-    arrays = {name: tensor.clone() for name, tensor in strategy.whole_model().state_dict().items()}
-    x = experiment.dataset(small(*ARM)).test_x[:50]
-    seen = []
-    for _ in range(2):
+    network, first, _ = observed("privacy.epsilon=1")
+    with torch.no_grad():
+        bits = first(network.x)
+    varies = bits.mean(0).abs() < 0.5  # and so in each batch; a bit that does not has no noise
+    assert varies.sum() > 20
+    flipped = (bits != network.z)[:, varies].float().mean()
+    assert flipped == pytest.approx(math.exp(-0.5) / 2, rel=0.1)
+    again, _, _ = observed("privacy.epsilon=1")
+    assert torch.equal(network.z, again.z)
 
-        def test(network):
-            seen.append(network.eval()(x))
-            return 0.0, 0.0
 
-        strategy.evaluate(arrays, test)
-    assert torch.equal(*seen)
+def test_noise_at_test_has_the_range_of_a_batch_of_training() -> None:
+    z = torch.cat([torch.zeros(4, 3), torch.rand(4, 3)])
+
+    def draw(batch):
+        generator = torch.Generator().manual_seed(0)
+        return binarized_split.noisy(z, 1.0, batch, generator)
+
+    assert torch.equal(draw(4)[:4], z[:4])  # a batch that does not vary has none
+    assert not torch.equal(draw(8)[:4], z[:4])
 
 
 def test_real_valued_without_measures_is_the_base(tmp_path: Path) -> None:
@@ -136,3 +199,16 @@ def test_streams_of_noise_differ_by_client_and_round() -> None:
         for p in (0, 1)
     ]
     assert len({tuple(draw) for draw in draws}) == 4
+
+
+def test_the_leak_loss_is_of_the_mean_and_of_the_worst_channel() -> None:
+    x = torch.randn(9, 1, 8)
+    z = torch.cat([x, torch.randn(9, 2, 8)], 1)
+    shield = binarized_split.Shield(binarized_split.Privacy(dcor_weight=3.0), torch.Generator())
+    channels = channel_leakage(x, z)
+    assert channels.argmax() == 0 and channels[0] == pytest.approx(1.0, rel=1e-5)
+    expected = 3 * (channels.sum() / 3 + channels[0]) / 2
+    assert float(shield.leak(x, z)) == pytest.approx(float(expected), rel=1e-6)
+    assert shield.leak(x[:1], z[:1]) is None
+    no_weight = binarized_split.Shield(binarized_split.Privacy(), torch.Generator())
+    assert no_weight.leak(x, z) is None

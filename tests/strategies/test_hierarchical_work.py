@@ -18,7 +18,8 @@ from benchmarks.hierarchical import (
     highest_rate,
     saved,
 )
-from benchmarks.hierarchical_plot import figure, write
+from benchmarks.hierarchical_plot import figure
+from benchmarks.picture import write
 from fleet.clock import overlapped, pipelined
 from fleet.devices import tables
 from models.cost import cost

@@ -502,3 +502,42 @@ def test_load_arrays_refuses_shapes_that_broadcast():
     model = nn.Linear(2, 2)
     with pytest.raises((ValueError, RuntimeError)):
         load_arrays(model, {"weight": torch.zeros(1, 2), "bias": torch.zeros(())})
+
+
+def test_learning_rates_fall_from_round_to_round():
+    settings = LocalTraining(lr=0.4, server_lr=0.2, lr_decay=0.5)
+    assert settings.in_round(1) == settings
+    third = settings.in_round(3)
+    assert (third.lr, third.server_lr, third.lr_decay) == (0.1, 0.05, 0.5)
+    assert LocalTraining(lr=0.3).in_round(1000).lr == 0.3
+    for decay in (0.0, -1.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"train\.lr_decay=.*: takes a number in \(0, 1\]"):
+            LocalTraining(lr_decay=decay)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("direction", [-1.0, 1.0])
+def test_an_update_at_most_halves_or_doubles_a_step(kind, direction):
+    model = quantize(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), QuantSpec(4, 4))
+    optimizer = make_optimizer([model], LocalTraining(lr=100, optimizer=kind))
+    model(torch.randn(8, 4)).sum().backward()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    factor = 0.5 if direction > 0 else 2
+    for p in model.parameters():
+        p.grad = torch.full_like(p, direction)
+    optimizer.step()
+    steps = 0
+    for name, p in model.named_parameters():
+        if not is_step(name):
+            assert (p - before[name]).abs().min() > 10
+        elif p.requires_grad:
+            assert torch.equal(p, factor * before[name])
+            steps += 1
+    assert steps
+    for p in model.parameters():  # and small updates are as they were
+        p.grad = torch.full_like(p, 1e-6 * direction)
+    now = {name: p.detach().clone() for name, p in model.named_parameters() if is_step(name)}
+    make_optimizer([model], LocalTraining(lr=0.1, optimizer="sgd")).step()
+    for name, step in now.items():
+        p = dict(model.named_parameters())[name]
+        assert torch.equal(p, step - 1e-7 * direction) or not p.requires_grad

@@ -40,16 +40,17 @@ def test_all_channels_of_a_frozen_bottleneck_are_the_base(base, tmp_path: Path) 
     )  # fmt: skip
     simulate(tmp_path / "base", f"strategy={base}", *fair)
     chosen = (f"strategy.base={base}", "prune.ratio=0", "prune.frozen=true", *fair)
-    method = "prune" if base == "split" else "deprune"
-    simulate(tmp_path / "wide", f"strategy={method}", "prune.schedule=fixed", *chosen)
-    plain, wide = (load_file(tmp_path / run / "model.safetensors") for run in ("base", "wide"))
-    assert all(np.array_equal(plain[name], wide[name]) for name in plain)
-    assert np.array_equal(wide[ENCODER_WEIGHT][:, :, 0, 0], np.eye(32))
-    for one, other in zip(rounds(tmp_path / "base"), rounds(tmp_path / "wide"), strict=True):
-        for key in ("accuracy", "loss", "train_loss"):
-            assert one[key] == other[key]
-        for key in ("bytes_up", "bytes_down"):
-            assert other[key] - one[key] == 4 * (32 * 32 * 4)  # four clients
+    plain = load_file(tmp_path / "base" / "model.safetensors")
+    for method in ("deprune", "prune"):
+        simulate(tmp_path / method, f"strategy={method}", "prune.schedule=fixed", *chosen)
+        wide = load_file(tmp_path / method / "model.safetensors")
+        assert all(np.array_equal(plain[name], wide[name]) for name in plain)
+        assert np.array_equal(wide[ENCODER_WEIGHT][:, :, 0, 0], np.eye(32))
+        for one, other in zip(rounds(tmp_path / "base"), rounds(tmp_path / method), strict=True):
+            for key in ("accuracy", "loss", "train_loss"):
+                assert one[key] == other[key]
+            for key in ("bytes_up", "bytes_down"):
+                assert other[key] - one[key] == 4 * (32 * 32 * 4)  # four clients
 
 
 def test_the_first_forward_of_one_that_trains_is_too(tmp_path: Path) -> None:
@@ -80,9 +81,15 @@ def test_who_hands_on_what_is_the_bases(base) -> None:
 
 
 @pytest.mark.parametrize(("ratio", "active"), [(0, 16), (0.75, 4), (0.95, 1)])
-def test_bytes_follow_the_active_channels_exactly(ratio, active, tmp_path: Path) -> None:
-    settings = ("prune.schedule=fixed", f"prune.ratio={ratio}", "rounds=1", "clients.total=1")
-    summary = simulate(tmp_path, "strategy=deprune", *settings)
+@pytest.mark.parametrize(
+    "method", [("deprune", "prune.schedule=fixed"), ("prune", "prune.stages=1")], ids=lambda m: m[0]
+)
+@pytest.mark.parametrize("base", BASES)
+def test_bytes_follow_the_active_channels_exactly(
+    base, method, ratio, active, tmp_path: Path
+) -> None:
+    settings = (f"strategy.base={base}", f"prune.ratio={ratio}", "rounds=1", "clients.total=1")
+    summary = simulate(tmp_path, f"strategy={method[0]}", method[1], *settings)
     (record,) = rounds(tmp_path)
     assert record["active_channels"] == summary["active_channels"] == active
     samples, device = 240, 4 * (16 * 9 + 16 + 16 + active * 16)  # stage1 and the encoder
@@ -136,6 +143,9 @@ SCHEDULES = [
     (("strategy=deprune", "prune.schedule=shrink", "prune.stages=1"), [4] * 8),
     (("strategy=deprune", "prune.schedule=shrink", "prune.rounds=2"), [16] + [4] * 7),
     (("strategy=deprune", "prune.schedule=grow", "prune.ratio=0"), [2, 2, 4, 4, 8, 8, 16, 16]),
+    (("strategy=deprune", "prune.rounds=0.45", "prune.stages=2"), [2, 2, 4, 4, 4, 4, 4, 4]),
+    (("strategy=deprune", "prune.rounds=1"), [4] * 8),
+    (("strategy=deprune", "prune.rounds=1.0"), [1, 1, 2, 2, 3, 3, 4, 4]),
     (("strategy=prune",), [16] * 4 + [11, 8, 6, 4]),
     (("strategy=prune", "prune.pretrain_rounds=0", "prune.stages=2"), [8] * 4 + [4] * 4),
     (("strategy=prune", "prune.pretrain_rounds=3", "prune.rounds=4"), [16] * 3 + [4] * 5),
@@ -203,7 +213,7 @@ def test_taylor_is_added_up_until_the_width_changes(base, tmp_path: Path) -> Non
     assert three.shape == (4,)
 
 
-def test_new_channels_are_the_networks_own(tmp_path: Path) -> None:
+def test_new_channels_are_the_networks_own() -> None:
     """What was trained stays, and what is new has not been trained."""
     strategy, model = prepared("strategy=deprune", "prune.ratio=0")
     state = arrays_of(model)
@@ -314,8 +324,11 @@ ERRORS = [
     (["prune.schedule=up"], r"prune\.schedule=up: takes fixed, grow, shrink"),
     (["prune.importance=l2"], r"prune\.importance=l2: takes l1, taylor, bn"),
     (["prune.stages=0"], r"prune\.stages=0: takes 1 or more"),
-    (["prune.rounds=0"], r"prune\.rounds=0: takes 1 or more"),
-    (["prune.rounds=30"], r"prune\.rounds=30: takes 1 to rounds=20, or null"),
+    (["prune.rounds=0"], r"prune\.rounds=0: takes 1 to rounds=20, a share of them in \(0, 1\], or"),
+    (["prune.rounds=30"], r"prune\.rounds=30: takes 1 to rounds=20, a share"),
+    (["prune.rounds=1.5"], r"prune\.rounds=1\.5: takes 1 to rounds=20, a share"),
+    (["prune.rounds=true"], r"prune\.rounds=True: takes 1 to rounds=20, a share"),
+    (["prune.rounds=soon"], r"prune\.rounds=soon: takes 1 to rounds=20, a share"),
     (["strategy.base=fedavg"], r"strategy\.base=fedavg: takes split, splitfed_v1, splitfed_v2"),
     (["split.cut={default:stage1}"], r"split\.cut: takes one cut for all clients"),
     (["split.cut=stage3.conv", "prune.importance=bn"], r"prune\.importance=bn: no normalisation"),

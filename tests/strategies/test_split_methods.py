@@ -231,6 +231,16 @@ def test_the_server_may_have_its_own_learning_rate(tmp_path: Path) -> None:
         assert (moved > 1e-5) == name.startswith("stage1."), name
 
 
+@pytest.mark.parametrize("method", ["fedavg", "split", "splitfed_v1", "hierarchical"])
+def test_rates_that_fall_leave_later_rounds_nothing_to_move(tmp_path: Path, method) -> None:
+    decay = ("train.server_lr=0.1", "train.lr_decay=1e-20")
+    for count in (1, 2):
+        simulate(tmp_path / str(count), f"strategy={method}", f"rounds={count}", *decay)
+    one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("1", "2"))
+    for name in one:
+        assert np.allclose(one[name], two[name], rtol=1e-6, atol=1e-7), name
+
+
 @pytest.mark.parametrize("side", ["both", "client"])
 def test_quantizers_on_one_side(side) -> None:
     strategy = prepared(
@@ -371,5 +381,6 @@ def test_settings_travel() -> None:
     strategy = prepared("strategy=ushaped", "link.up=int8", "train.server_lr=0.5", "quant.bits=4")
     config = {**strategy.client_config(), **dict(strategy.variant(0))}
     split = unpack_settings(config, "split", Split)
-    assert split == Split("stage1", "stage3", 0.5)
+    assert split == Split("stage1", "stage3")
+    assert unpack_settings(config, "train", LocalTraining).server_lr == 0.5
     assert unpack_settings(config, "link", LinkSettings) == LinkSettings("int8")

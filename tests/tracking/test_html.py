@@ -165,6 +165,52 @@ def test_the_front_is_what_nothing_beats(tmp_path, open_page):
     )
 
 
+def test_what_a_method_adds_can_be_plotted(tmp_path, open_page):
+    """Accuracy against leakage, and each key's effect on it."""
+    for job, (weight, accuracy, leak) in enumerate([(0, 0.9, 0.8), (1, 0.85, 0.5), (2, 0.6, 0.6)]):
+        make_run(
+            tmp_path / str(job), [f"privacy.dcor_weight={weight}"], {"privacy.dcor_weight": weight},
+            {"final_accuracy": accuracy, "total_bytes_up": 1, "total_bytes_down": 1,
+             "final_dcor_max": leak, "final_attack_mse": leak / 10},
+            rounds=[round_row(1, accuracy, dcor_max=leak)],
+        )  # fmt: skip
+    page = open_page(report(tmp_path))
+    assert "0.5" in page.locator("#table tbody tr").nth(1).inner_text()
+    page.locator("#front").scroll_into_view_if_needed()
+    page.locator("#front-x").select_option("final_dcor_max")
+    page.locator("#front-list").get_by_text("Filled").wait_for()
+    assert page.locator("#front-list").inner_text() == (
+        "Filled, on the front: 1 privacy.dcor_weight=1 (0.8500, 0.5) · "
+        "0 privacy.dcor_weight=0 (0.9000, 0.8)"
+    )
+    assert page.locator("#front-x option[value=final_attack_mse]").count() == 0  # more is better
+    page.locator("#effect-y").select_option("final_attack_mse")
+    page.locator("#effects").scroll_into_view_if_needed()
+    page.locator("#effects .main-svg").first.wait_for()
+    drawn = page.evaluate("document.querySelector('#effects-charts .chart').data[0].y")
+    assert drawn == pytest.approx([0.08, 0.05, 0.06])
+
+
+def test_accuracy_against_bytes_says_whose_a_point_is_without_a_click(tmp_path, open_page):
+    for number, (ratio, total) in enumerate([(0, 1600), (0.5, 800), (0.9375, 100)]):
+        make_run(
+            tmp_path / str(number), [f"prune.ratio={ratio}"], {"prune.ratio": ratio},
+            {"final_accuracy": 0.9 - ratio / 9, "total_bytes_up": total, "total_bytes_down": total},
+        )  # fmt: skip
+    page = open_page(report(tmp_path))
+    page.locator("#front").scroll_into_view_if_needed()
+    for ratio in ("0", "0.5", "0.9375"):
+        page.locator("#front-chart .textpoint").get_by_text(ratio, exact=True).wait_for()
+    x, y = (page.locator(f"#front-chart .{axis}title").first.text_content() for axis in ("x", "y"))
+    assert (x, y) == ("bytes, up and down", "final accuracy")
+    points = page.evaluate(
+        "document.getElementById('front-chart').data.slice(1).map(t => [t.text[0], t.x[0], t.y[0]])"
+    )
+    assert [(ratio, spent) for ratio, spent, _ in points] == [
+        ("0", 3200), ("0.5", 1600), ("0.9375", 200)
+    ]  # fmt: skip
+
+
 def test_seeds_are_mean_and_deviation_or_runs(tmp_path, open_page):
     make_seeds(tmp_path)
     page = open_page(report(tmp_path))

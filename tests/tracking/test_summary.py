@@ -88,3 +88,10 @@ def test_no_rounds(tmp_path):
     found = summarise(tmp_path, 0.5)
     assert (found["rounds"], found["best_accuracy"], found["total_bytes_up"]) == (0, None, 0)
     assert found["rounds_to_target"] is None
+
+
+def test_what_a_method_adds_is_there_as_it_was_at_the_end(tmp_path):
+    leaks = [{"dcor_max": 0.9}, {"dcor_max": 0.7, "edge_accuracy": 0.5}, {"dcor_max": None}]
+    found = summarise(folder_of(tmp_path, leaks))
+    assert (found["final_dcor_max"], found["final_edge_accuracy"]) == (0.7, 0.5)
+    assert not {"final_bytes_up", "final_round", "final_loss"} & found.keys()

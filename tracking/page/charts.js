@@ -104,6 +104,9 @@ function drawFront(sets, choice) {
     };
   }).filter(Boolean);
   const front = pareto(points);
+  const xs = points.map((p) => p.x), [least, most] = [Math.min(...xs), Math.max(...xs)];
+  const isLog = least > 0 && most > 20 * least, middle = isLog ? Math.sqrt(least * most) : (least + most) / 2;
+  const isLabelled = points.length <= FEW; // away from the nearer edge, where there is room
   const traces = front.length > 1 ? [{
     type: "scatter", mode: "lines", x: front.map((p) => p.x), y: front.map((p) => p.y), name: "Pareto front",
     line: { shape: "hv", dash: "dot", color: "#6d7581", width: 1.5 }, hoverinfo: "skip",
@@ -112,21 +115,20 @@ function drawFront(sets, choice) {
     const mine = points.filter((p) => name(p.set) === one);
     if (!mine.length) continue;
     traces.push({
-      type: "scatter", mode: "markers", name: plain(one), x: mine.map((p) => p.x), y: mine.map((p) => p.y),
+      type: "scatter", mode: isLabelled ? "markers+text" : "markers", name: plain(one), x: mine.map((p) => p.x), y: mine.map((p) => p.y),
       error_y: { type: "data", array: mine.map((p) => p.sd), visible: mine.some((p) => p.sd), thickness: 1, width: 3 },
-      text: mine.map((p) => `${plain(p.set.label)}<br>accuracy ${share(p.y)}${p.n > 1 ? ` ± ${share(p.sd)}` : ""}` +
+      hovertext: mine.map((p) => `${plain(p.set.label)}<br>accuracy ${share(p.y)}${p.n > 1 ? ` ± ${share(p.sd)}` : ""}` +
         `<br>${price.name} ${price.write(p.x)}`),
-      hovertemplate: "%{text}<extra></extra>",
+      hovertemplate: "%{hovertext}<extra></extra>", cliponaxis: false, textfont: { size: 11 },
+      text: mine.map((p) => plain(brief(p.set.runs[0]))),
+      textposition: mine.map((p) => (p.x >= middle ? "top left" : "top right")),
       marker: {
         color: colour.get(one), size: 9,
         symbol: mine.map((p) => (front.includes(p) ? "circle" : "circle-open")),
       },
     });
   }
-  const xs = points.map((p) => p.x).filter((x) => x > 0);
-  const [least, most] = [Math.min(...xs), Math.max(...xs)];
-  const scale = xs.length === points.length && most > 20 * least ? { type: "log" }
-    : most < 1.01 * least ? { rangemode: "tozero" } : {}; // no telescope on what is the same
+  const scale = isLog ? { type: "log" } : most < 1.01 * least ? { rangemode: "tozero" } : {}; // no telescope on what is the same
   draw("front-chart", traces, {
     xaxis: axis(price.name, price.unit, scale), yaxis: axis("final accuracy"),
     showlegend: traces.length > 1 && names.length <= 2 * FEW,

@@ -14,7 +14,17 @@ const MEASURES = [
   { key: "total_sim_s", name: "simulated seconds", short: "sim s", write: number, isPrice: true },
   { key: "total_energy_j", name: "joules", short: "joules", write: number, isPrice: true },
   { key: "total_wall_s", name: "real seconds", short: "seconds", write: (v) => v.toFixed(1), isPrice: true },
+  ...ownMeasures(),
 ].filter((measure) => RUNS.some((run) => of(run, measure.key) !== null));
+
+// What methods add to their records, as it was at the end. Leakage has its price like bytes do.
+function ownMeasures() {
+  const names = RUNS.flatMap((run) => Object.keys(run.summary)).filter((key) => /^final_(?!accuracy$)/.test(key));
+  return [...new Set(names)].map((key) => {
+    const name = key.slice("final_".length).replaceAll("_", " ");
+    return { key, name, short: name, write: number, isPrice: /^(dcor|attack ssim)/.test(name) };
+  });
+}
 
 // Axes of the course and of the clients; only those that some run has data for are offered.
 const AXES = [
@@ -51,6 +61,14 @@ function bytes(value) {
 function own(run) {
   return DATA.keys.map((key, i) => [key, run.values[i]]).filter(([, value]) => value !== null)
     .map(([key, value]) => `${key}=${text(value)}`).join(" ") || run.overrides;
+}
+
+// The same beside a point of a chart: the values alone.
+const LONGEST = 24;
+function brief(run) {
+  const values = DATA.keys.map((key, i) => [key, run.values[i]]).filter(([key, value]) => key !== "seed" && value !== null);
+  const whole = values.map(([, value]) => text(value)).join(" ");
+  return whole.length > LONGEST ? `${whole.slice(0, LONGEST - 1)}…` : whole;
 }
 
 // A value of a swept key as text; null is a key that the run's method does not read.
