@@ -19,6 +19,7 @@ gradients of activations are not in it.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,8 @@ class Cost:
             statistics, quantized copies of weights.
         output_shape: of one sample.
         layers: one row for each call of a convolution or linear layer, in order.
+        input_bytes: bytes of its input that it keeps, per sample; 0 where it needs none.
+        output_bytes: the same of its output, such as a ReLU's.
     """
 
     params: int
@@ -93,6 +96,8 @@ class Cost:
     fixed_activation_bytes: int
     output_shape: tuple[int, ...]
     layers: tuple[LayerCost, ...]
+    input_bytes: int = 0
+    output_bytes: int = 0
 
     def peak_train_bytes(self, batch_size: int, optimizer_slots: int = 0) -> int:
         """Most bytes a training step holds at once.
@@ -117,6 +122,8 @@ class Cost:
 def joined(parts: Sequence[Cost]) -> Cost:
     """What parts that follow each other cost together.
 
+    What one keeps as its output and the next as its input is kept once.
+
     Raises:
         ValueError: there are none.
     """
@@ -126,6 +133,7 @@ def joined(parts: Sequence[Cost]) -> Cost:
     def total(name: str) -> int:
         return sum(getattr(part, name) for part in parts)
 
+    twice = sum(min(a.output_bytes, b.input_bytes) for a, b in itertools.pairwise(parts))
     return Cost(
         params=total("params"),
         model_bytes=total("model_bytes"),
@@ -134,10 +142,12 @@ def joined(parts: Sequence[Cost]) -> Cost:
         flops_forward=total("flops_forward"),
         flops_backward=total("flops_backward"),
         bops=total("bops"),
-        activation_bytes=total("activation_bytes"),
+        activation_bytes=total("activation_bytes") - twice,
         fixed_activation_bytes=total("fixed_activation_bytes"),
         output_shape=parts[-1].output_shape,
         layers=tuple(layer for part in parts for layer in part.layers),
+        input_bytes=parts[0].input_bytes,
+        output_bytes=parts[-1].output_bytes,
     )
 
 
@@ -172,6 +182,8 @@ def cost(model: nn.Module, input_shape: tuple[int, ...], input_grad: bool = Fals
         fixed_activation_bytes=max(0, small.saved_bytes - few * activation_bytes),
         output_shape=small.output_shape,
         layers=small.layers,
+        input_bytes=(large.input_bytes - small.input_bytes) // (many - few),
+        output_bytes=(large.output_bytes - small.output_bytes) // (many - few),
     )
 
 
@@ -182,6 +194,8 @@ class _Run:
     flops_forward: int
     flops_backward: int
     saved_bytes: int
+    input_bytes: int
+    output_bytes: int
     output_shape: tuple[int, ...]
     layers: tuple[LayerCost, ...]
 
@@ -240,7 +254,10 @@ def _run(
             output = model(x)
         if not isinstance(output, Tensor):
             raise ValueError(f"the model gives a {type(output).__name__}, not a tensor")
-        saved_bytes = _storage_bytes(saved, _tensors(model))
+        own = _tensors(model)
+        saved_bytes = _storage_bytes(saved, own)
+        input_bytes = saved_bytes - _storage_bytes(saved, [*own, x])
+        output_bytes = saved_bytes - _storage_bytes(saved, [*own, output])
         with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as backward:
             if output.requires_grad:
                 output.backward(torch.ones_like(output))
@@ -248,6 +265,8 @@ def _run(
         flops_forward=forward.get_total_flops(),
         flops_backward=backward.get_total_flops(),
         saved_bytes=saved_bytes,
+        input_bytes=input_bytes,
+        output_bytes=output_bytes,
         output_shape=tuple(output.shape[1:]),
         layers=tuple(layers),
     )

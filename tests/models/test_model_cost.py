@@ -1,17 +1,21 @@
 """Costs against examples worked by hand, against a real pass, and monotone in every input."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.cost import cost
+from models.cnn import CNN
+from models.cost import cost, joined
 from models.densenet import densenet121
 from models.ecg1d import ecg1d
 from models.inception_v3 import inception_v3
 from models.mobilenetv2 import mobilenetv2
 from models.resnet import resnet8, resnet18
+from models.split import cut_many, cut_points
 from models.vgg import vgg16
 
 torch.set_num_threads(1)
@@ -260,3 +264,33 @@ def test_cost_grows_with_every_input(channels, hidden, side, more, bits):
     assert few.packed_bytes <= many.packed_bytes
     assert base.peak_train_bytes(1 + more) > base.peak_train_bytes(1)
     assert base.peak_train_bytes(1, 2) > base.peak_train_bytes(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (CNN(1, 10), (1, 8, 8)),
+        (resnet8(width=0.5), (3, 32, 32)),
+        (vgg16(width=0.25), (3, 32, 32)),
+        (ecg1d(), (1, 128)),
+    ],
+    ids=["cnn", "resnet8", "vgg16", "ecg1d"],
+)
+def test_pieces_joined_cost_what_the_halves_do(model, shape):
+    """An activation that both pieces at a cut keep is kept once."""
+    points = cut_points(model, shape)
+    parts = cut_many(model, [point.name for point in points], shape, check=False)
+    shapes = [shape, *(point.shape for point in points)]
+    pieces = [
+        cost(p, s, input_grad=i > 0) for i, (p, s) in enumerate(zip(parts, shapes, strict=True))
+    ]
+    whole, pieced = cost(model, shape), joined(pieces)
+    assert sum(piece.activation_bytes for piece in pieces) >= whole.activation_bytes
+    assert replace(pieced, layers=whole.layers) == whole
+    at = len(points) // 2
+    device, server = cut_many(model, [points[at].name], shape, check=False)
+    for half, some in (
+        (cost(device, shape), pieces[: at + 1]),
+        (cost(server, points[at].shape, input_grad=True), pieces[at + 1 :]),
+    ):
+        assert replace(joined(some), layers=half.layers) == half
