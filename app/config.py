@@ -182,10 +182,8 @@ def validate(config: Config) -> None:
     config.link.settings()
     config.prune.settings(config.rounds)
     fleets.check(config.fleet)
-    if config.privacy.epsilon is not None and not config.privacy.epsilon > 0:
-        raise ValueError(
-            f"privacy.epsilon={config.privacy.epsilon}: takes a positive number, or null"
-        )
+    if config.privacy.epsilon == 0:
+        raise ValueError("privacy.epsilon=0.0: takes a positive number, or null for no noise")
     config.privacy.settings()
     ServerSettings.of(config.strategy)  # checks itself
     check_mu(config.strategy.get("proximal_mu", 0.0))

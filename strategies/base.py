@@ -422,9 +422,17 @@ class FederatedStrategy(FedAvg):
             return arrays, []  # nobody could take part; the records say why
         report_failures(server_round, outcomes)
         averaged, _ = self.combine(outcomes)
-        if averaged is None:
-            raise all_failed(server_round, outcomes)
-        return averaged, outcomes
+        return averaged or self.all_lost(server_round, arrays, outcomes), outcomes
+
+    def all_lost(
+        self, server_round: int, arrays: ArrayRecord, outcomes: Sequence[Outcome]
+    ) -> ArrayRecord:
+        """Return the global model of a round in which all of ``outcomes`` are failures.
+
+        Raises:
+            AllClientsFailedError: here always.
+        """
+        raise all_failed(server_round, outcomes)
 
     def exchange(self, grid: Grid, sent: Sequence[Message], timeout: float) -> list[Outcome]:
         """Send messages and return what came of each, in their order."""

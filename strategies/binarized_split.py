@@ -30,14 +30,17 @@ from quant.binary import BinarySpec, binarize, clip_latent
 from quant.codec import LinkSettings
 from strategies import split_learning
 from strategies.base import FederatedStrategy, Test
-from strategies.local import ClientData, Streams, Update
+from strategies.local import ClientData, LocalTraining, Streams, Update
 from strategies.split_base import Joined, SplitStrategy
 from strategies.split_learning import Guard, Halves, Split
 
 BINARIZE = ("client", "both", "none")
 PROBES = 500  # test samples that leakage is measured on: dCor's cost is quadratic in them
 PAIRS = 1500  # others, at most, that the attacker's decoder learns from
+KEPT_VALUES = 2**24  # of all that crossed for these samples: wide cuts keep fewer of them,
+FEWEST = 200  # but not fewer than so many
 ATTACK_EPOCHS = 20
+LEAST_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,10 @@ class Privacy:
     def __post_init__(self) -> None:
         if not 0 <= self.dcor_weight < float("inf"):
             raise ValueError(f"privacy.dcor_weight={self.dcor_weight}: takes 0 or more, and finite")
-        if not 0 <= self.epsilon < float("inf"):
-            raise ValueError(f"privacy.epsilon={self.epsilon}: takes a positive number, or null")
+        if not (self.epsilon == 0 or LEAST_EPSILON <= self.epsilon < float("inf")):
+            raise ValueError(
+                f"privacy.epsilon={self.epsilon}: takes a number from {LEAST_EPSILON:g}, or null"
+            )
 
 
 class BinarizedSplit(SplitStrategy):
@@ -113,6 +118,12 @@ class BinarizedSplit(SplitStrategy):
         self.binarized = Binarized(binarize, estimator, scale)
         self.binarized.spec()  # checks the estimator
         self.privacy = privacy or Privacy()
+        train = common.get("train") or LocalTraining()
+        if train.batch_size == 1 and (self.privacy.dcor_weight or self.privacy.epsilon):
+            raise ValueError(
+                "train.batch_size=1: privacy.dcor_weight and privacy.epsilon take 2 or more, they "
+                "compare the samples of a batch"
+            )
         link = common.get("link") or LinkSettings()
         if binarize != "none" and link.up == "fp32":
             common["link"] = replace(link, up="sign")
@@ -205,7 +216,8 @@ class Observed(Joined):
         generator: of the draw.
 
     Attributes:
-        x: (n, …) inputs in random order, n at most `PROBES` + `PAIRS`, all of them equally likely.
+        x: (n, …) inputs in random order, all equally likely; at most `PROBES` + `PAIRS`, fewer
+            where the cut is wide.
         z: (n, …) what crossed for them.
     """
 
@@ -235,18 +247,30 @@ class Observed(Joined):
 
     def _keep(self, x: Tensor, z: Tensor) -> None:
         """Give each sample a random ticket; those with the lowest stay."""
+        most = min(PROBES + PAIRS, max(FEWEST, KEPT_VALUES // z[0].numel()))
+        before = len(self._tickets)
         tickets = torch.cat([self._tickets, torch.rand(len(x), generator=self._generator)])
-        if len(self._tickets):
-            x, z = torch.cat([self.x, x]), torch.cat([self.z, z])
-        rows = tickets.argsort()[: PROBES + PAIRS]
-        self._tickets, self.x, self.z = tickets[rows], x[rows], z[rows]
+        rows = tickets.argsort()[:most]
+        new = rows[rows >= before] - before  # only these are copied, beside those that stay
+        x, z = x[new], z[new]
+        if before:
+            old = rows[rows < before]
+            x, z = torch.cat([self.x[old], x]), torch.cat([self.z[old], z])
+            rows = torch.cat([old, new + before])
+        order = tickets[rows].argsort()
+        self._tickets, self.x, self.z = tickets[rows][order], x[order], z[order]
 
 
 def noisy(z: Tensor, epsilon: float, batch: int, generator: torch.Generator) -> Tensor:
     """``z`` with the noise that batches of ``batch`` have in training; as it is where ε is 0."""
     if not epsilon:
         return z
-    return torch.cat([laplace_noise(part, epsilon, generator) for part in z.split(batch)])
+    sizes = [batch] * (len(z) // batch)
+    if rest := len(z) % batch:
+        sizes.append(rest)
+    if rest == 1 and len(sizes) > 1:  # as in training: alone it would have no noise
+        sizes[-2:] = [batch + 1]
+    return torch.cat([laplace_noise(part, epsilon, generator) for part in z.split(sizes)])
 
 
 def leakage(x: Tensor, z: Tensor, attack: bool, seed: int) -> dict[str, float]:

@@ -89,7 +89,6 @@ class Hierarchical(Chain):
         self._exit: ExitSpec | None = None
         self._own: dict[int, Arrays] = {}  # partition id → its half, where it has been alone
         self._alone: list[int] = []  # who has no network in this round
-        self._is_cut = False  # whether nobody had one in the latest round
         self._extra: dict[str, float] = {}
 
     def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
@@ -226,11 +225,16 @@ class Hierarchical(Chain):
                 names = self.device_names(outcome.partition)
                 own = {name: array for name, array in outcome.state.items() if name in names}
                 self._own[outcome.partition] = own
-        self._is_cut = bool(alone) and not linked
         self._extra = {"edge_train_loss": edge_train_loss(useful)} if useful else {}
         if self.outage.happens:
             self._extra["link_cut"] = len(alone) / len(outcomes) if outcomes else 0.0
         return averaged, outcomes
+
+    def all_lost(
+        self, server_round: int, arrays: ArrayRecord, outcomes: Sequence[Outcome]
+    ) -> ArrayRecord:
+        """The old model, while there are devices without network, which do not feel the cloud."""
+        return arrays if self._alone else super().all_lost(server_round, arrays, outcomes)
 
     def choose(self, server_round: int) -> list[int]:
         """Draw the clients of a round that have a network; note those that have none."""
@@ -248,20 +252,17 @@ class Hierarchical(Chain):
     # What comes of it ---------------------------------------------------------------------------
 
     def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
-        """Test both exits; also the mean over devices without network, each with its own half."""
+        """Test both exits of the global model; also devices without network, as they are alone."""
+        found = super().evaluate(arrays, test)
         alone = [partition for partition in self._alone if partition in self._own]
         if not alone:
-            return super().evaluate(arrays, test)
-        halves = []
+            return found
+        accuracies = []
         for partition in select(alone, self.evaluate_clients, self.seed, 0):
             own = {name: torch.from_numpy(a) for name, a in self._own[partition].items()}
-            halves.append({**arrays, **own})
-        if self._is_cut:
-            split = self.split_of(0)
-            found = means([self.tested(split, half, test) for half in halves])
-            return found | {"alone_accuracy": found["edge_accuracy"]}
-        edges = [{"alone_accuracy": test(self.edge(half))[0]} for half in halves]
-        return super().evaluate(arrays, test) | means(edges)
+            accuracy, _ = test(self.edge({**arrays, **own}))
+            accuracies.append(accuracy)
+        return found | {"alone_accuracy": sum(accuracies) / len(accuracies)}
 
     def tested(self, split: Split, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
         """Accuracy and loss of the cloud's exit, through the link, and of the edge's."""
@@ -302,11 +303,6 @@ class Hierarchical(Chain):
         """Bit widths, bytes per sample at the cut, and the exit's parameters."""
         own = {"cut_bytes_down_per_sample": 0.0, "exit_params": self.device_costs()[-1].params}
         return super().describe() | own
-
-
-def means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each figure."""
-    return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
 
 
 def edge_train_loss(outcomes: Sequence[Outcome]) -> float:

@@ -153,7 +153,7 @@ class Cloud:
     def end(self) -> None:
         """Keep the steps of quantizers positive, and refuse weights that are no numbers."""
         clamp_steps(self._part)
-        check_finite([self._part], 0.0, self._settings)
+        check_finite([self._part], None, self._settings)
 
 
 def train_tiers(

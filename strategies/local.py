@@ -314,17 +314,20 @@ def freeze_batch_norm(model: nn.Module) -> None:
             module.eval()
 
 
-def check_finite(models: Iterable[nn.Module], loss: float, settings: LocalTraining) -> None:
-    """Refuse a round's result that is no finite number any more.
+def check_finite(models: Iterable[nn.Module], loss: float | None, settings: LocalTraining) -> None:
+    """Refuse a round's result that is no finite number any more; a loss of None is not looked at.
 
     Raises:
-        FloatingPointError: the loss or a weight.
+        FloatingPointError: the loss or a weight; names the rates of this round.
     """
-    finite = math.isfinite(loss) and all(
+    finite = (loss is None or math.isfinite(loss)) and all(
         bool(torch.isfinite(p.detach().sum())) for model in models for p in model.parameters()
     )
     if not finite:
+        what = "a weight of the server's part is no number" if loss is None else f"loss {loss}"
+        rates = f"train.lr={settings.lr}"
+        if settings.server_lr:
+            rates += f", train.server_lr={settings.server_lr}"
         raise FloatingPointError(
-            f"training diverged: loss {loss} with train.lr={settings.lr}, "
-            f"train.optimizer={settings.optimizer}"
+            f"training diverged: {what} with {rates}, train.optimizer={settings.optimizer}"
         )

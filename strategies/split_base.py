@@ -31,7 +31,7 @@ from strategies.base import QUANTIZERS, FederatedStrategy, Test, Variant
 from strategies.checkpoint import Arrays
 from strategies.link import Link, label_bytes, there_and_back
 from strategies.local import load_arrays
-from strategies.outcome import Outcome, all_failed, report_failures
+from strategies.outcome import Outcome, report_failures
 from strategies.split_learning import Halves, Side, Split, halves, quantized
 from strategies.work import Pieces, split_round
 
@@ -327,7 +327,7 @@ class Chain(SplitStrategy):
         report_failures(server_round, outcomes)
         averaged, _ = self.combine(outcomes)
         if averaged is None:
-            raise all_failed(server_round, outcomes)
+            return self.all_lost(server_round, arrays, outcomes), outcomes
         return messages.to_record(current | messages.to_arrays(averaged)), outcomes
 
 

@@ -264,7 +264,7 @@ class Colocated:
     def end(self) -> None:
         """Keep the steps of quantizers positive, and refuse weights that are no numbers."""
         clamp_steps(self._part)
-        check_finite([self._part], 0.0, self._settings)
+        check_finite([self._part], None, self._settings)
 
     def _train(self, output: Tensor, gradient: Tensor | None) -> None:
         self._optimizer.zero_grad()

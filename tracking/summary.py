@@ -48,11 +48,9 @@ def _to_target(rows: Sequence[Mapping[str, Any]], target: float) -> dict[str, An
 
 
 def _own(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The last value of each measure that the method added."""
-    last: dict[str, Any] = {}
-    for row in rows:
-        last |= {n: value for n, value in row.items() if n not in COMMON and value is not None}
-    return {f"final_{name}": value for name, value in last.items()}
+    """What the method added to the last round, which is always evaluated."""
+    last = rows[-1] if rows else {}
+    return {f"final_{name}": last[name] for name in last if name not in COMMON}
 
 
 def _total(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:

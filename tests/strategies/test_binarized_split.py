@@ -213,3 +213,29 @@ def test_the_leak_loss_is_of_the_mean_and_of_the_worst_channel() -> None:
     assert shield.leak(x[:1], z[:1]) is None
     no_weight = binarized_split.Shield(binarized_split.Privacy(), torch.Generator())
     assert no_weight.leak(x, z) is None
+
+
+def test_a_rest_of_one_joins_the_batch_before_it_and_has_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.rand(9, 3)
+    moved = (binarized_split.noisy(z, 1.0, 4, generator) != z).any(1)
+    assert moved.all()
+    assert torch.equal(binarized_split.noisy(z[:1], 1.0, 4, generator), z[:1])  # none to compare
+
+
+def test_measures_that_would_do_nothing_are_refused() -> None:
+    for key in ("privacy.epsilon=2", "privacy.dcor_weight=1"):
+        with pytest.raises(ValueError, match=r"train\.batch_size=1: privacy\.dcor_weight and"):
+            prepared(*ARM, "train.batch_size=1", key)
+    with pytest.raises(ValueError, match=r"privacy\.epsilon=1e-300: takes a number from 1e-06"):
+        prepared(*ARM, "privacy.epsilon=1e-300")
+
+
+def test_of_a_wide_cut_fewer_samples_are_kept(monkeypatch) -> None:
+    monkeypatch.setattr(binarized_split, "KEPT_VALUES", 100)
+    monkeypatch.setattr(binarized_split, "FEWEST", 60)
+    network, first, found = observed()
+    assert len(network.x) == 60
+    with torch.no_grad():
+        assert torch.equal(first(network.x), network.z)
+    assert 0 < found["dcor_mean"] < 1

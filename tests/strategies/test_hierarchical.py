@@ -230,12 +230,15 @@ def test_one_device_trains_on_as_if_nothing_had_happened(tmp_path) -> None:
     assert [row["link_cut"] for row in now] == [0, 1, 1, 0, 0]
     assert "link_cut" not in here[0]
     for one, other in zip(here, now, strict=True):
-        for key in ("edge_accuracy", "edge_loss", "edge_train_loss"):
-            assert one[key] == other[key]
+        assert one["edge_train_loss"] == other["edge_train_loss"]
+        edge = "alone_accuracy" if other["link_cut"] else "edge_accuracy"
+        assert one["edge_accuracy"] == other[edge]
         if other["link_cut"]:
             assert (other["bytes_up"], other["bytes_down"]) == (0, 0)
             assert other["train_loss"] == other["edge_train_loss"]
             assert 0 < other["sim_s"] < one["sim_s"]
+    for key in ("accuracy", "edge_accuracy", "edge_loss"):  # the global model's, which stays
+        assert [row[key] for row in now[1:3]] == [now[0][key]] * 2
 
 
 def test_many_devices_keep_their_halves_until_the_network_is_back(tmp_path) -> None:
@@ -280,8 +283,7 @@ def test_a_device_that_comes_and_goes_trains_in_every_round(tmp_path) -> None:
     assert 0 < sum(cut) < 6
     for one, other in zip(always, half, strict=True):
         assert (other["num_clients"], other["num_dropped"]) == (1, 0)
-        for key in ("edge_accuracy", "edge_loss", "edge_train_loss"):
-            assert one[key] == other[key]
+        assert one["edge_train_loss"] == other["edge_train_loss"]
         if other["link_cut"]:
             assert (other["bytes_up"], other["bytes_down"]) == (0, 0)
             assert 0 < other["sim_s"] < one["sim_s"]
@@ -289,6 +291,8 @@ def test_a_device_that_comes_and_goes_trains_in_every_round(tmp_path) -> None:
         else:
             assert (other["bytes_up"], other["sim_s"]) == (one["bytes_up"], one["sim_s"])
             assert "alone_accuracy" not in other
+            for key in ("edge_accuracy", "edge_loss"):
+                assert one[key] == other[key]
     expected = ["alone" if is_cut else "ok" for is_cut in cut]
     assert [row["status"] for row in clients(tmp_path / "half")] == expected
 
@@ -405,6 +409,24 @@ def test_all_clients_failing_ends_the_run(outage, faults, tmp_path) -> None:
     target = "strategy._target_=tests.strategies.faulty_hierarchical.Faulty"
     with pytest.raises(RuntimeError, match="all 6 clients failed; ArithmeticError"):
         simulate(tmp_path, STRATEGY, target, f"strategy.outage={outage}")
+
+
+@pytest.mark.parametrize("server_half", ["shared", "replicated"])
+def test_those_without_network_train_on_when_all_the_others_fail(
+    server_half, faults, tmp_path
+) -> None:
+    linked = there(1, 6)
+    assert 0 < len(linked) < 6
+    faults("\n".join(f"{partition} late" for partition in linked))
+    chosen = (
+        STRATEGY, "strategy._target_=tests.strategies.faulty_hierarchical.Faulty", "rounds=1",
+        "fleet.availability=0.5", f"strategy.server_half={server_half}",
+    )  # fmt: skip
+    simulate(tmp_path, *chosen)
+    status = {row["partition"]: row["status"] for row in clients(tmp_path)}
+    assert status == {p: "failed" if p in linked else "alone" for p in range(6)}
+    start, end = Client().arrays, load_file(tmp_path / "model.safetensors")
+    assert all(np.array_equal(end[name], start[name].numpy()) for name in end)
 
 
 def test_nobody_there_is_no_failure(tmp_path) -> None:
