@@ -55,6 +55,8 @@ def nearest(key: str) -> str:
     """Return a hint with the nearest existing keys, or nothing."""
     known = list(known_keys())
     known += [f"strategy.{name}" for name in ("average", "proximal_mu", *ServerSettings.names())]
+    if key in known:
+        return "; other methods take it, this one does not"
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     close += [k for k in known if k.split(".")[-1] == key.split(".")[-1] and k not in close]
     return f"; did you mean {', '.join(close[:3])}?" if close else ""

@@ -64,6 +64,11 @@ WRONG = [
 ]
 
 
+def test_a_key_of_other_methods_is_not_proposed_again() -> None:
+    with pytest.raises(ValueError, match="unknown key; other methods take it, this one does not"):
+        compose(["strategy=hierarchical", "strategy.server_optimizer=fedadam"])
+
+
 @pytest.mark.parametrize(("override", "message"), WRONG)
 def test_wrong_values_name_key_value_and_what_is_taken(override: str, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
