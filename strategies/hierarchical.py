@@ -24,7 +24,7 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from app import messages
-from fleet.clock import Rule, overlapped
+from fleet.clock import Rule, overlapped, pipelined
 from fleet.seeds import derive_seed
 from fleet.selection import select
 from fleet.work import ClientWork
@@ -58,6 +58,8 @@ class Hierarchical(Chain):
             in a random order of the round's own; ``replicated``, one for each client, averaged.
         exit_width: channels of a convolution in the exit; 0 for none.
         outage: probability of a round without network for all, or a list of such rounds.
+        pipelined: whether, on the simulated clock, device, uplink and cloud each begin the next
+            batch as soon as they are free.
         evaluate_clients: how many halves of devices without network are tested.
         common: arguments of `SplitStrategy`.
     """
@@ -70,6 +72,7 @@ class Hierarchical(Chain):
         server_half: str = SHARED,
         exit_width: int = 0,
         outage: float | Sequence[int] = 0.0,
+        pipelined: bool = False,
         evaluate_clients: int = 10,
         **common: object,
     ) -> None:
@@ -78,7 +81,10 @@ class Hierarchical(Chain):
             raise ValueError(f"strategy.server_half={server_half}: takes {SHARED}, {REPLICATED}")
         if not is_number(exit_width, int):
             raise ValueError(f"strategy.exit_width={exit_width}: takes 0, or 2 or more channels")
+        if not isinstance(pipelined, bool):
+            raise ValueError(f"strategy.pipelined={pipelined}: takes true or false")
         self.server_half = server_half
+        self.pipelined = pipelined
         self.outage = Outage.of(outage)
         if self.fleet is not None:
             self.outage = replace(self.outage, otherwise=self.fleet.availability)
@@ -132,8 +138,8 @@ class Hierarchical(Chain):
     # What is sent, and what it takes ------------------------------------------------------------
 
     def rule(self) -> Rule:
-        """All at once; within a batch the device goes on while the cloud works."""
-        return overlapped
+        """All at once; the device goes on while the cloud works, within a batch or beyond it."""
+        return pipelined if self.pipelined else overlapped
 
     def client_works(self) -> dict[int, ClientWork]:
         """What a round takes each client."""

@@ -456,6 +456,19 @@ def test_a_round_by_hand(tmp_path) -> None:
     expected = 2 * model + 4 * (forward + max(after, upload + served))
     assert upload > after
     assert record["sim_s"] == pytest.approx(expected, rel=0.02)  # the cloud's memory is the rest
+    simulate(
+        tmp_path / "pipelined", STRATEGY, NETWORK, "clients.total=1", "data.max_train=64",
+        "rounds=1", "strategy.pipelined=true",
+    )  # fmt: skip
+    (ahead,) = rounds(tmp_path / "pipelined")
+    expected = model + forward + 4 * upload + max(model, served)  # the uplink is never idle
+    assert ahead["sim_s"] == pytest.approx(expected, rel=0.02)
+    assert {**ahead, "sim_s": 0, "energy_j": 0} == {**record, "sim_s": 0, "energy_j": 0}
+
+
+def test_pipelined_is_a_yes_or_no() -> None:
+    with pytest.raises(ValueError, match=r"strategy\.pipelined=2: takes true or false"):
+        Session().prepare([STRATEGY, "strategy.pipelined=2"], is_sweep=False)
 
 
 def test_auto_is_no_slower_than_any_cut() -> None:
