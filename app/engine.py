@@ -338,32 +338,51 @@ class RayGrid(LocalGrid):
 
     def _collect(self, state: _Round, reference: Any) -> None:
         """Take a call's replies; if its actor died, replace it and queue its clients again."""
-        index, call = state.flying.pop(reference)
+        index, call = state.flying[reference]
+        try:
+            self._take(state, reference, call)
+        except RayError:
+            self._recover(state, index)
+        else:
+            del state.flying[reference]
+
+    def _take(self, state: _Round, reference: Any, call: _Call) -> None:
         try:
             replies = ray.get(reference)
         except RayTaskError as error:
             replies = [messages.error_reply(state.sent[i], error) for i in call.indices]
-        except RayError as error:
-            self._recover(state, index, call, error)
-            return
         state.replies.update(zip(call.indices, replies, strict=True))
 
-    def _recover(self, state: _Round, index: int, call: _Call, error: RayError) -> None:
-        """Replace a dead actor. The call that it ran is suspect; those behind it are not."""
+    def _recover(self, state: _Round, index: int) -> None:
+        """Replace a dead actor; of its calls the one that it ran is suspect, those behind are not.
+
+        It took them in the order in which they were sent, and they fail in any order: the first
+        that has no replies is the one.
+        """
+        lost: list[tuple[_Call, RayError]] = []
+        mine = [(ref, call) for ref, (owner, call) in state.flying.items() if owner == index]
+        for reference, call in mine:
+            del state.flying[reference]
+            try:
+                self._take(state, reference, call)
+            except RayError as error:
+                lost.append((call, error))
+        (call, death), *behind = lost
         clients = ", ".join(str(_node(state.sent[i])) for i in call.indices)
-        reason = str(error).splitlines()[0]
+        reason = str(death).splitlines()[0]
         log.warning("a worker died while it ran client %s; run again: %s", clients, reason)
         self._workers.replace(index)
-        behind = [ref for ref, (owner, _) in state.flying.items() if owner == index]
-        state.queue.extendleft(state.flying.pop(ref)[1] for ref in behind)
+        state.queue.extendleft(other for other, _ in reversed(behind))
         deaths = call.deaths + 1
         if len(call.indices) > 1:
             state.queue.extendleft(_Call([i], deaths) for i in reversed(call.indices))
         elif deaths < MAX_DEATHS:
             state.queue.appendleft(_Call(call.indices, deaths))
         else:
-            lost = Error(ErrorCode.UNKNOWN, f"its worker died {deaths} times: {reason}")
-            state.replies[call.indices[0]] = Message(lost, reply_to=state.sent[call.indices[0]])
+            lost_reply = Error(ErrorCode.UNKNOWN, f"its worker died {deaths} times: {reason}")
+            state.replies[call.indices[0]] = Message(
+                lost_reply, reply_to=state.sent[call.indices[0]]
+            )
 
 
 # A whole run --------------------------------------------------------------------------------------

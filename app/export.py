@@ -218,6 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     out = chosen.out or chosen.run
     try:
+        if chosen.onnx:
+            check_packages()  # before anything is read
         config = load_config(chosen.run)
         if has_binary_half(config):
             if chosen.onnx:

@@ -1,14 +1,17 @@
 """Our grids: faults of clients and workers, and what Flower expects of a grid."""
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from conftest import FAULTS, assert_same_run, rounds, simulate
 from flwr.app import Message, RecordDict
+from ray.exceptions import RayError
 
-from app import messages
+from app import engine, messages
 from app.engine import RayGrid, SerialGrid, Simulator, Workers
 from strategies.outcome import AllClientsFailedError
 
@@ -83,6 +86,35 @@ def test_a_client_that_kills_every_worker_is_given_up(
     simulate(tmp_path, *FAULTY, *ON_RAY, simulator=simulator)
     failed = {p for (_, p), status in statuses(tmp_path).items() if status == "failed"}
     assert failed == {5}
+
+
+def test_of_a_dead_actors_calls_the_first_without_replies_is_suspect(monkeypatch) -> None:
+    """They fail at the same moment, and the one behind may be noticed first."""
+    results = {"done": ["reply"], "ran": RayError("died"), "behind": RayError("died")}
+
+    def get(reference: str) -> list[str]:
+        if isinstance(results[reference], RayError):
+            raise results[reference]
+        return results[reference]
+
+    class Pool:
+        replaced: ClassVar[list[int]] = []
+
+        def replace(self, index: int) -> None:
+            self.replaced.append(index)
+
+    monkeypatch.setattr(engine.ray, "get", get)
+    monkeypatch.setattr(engine, "_node", lambda message: message)
+    grid = engine.RayGrid.__new__(engine.RayGrid)
+    grid._workers = Pool()
+    calls = {name: engine._Call([i]) for i, name in enumerate(results)}
+    other = engine._Call([3])
+    state = engine._Round(["a", "b", "c", "d"], {}, [], deque([other]))
+    state.flying = {name: (0, call) for name, call in calls.items()} | {"away": (1, other)}
+    grid._collect(state, "behind")
+    assert state.replies == {0: "reply"}
+    assert list(state.flying) == ["away"] and Pool.replaced == [0]
+    assert [(call.indices, call.deaths) for call in state.queue] == [([1], 1), ([2], 0), ([3], 0)]
 
 
 def test_a_client_that_hangs_is_left_behind(

@@ -65,7 +65,7 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_says_so_in_its_exit_code(tmp_path: Path) -> None:
-    result = run(*SERIAL, "train.lr=1e30", f"hydra.run.dir={tmp_path}")
+    result = run(*SERIAL, "strategy=fedavg", "train.lr=1e30", f"hydra.run.dir={tmp_path}")
     assert result.returncode == 1
     assert "training diverged" in result.stderr
     assert result.stdout == ""

@@ -203,7 +203,7 @@ def test_a_key_on_the_command_line_takes_the_place_of_the_presets() -> None:
     [
         (["sweep=bits"], False, "sweep=bits: runs several jobs; takes -m"),
         (["sweep=bits,methods"], True, "sweep: takes one preset"),
-        (["sweep=nothing"], True, "sweep=nothing: takes bits, codecs, cuts, methods"),
+        (["sweep=nothing"], True, "sweep=nothing: takes bits, codecs, cuts, leak, methods"),
         (["sweep.skip_finished=maybe"], False, "sweep.skip_finished=maybe: takes true or false"),
     ],
 )
