@@ -422,7 +422,9 @@ class FederatedStrategy(FedAvg):
             return arrays, []  # nobody could take part; the records say why
         report_failures(server_round, outcomes)
         averaged, _ = self.combine(outcomes)
-        return averaged or self.all_lost(server_round, arrays, outcomes), outcomes
+        if averaged is None:
+            averaged = self.all_lost(server_round, arrays, outcomes)
+        return averaged, outcomes
 
     def all_lost(
         self, server_round: int, arrays: ArrayRecord, outcomes: Sequence[Outcome]
