@@ -30,7 +30,7 @@ from quant.binary import BinarySpec, binarize, clip_latent
 from quant.codec import LinkSettings
 from strategies import split_learning
 from strategies.base import FederatedStrategy, Test
-from strategies.local import ClientData, LocalTraining, Streams, Update
+from strategies.local import ClientData, LocalTraining, Streams, Update, epoch_sizes
 from strategies.split_base import Joined, SplitStrategy
 from strategies.split_learning import Guard, Halves, Split
 
@@ -265,12 +265,8 @@ def noisy(z: Tensor, epsilon: float, batch: int, generator: torch.Generator) -> 
     """``z`` with the noise that batches of ``batch`` have in training; as it is where ε is 0."""
     if not epsilon:
         return z
-    sizes = [batch] * (len(z) // batch)
-    if rest := len(z) % batch:
-        sizes.append(rest)
-    if rest == 1 and len(sizes) > 1:  # as in training: alone it would have no noise
-        sizes[-2:] = [batch + 1]
-    return torch.cat([laplace_noise(part, epsilon, generator) for part in z.split(sizes)])
+    parts = z.split(epoch_sizes(len(z), batch))
+    return torch.cat([laplace_noise(part, epsilon, generator) for part in parts])
 
 
 def leakage(x: Tensor, z: Tensor, attack: bool, seed: int) -> dict[str, float]:

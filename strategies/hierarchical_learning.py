@@ -28,9 +28,8 @@ from strategies.local import (
     LocalTraining,
     Streams,
     Update,
-    check_finite,
-    clamp_steps,
-    freeze_batch_norm,
+    begin_training,
+    end_training,
     load_arrays,
     make_optimizer,
     samples,
@@ -84,7 +83,7 @@ def train(
     link = Link(unpack_settings(config, "link", LinkSettings), streams.generator("link.up"))
     device, server = model.halves.parts
     model.load(arrays)
-    cloud = None if is_alone else Cloud(server, settings, settings.server_lr or settings.lr, link)
+    cloud = None if is_alone else Cloud(server, settings, link)
     edge_loss, loss = train_tiers(device, model.exit, cloud, link, data, settings, streams)
     state = {**device.state_dict(), **server.state_dict()}
     mine = {f"{model.name}.{name}": tensor for name, tensor in model.exit.state_dict().items()}
@@ -117,23 +116,20 @@ class Cloud:
 
     Args:
         part: the server's part of the network, trained in place.
-        settings: how it trains.
-        lr: its learning rate.
+        settings: how the client trains, and it by the server's rate.
         link: the client's link.
     """
 
-    def __init__(self, part: nn.Module, settings: LocalTraining, lr: float, link: Link) -> None:
+    def __init__(self, part: nn.Module, settings: LocalTraining, link: Link) -> None:
         self._part = part
         self._settings = settings
-        self._optimizer = make_optimizer([part], settings, lr)
+        self._optimizer = make_optimizer([part], settings.of_server())
         self._link = link
         self._random = torch.default_generator.get_state()  # where its dropout is
 
     def begin(self, streams: Streams, num_examples: int) -> None:
         """Put the part into training, and its dropout at the start of its own stream."""
-        self._part.train()
-        if num_examples == 1:
-            freeze_batch_norm(self._part)
+        begin_training([self._part], num_examples)
         self._random = streams.generator("dropout.cloud").get_state()
 
     def step(self, z: Packet, y: Tensor) -> float:
@@ -152,8 +148,7 @@ class Cloud:
 
     def end(self) -> None:
         """Keep the steps of quantizers positive, and refuse weights that are no numbers."""
-        clamp_steps(self._part)
-        check_finite([self._part], None, self._settings)
+        end_training([self._part], None, self._settings)
 
 
 def train_tiers(
@@ -184,10 +179,7 @@ def train_tiers(
     """
     streams.seed_dropout()
     edge = (device, head)
-    for part in edge:
-        part.train()
-        if len(data) == 1:
-            freeze_batch_norm(part)
+    begin_training(edge, len(data))
     optimizer = make_optimizer(edge, settings)
     if cloud is not None:
         cloud.begin(streams, len(data))
@@ -202,13 +194,11 @@ def train_tiers(
         optimizer.step()
         edge_total += float(loss.detach()) * len(y)
         count += len(y)
-    for part in edge:
-        clamp_steps(part)
-    check_finite(edge, edge_total / count, settings)
+    end_training(edge, edge_total / count, settings)
     if cloud is None:
         return edge_total / count, None
     cloud.end()
-    check_finite((), cloud_total / count, settings)
+    end_training((), cloud_total / count, settings)
     return edge_total / count, cloud_total / count
 
 

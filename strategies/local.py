@@ -1,7 +1,7 @@
 """Local training, as every client half of this folder does it."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -65,6 +65,10 @@ class LocalTraining:
                 raise ValueError(f"train.{name}={getattr(self, name)}: takes 0 or more, and finite")
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"train.lr_decay={self.lr_decay}: takes a number in (0, 1]")
+
+    def of_server(self) -> "LocalTraining":
+        """Return the same as the server's part of a cut network trains."""
+        return replace(self, lr=self.server_lr or self.lr)
 
     def in_round(self, server_round: int) -> "LocalTraining":
         """Return the same with the learning rates of a round, counted from 1."""
@@ -155,7 +159,7 @@ def batches(rows: Tensor, settings: LocalTraining, generator: torch.Generator) -
     A last batch of a single sample joins the batch before it, because batch normalisation cannot
     normalise one value.
     """
-    sizes = _epoch_sizes(len(rows), settings.batch_size)
+    sizes = epoch_sizes(len(rows), settings.batch_size)
     remaining = settings.max_batches or math.inf
     for _ in range(settings.epochs):
         order = rows[torch.randperm(len(rows), generator=generator)]
@@ -168,11 +172,12 @@ def batches(rows: Tensor, settings: LocalTraining, generator: torch.Generator) -
 
 def batch_sizes(num_examples: int, settings: LocalTraining) -> list[int]:
     """Return the sizes of the batches of a round, as `batches` yields them."""
-    sizes = _epoch_sizes(num_examples, settings.batch_size) * settings.epochs
+    sizes = epoch_sizes(num_examples, settings.batch_size) * settings.epochs
     return sizes[: settings.max_batches or None]
 
 
-def _epoch_sizes(num_examples: int, batch_size: int) -> list[int]:
+def epoch_sizes(num_examples: int, batch_size: int) -> list[int]:
+    """Return the sizes of the batches of one pass: a rest of one joins the batch before it."""
     full, rest = divmod(num_examples, batch_size)
     if rest == 1 < batch_size and full:
         return [*[batch_size] * (full - 1), batch_size + 1]
@@ -214,9 +219,7 @@ def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     return padded.reshape(count, channels, -1).gather(2, pixels).reshape(x.shape)
 
 
-def make_optimizer(
-    models: Iterable[nn.Module], settings: LocalTraining, lr: float | None = None
-) -> torch.optim.Optimizer:
+def make_optimizer(models: Iterable[nn.Module], settings: LocalTraining) -> torch.optim.Optimizer:
     """Return a new optimizer over what trains in ``models``; steps get no weight decay.
 
     One update at most halves or doubles a step. Its gradient says where to go, not how far: on a
@@ -226,7 +229,6 @@ def make_optimizer(
     Args:
         models: parts of one network.
         settings: kind of optimizer and its settings.
-        lr: learning rate; None takes that of ``settings``.
     """
     named = [(name, p) for m in models for name, p in m.named_parameters() if p.requires_grad]
     steps = [p for name, p in named if is_step(name)]
@@ -234,7 +236,7 @@ def make_optimizer(
     groups = [{"params": others}]
     if steps:
         groups.append({"params": steps, "weight_decay": 0.0})  # type: ignore[dict-item]
-    decay, lr = settings.weight_decay, settings.lr if lr is None else lr
+    decay, lr = settings.weight_decay, settings.lr
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "sgd":
         optimizer = torch.optim.SGD(
@@ -280,9 +282,7 @@ def train_epochs(
         FloatingPointError: the loss or a weight is no finite number any more.
     """
     streams.seed_dropout()
-    model.train()
-    if len(data) == 1:
-        freeze_batch_norm(model)
+    begin_training([model], len(data))
     optimizer = make_optimizer([model], settings)
     proximal = Proximal(model, proximal_mu) if proximal_mu > 0 else None
     total, count = 0.0, 0
@@ -295,31 +295,38 @@ def train_epochs(
         optimizer.step()
         total += float(loss.detach()) * len(y)
         count += len(y)
-    clamp_steps(model)
-    check_finite([model], total / count, settings)
+    end_training([model], total / count, settings)
     return total / count
 
 
-def clamp_steps(model: nn.Module) -> None:
-    """Keep every quantizer's step positive: the last update may have left one below 0."""
-    for name, parameter in model.named_parameters():
-        if is_step(name):
-            parameter.data.clamp_(min=MIN_STEP)
+def begin_training(models: Iterable[nn.Module], num_examples: int) -> None:
+    """Put parts of a network into training mode, at the start of a client's round.
+
+    Of one sample batch normalisation has no statistics: it takes the running ones.
+    """
+    for model in models:
+        model.train()
+        if num_examples == 1:
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
 
-def freeze_batch_norm(model: nn.Module) -> None:
-    """A client with one sample normalises by the running statistics: it has none of its own."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
+def end_training(models: Sequence[nn.Module], loss: float | None, settings: LocalTraining) -> None:
+    """Keep quantizers' steps from 0, and refuse what is no finite number any more.
 
-
-def check_finite(models: Iterable[nn.Module], loss: float | None, settings: LocalTraining) -> None:
-    """Refuse a round's result that is no finite number any more; a loss of None is not looked at.
+    Args:
+        models: parts of a network at the end of a client's round.
+        loss: their mean loss; None is not looked at.
+        settings: how they trained.
 
     Raises:
         FloatingPointError: the loss or a weight; names the rates of this round.
     """
+    for model in models:
+        for name, parameter in model.named_parameters():
+            if is_step(name):
+                parameter.data.clamp_(min=MIN_STEP)
     finite = (loss is None or math.isfinite(loss)) and all(
         bool(torch.isfinite(p.detach().sum())) for model in models for p in model.parameters()
     )

@@ -34,9 +34,8 @@ from strategies.local import (
     LocalTraining,
     Streams,
     Update,
-    check_finite,
-    clamp_steps,
-    freeze_batch_norm,
+    begin_training,
+    end_training,
     load_arrays,
     make_optimizer,
     samples,
@@ -151,7 +150,7 @@ def train(
     for part in model.parts:
         load_arrays(part, {name: arrays[name] for name in part.state_dict()})
     guard = guard or Guard()
-    server = Colocated(model.server, settings, settings.server_lr or settings.lr, link, guard)
+    server = Colocated(model.server, settings, link, guard)
     loss = train_device(model.device, server, link, data, settings, streams, guard)
     state = {name: tensor for part in model.parts for name, tensor in part.state_dict().items()}
     return Update(
@@ -210,8 +209,7 @@ class Colocated:
 
     Args:
         part: the server's part of the network, trained in place.
-        settings: how it trains.
-        lr: its learning rate.
+        settings: how the client trains, and it by the server's rate.
         link: the client's link.
         guard: called after each step.
     """
@@ -220,22 +218,19 @@ class Colocated:
         self,
         part: nn.Module,
         settings: LocalTraining,
-        lr: float,
         link: Link,
         guard: Guard | None = None,
     ) -> None:
         self._guard = guard or Guard()
         self._part = part
         self._settings = settings
-        self._optimizer = make_optimizer([part], settings, lr)
+        self._optimizer = make_optimizer([part], settings.of_server())
         self._link = link
         self._pending: tuple[Packet, list[Tensor], Tensor] | None = None
 
     def begin(self, streams: Streams, num_examples: int) -> None:
         """Put the part into training; dropout goes on in the stream of the client's half."""
-        self._part.train()
-        if num_examples == 1:
-            freeze_batch_norm(self._part)
+        begin_training([self._part], num_examples)
 
     def step(self, z: Packet, y: Tensor) -> tuple[Packet, float]:
         """Forward, loss, backward, step."""
@@ -263,8 +258,7 @@ class Colocated:
 
     def end(self) -> None:
         """Keep the steps of quantizers positive, and refuse weights that are no numbers."""
-        clamp_steps(self._part)
-        check_finite([self._part], None, self._settings)
+        end_training([self._part], None, self._settings)
 
     def _train(self, output: Tensor, gradient: Tensor | None) -> None:
         self._optimizer.zero_grad()
@@ -288,10 +282,7 @@ def train_device(
         FloatingPointError: the loss or a weight is no finite number any more.
     """
     streams.seed_dropout()
-    for part in device:
-        part.train()
-        if len(data) == 1:
-            freeze_batch_norm(part)
+    begin_training(device, len(data))
     guard = guard or Guard()
     optimizer = make_optimizer(device, settings)
     first, *last = device
@@ -318,9 +309,7 @@ def train_device(
         total += loss * len(y)
         count += len(y)
     server.end()
-    for part in device:
-        clamp_steps(part)
-    check_finite(device, total / count, settings)
+    end_training(device, total / count, settings)
     return total / count
 
 

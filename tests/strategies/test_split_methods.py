@@ -349,7 +349,7 @@ class Remote:
 
     def __init__(self, part, settings, link_settings, streams):
         self.link = Link(link_settings, None, streams.generator("link.down"))
-        self.inner = Colocated(part, settings, settings.lr, self.link)
+        self.inner = Colocated(part, settings, self.link)
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
@@ -367,7 +367,7 @@ def test_the_device_needs_nothing_of_the_server_but_its_protocol() -> None:
         server = (
             Remote(parts.server, settings, wire, streams)
             if is_remote
-            else Colocated(parts.server, settings, settings.lr, link)
+            else Colocated(parts.server, settings, link)
         )
         train_device(parts.device, server, link, data, settings, streams)
         state = {n: t for part in parts.parts for n, t in part.state_dict().items()}
