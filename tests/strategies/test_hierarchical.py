@@ -103,7 +103,7 @@ def test_activations_go_up_without_a_graph() -> None:
     device, part = tiers.halves.parts
     settings, link = LocalTraining(batch_size=16), Link(LinkSettings())
     data = experiment.client_data(client.config, 0)
-    cloud = Watching(part, settings, 0.1, link)
+    cloud = Watching(part, settings, link)
     train_tiers(device, tiers.exit, cloud, link, data, settings, Streams(0, 1, 0))
     assert seen and not any(seen)
     assert link.bytes_down == 0
