@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor, nn
@@ -36,6 +35,7 @@ from strategies.hierarchical_learning import EDGE_LOSS, Tiers, prepare, train
 from strategies.hierarchical_work import alone_round, hierarchical_round
 from strategies.outage import Outage, is_number
 from strategies.outcome import Outcome, all_failed, report_failures
+from strategies.own_halves import by_owner, flattened, replaced
 from strategies.split_base import Chain, SplitStrategy, shuffled
 from strategies.split_learning import Split
 
@@ -122,18 +122,11 @@ class Hierarchical(Chain):
 
     def state(self) -> Arrays:
         """The halves of devices that have been alone."""
-        return {
-            f"{partition}/{name}": array
-            for partition, half in self._own.items()
-            for name, array in half.items()
-        }
+        return flattened(self._own)
 
     def load_state(self, state: Arrays) -> None:
         """Take the halves back."""
-        self._own = {}
-        for key, array in state.items():
-            partition, _, name = key.partition("/")
-            self._own.setdefault(int(partition), {})[name] = array
+        self._own = {int(partition): half for partition, half in by_owner(state).items()}
 
     # What is sent, and what it takes ------------------------------------------------------------
 
@@ -187,11 +180,9 @@ class Hierarchical(Chain):
         """Whoever has been alone goes on from its own half."""
         if not any(partition in self._own for partition in chosen):
             return super().requests(server_round, arrays, config, chosen)
-        whole, sent = messages.to_arrays(arrays), list[Message]()
-        for partition in chosen:
-            own = messages.to_record(whole | self._own.get(partition, {}))
-            sent += super().requests(server_round, own, config, [partition])
-        return sent
+        return self.requests_each(
+            server_round, arrays, config, chosen, lambda partition: self._own.get(partition, {})
+        )
 
     # A round ------------------------------------------------------------------------------------
 
@@ -265,8 +256,7 @@ class Hierarchical(Chain):
             return found
         accuracies = []
         for partition in select(alone, self.evaluate_clients, self.seed, 0):
-            own = {name: torch.from_numpy(a) for name, a in self._own[partition].items()}
-            accuracy, _ = test(self.edge({**arrays, **own}))
+            accuracy, _ = test(self.edge(replaced(arrays, self._own[partition])))
             accuracies.append(accuracy)
         return found | {"alone_accuracy": sum(accuracies) / len(accuracies)}
 

@@ -10,11 +10,11 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
@@ -203,6 +203,22 @@ class SplitStrategy(FederatedStrategy):
     def crosses(self, partition: int) -> frozenset[str] | None:
         """The device's part, unless it is private."""
         return frozenset() if self.is_private else self.device_names(partition)
+
+    def requests_each(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        chosen: Sequence[int],
+        own: Callable[[int], Arrays],
+    ) -> list[Message]:
+        """A message of its own for each client, with ``own`` arrays in place of the model's."""
+        whole = messages.to_arrays(arrays)
+        sent: list[Message] = []
+        for partition in chosen:
+            mine = messages.to_record(whole | own(partition))
+            sent += super().requests(server_round, mine, config, [partition])
+        return sent
 
     def _best_cuts(self, model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Cut]:
         """Return the best cut for each client, or for all where the server has one half."""

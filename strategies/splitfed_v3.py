@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
@@ -19,10 +18,13 @@ from fleet.selection import select
 from strategies.base import Test
 from strategies.checkpoint import Arrays
 from strategies.outcome import Outcome
+from strategies.own_halves import by_owner, flattened, replaced
 from strategies.split_base import SplitStrategy
 from strategies.split_learning import prepare, train
 
 __all__ = ["SplitFedV3", "prepare", "train"]
+
+INITIAL = "initial"
 
 
 class SplitFedV3(SplitStrategy):
@@ -48,32 +50,20 @@ class SplitFedV3(SplitStrategy):
 
     def state(self) -> Arrays:
         """Every client's half, and the one that newcomers begin with."""
-        halves = {
-            f"{partition}/{name}": array
-            for partition, half in self._private.items()
-            for name, array in half.items()
-        }
-        return halves | {f"initial/{name}": array for name, array in self._initial.items()}
+        return flattened(self._private) | flattened({INITIAL: self._initial})
 
     def load_state(self, state: Arrays) -> None:
         """Take the halves back."""
-        self._initial, self._private = {}, {}
-        for key, array in state.items():
-            owner, _, name = key.partition("/")
-            half = self._initial if owner == "initial" else self._private.setdefault(int(owner), {})
-            half[name] = array
+        halves = by_owner(state)
+        self._initial = halves.pop(INITIAL, {})
+        self._private = {int(partition): half for partition, half in halves.items()}
 
     def requests(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, chosen: Sequence[int]
     ) -> list[Message]:
         """A message of its own for each client, with the client's own half in it."""
-        whole = messages.to_arrays(arrays)
-        self._initial = self._initial or whole
-        sent: list[Message] = []
-        for partition in chosen:
-            own = messages.to_record(whole | self.own(partition))
-            sent += super().requests(server_round, own, config, [partition])
-        return sent
+        self._initial = self._initial or messages.to_arrays(arrays)
+        return self.requests_each(server_round, arrays, config, chosen, self.own)
 
     def exchange(self, grid: Grid, sent: Sequence[Message], timeout: float) -> list[Outcome]:
         """Keep each client's half; the copies of the server's go on to be averaged."""
@@ -89,8 +79,8 @@ class SplitFedV3(SplitStrategy):
         """Mean over some clients' halves, the same in each round, with the global server's."""
         found = []
         for partition in select(self.with_data(), self.evaluate_clients, self.seed, 0):
-            own = {name: torch.from_numpy(array) for name, array in self.own(partition).items()}
-            found.append(self.tested(self.split_of(partition), {**arrays, **own}, test))
+            own = replaced(arrays, self.own(partition))
+            found.append(self.tested(self.split_of(partition), own, test))
         return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
 
     def combine(
