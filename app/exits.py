@@ -22,12 +22,11 @@ import torch
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
 from torch import Tensor
 
 from app import experiment
 from app.explain import explain
-from app.ptq import load_config
+from app.finished import load_config, load_weights
 from app.server import EVALUATION_BATCH, write_json
 from fleet.devices import tables
 from fleet.phases import compute_seconds, transfer_seconds
@@ -64,7 +63,7 @@ def curve(run: Path, thresholds: Sequence[float], device: str, link: str) -> lis
         raise ValueError(f"{run}: takes a run of strategy=hierarchical, it is one of "
                          f"strategy={config.strategy['name']}")  # fmt: skip
     experiment.prepare(config, method)
-    tiers = method.tiers(load_file(run / "model.safetensors"))
+    tiers = method.tiers(load_weights(run))
     data = experiment.dataset(config)
     edge, cloud = logits(tiers, method.link, data.test_x)
     cost_of = price(method, device, link)

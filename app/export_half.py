@@ -11,17 +11,16 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from app import experiment
+from app.finished import fill, load_weights
 from app.schema import Config
 from app.server import EVALUATION_BATCH
 from models.split import cut
 from quant.binary_export import load_packed, pack_half, save_packed
 from strategies.binarized_split import BinarizedSplit, binarized
-from strategies.local import load_arrays
 
 PACKED_HALF = "packed_half.safetensors"
 
@@ -66,7 +65,6 @@ def export_half(run: Path, config: Config, out: Path, overwrite: bool = False) -
         ValueError: a file is there already, the model is damaged or does not fold into bits, or
             what was read back differs; one line. Then there is no new file.
     """
-    torch.set_num_threads(1)
     path = out / PACKED_HALF
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: is there already; --overwrite replaces it")
@@ -105,14 +103,8 @@ def device_half(run: Path, config: Config) -> tuple[nn.Module, str]:
     experiment.prepare(config, strategy)
     split = strategy.split_of(0)
     half = binarized(experiment.network(config), split, strategy.binarized).device[0]
-    path = run / "model.safetensors"
-    try:
-        arrays = load_file(path)
-        load_arrays(half, {name: arrays[name] for name in half.state_dict()})
-    except (SafetensorError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: not the model of this run's configuration: {reason}") from error
-    return half.eval(), split.cut
+    weights = {n: w for n, w in load_weights(run).items() if n in half.state_dict()}
+    return fill(half, weights, run), split.cut
 
 
 def half_table(exported: HalfExport) -> Table:

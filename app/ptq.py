@@ -14,34 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
 
 from app import experiment
-from app.config import from_omegaconf
 from app.explain import explain
-from app.schema import Config
+from app.finished import fill, load_config, load_weights
 from app.server import test, write_json
 from quant.layers import QuantSpec, calibrate_minmax, quantize
-from strategies.local import load_arrays
 
 CALIBRATION_BATCH = 250
-
-
-def load_config(run: Path) -> Config:
-    """Return the configuration that a run stored.
-
-    Raises:
-        ValueError: there is no finished run.
-    """
-    for needed in (".hydra/config.yaml", "model.safetensors"):
-        if not (run / needed).exists():
-            raise ValueError(f"{run}: no finished run there, {needed} is missing")
-    node = OmegaConf.merge(Config, OmegaConf.load(run / ".hydra" / "config.yaml"))
-    return from_omegaconf(node)  # type: ignore[arg-type]
 
 
 def accuracies(
@@ -56,15 +39,14 @@ def accuracies(
         num_batches: training batches of 250 samples that calibrate the inputs.
 
     Raises:
-        ValueError: there is no finished run, or its model is quantized.
+        ValueError: there is no finished run, or its model is quantized or another network.
     """
     torch.set_num_threads(1)
     config = load_config(run)
-    model = experiment.network(config)
-    arrays = load_file(run / "model.safetensors")
-    if any("_quantizer." in name for name in arrays):
+    weights = load_weights(run)
+    if any("_quantizer." in name for name in weights):
         raise ValueError(f"{run}: its model is quantized; take a run of fedavg or of quant.bits=32")
-    load_arrays(model, arrays)
+    model = fill(experiment.network(config), weights, run)
     data = experiment.dataset(config)
     found = {}
     for width in bits:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from app import experiment
 from app.config import compose
 from app.exits import ALWAYS, curve, figure, main
-from app.ptq import load_config
+from app.finished import load_config
 from app.server import test as accuracy_of
 from models.exits import Point
 from strategies.hierarchical import Hierarchical

@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from app import export as module
-from app.export import ONNX, PACKED, export, main
+from app import export_network as module
+from app.export import Export, export, main
 from app.export_half import PACKED_HALF
+from app.export_network import ONNX, PACKED
 from quant.binary_export import load_packed as load_packed_half
 from quant.export import read
 from quant.layers import QuantSpec
@@ -61,6 +62,7 @@ def test_the_packed_file_is_the_run(run: Path, capsys: pytest.CaptureFixture[str
 def test_onnx_has_the_runs_accuracy(runs: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     exported = export(runs / "1", tmp_path / "new" / "folder", with_onnx=True)
+    assert isinstance(exported, Export)
     assert exported.accuracy("run") == exported.summary_accuracy
     assert [form.num_changed for form in exported.forms.values()] == [0, 0, 0]
     assert (tmp_path / "new" / "folder" / ONNX).stat().st_size == exported.forms["onnx"].num_bytes
@@ -92,7 +94,7 @@ def test_a_users_own_network(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
         (lambda run: (run / "summary.json").write_text("{}"), "it states no final_accuracy"),
         (
             lambda run: (run / "model.safetensors").write_bytes(b"12345678"),
-            "not the model of this run's configuration",
+            "is damaged",
         ),
         (
             lambda run: shutil.copy(run.parent / "fedavg.safetensors", run / "model.safetensors"),
@@ -134,7 +136,7 @@ def test_a_file_that_differs_is_an_error_and_not_kept(
 def test_another_accuracy_of_onnx_is_an_error_and_nothing_is_kept(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "check_packages", lambda: None)
+    monkeypatch.setattr("app.export.check_packages", lambda: None)
     monkeypatch.setattr(module, "save_onnx", lambda model, path, shape: path.touch())
     monkeypatch.setattr(module, "load_onnx", lambda path: lambda x: torch.zeros(len(x), 10))
     assert main([str(run), "--onnx"]) == 1
@@ -189,4 +191,4 @@ def test_a_binarized_half_is_exported_in_its_bits(
     assert "ONNX has no form for weights of one bit" in capsys.readouterr().err
     (run / "model.safetensors").write_bytes(b"none")
     assert main([str(run), "--overwrite"]) == 1
-    assert "not the model of this run's configuration" in capsys.readouterr().err
+    assert "model.safetensors: is damaged" in capsys.readouterr().err

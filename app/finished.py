@@ -1,0 +1,56 @@
+"""A finished run's folder, read back: its configuration and its weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from app.config import from_omegaconf
+from app.schema import Config
+from strategies.local import load_arrays
+
+MODEL = "model.safetensors"
+
+
+def load_config(run: Path) -> Config:
+    """Return the configuration that a run stored.
+
+    Raises:
+        ValueError: there is no finished run.
+    """
+    for needed in (".hydra/config.yaml", MODEL):
+        if not (run / needed).exists():
+            raise ValueError(f"{run}: no finished run there, {needed} is missing")
+    node = OmegaConf.merge(Config, OmegaConf.load(run / ".hydra" / "config.yaml"))
+    return from_omegaconf(node)  # type: ignore[arg-type]
+
+
+def load_weights(run: Path) -> dict[str, Tensor]:
+    """Return a run's final weights by their names.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = run / MODEL
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: is damaged: {error}") from error
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], run: Path) -> nn.Module:
+    """Return ``model`` with a run's weights, in evaluation mode.
+
+    Raises:
+        ValueError: they are another network's.
+    """
+    try:
+        load_arrays(model, weights)
+    except ValueError as error:
+        raise ValueError(
+            f"{run / MODEL}: not the model of this run's configuration: {error}"
+        ) from error
+    return model.eval()
