@@ -49,9 +49,16 @@ class RoundRecord:
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "RoundRecord":
         """Inverse of ``to_dict``."""
-        own = {f.name for f in fields(cls)} - {"extra"}
-        extra = {name: value for name, value in row.items() if name not in own}
-        return cls(**{name: row[name] for name in own}, extra=extra)
+        return cls(**{name: row[name] for name in COMMON}, extra=added(row))
+
+
+COMMON = frozenset(field.name for field in fields(RoundRecord)) - {"extra"}
+"""What every method records of a round."""
+
+
+def added(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the method added to a line of rounds.jsonl."""
+    return {name: value for name, value in row.items() if name not in COMMON}
 
 
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:

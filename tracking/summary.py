@@ -1,15 +1,13 @@
 """Totals of a run, from its rounds.jsonl."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from tracking.jsonl import ROUNDS, read
-from tracking.record import RoundRecord
+from tracking.record import added
 
 TOTALS = ("bytes_up", "bytes_down", "sim_s", "energy_j", "wall_s")
-COMMON = frozenset(field.name for field in fields(RoundRecord))
 
 
 def summarise(folder: Path, target_accuracy: float | None = None) -> dict[str, Any]:
@@ -49,8 +47,7 @@ def _to_target(rows: Sequence[Mapping[str, Any]], target: float) -> dict[str, An
 
 def _own(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the method added to the last round, which is always evaluated."""
-    last = rows[-1] if rows else {}
-    return {f"final_{name}": last[name] for name in last if name not in COMMON}
+    return {f"final_{name}": value for name, value in added(rows[-1] if rows else {}).items()}
 
 
 def _total(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
