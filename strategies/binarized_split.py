@@ -248,17 +248,25 @@ class Observed(Joined):
     def _keep(self, x: Tensor, z: Tensor) -> None:
         """Give each sample a random ticket; those with the lowest stay."""
         most = min(PROBES + PAIRS, max(FEWEST, KEPT_VALUES // z[0].numel()))
-        before = len(self._tickets)
+        if not len(self._tickets):
+            self.x, self.z = x[:0], z[:0]
         tickets = torch.cat([self._tickets, torch.rand(len(x), generator=self._generator)])
         rows = tickets.argsort()[:most]
-        new = rows[rows >= before] - before  # only these are copied, beside those that stay
-        x, z = x[new], z[new]
-        if before:
-            old = rows[rows < before]
-            x, z = torch.cat([self.x[old], x]), torch.cat([self.z[old], z])
-            rows = torch.cat([old, new + before])
-        order = tickets[rows].argsort()
-        self._tickets, self.x, self.z = tickets[rows][order], x[order], z[order]
+        self._tickets = tickets[rows]
+        self.x, self.z = picked(self.x, x, rows), picked(self.z, z, rows)
+
+
+def picked(kept: Tensor, new: Tensor, rows: Tensor) -> Tensor:
+    """Return ``rows`` of both one after the other; none but these is copied.
+
+    Args:
+        kept: (k, …).
+        new: (n, …).
+        rows: from 0 to k + n - 1.
+    """
+    found, is_new = new.new_empty((len(rows), *new.shape[1:])), rows >= len(kept)
+    found[is_new], found[~is_new] = new[rows[is_new] - len(kept)], kept[rows[~is_new]]
+    return found
 
 
 def noisy(z: Tensor, epsilon: float, batch: int, generator: torch.Generator) -> Tensor:
