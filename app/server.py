@@ -21,8 +21,9 @@ from app import experiment, messages, runtime
 from app.config import config_hash, from_run_config, relevant
 from app.explain import explain
 from app.schema import Config
-from strategies.base import FederatedStrategy, wait_for_nodes
+from strategies.base import FederatedStrategy
 from strategies.checkpoint import Checkpoint, Checkpoints
+from strategies.nodes import wait_for_nodes
 from tracking.jsonl import JsonlSink
 from tracking.progress import ProgressSink, Show
 from tracking.record import Sink

@@ -107,6 +107,31 @@ class Fleet:
             if (client := self.clients.get(partition)) is not None
         }
 
+    def check(self, parts: Mapping[int, Phases], rule: Rule) -> None:
+        """Refuse clients of which none could ever take part.
+
+        Args:
+            parts: each client's phases.
+            rule: how clients and server take turns.
+
+        Raises:
+            ValueError: all lack memory, or nobody can end by the deadline; names the key.
+        """
+        fitting = [own for own in parts.values() if own.fits]
+        if parts and not fitting:
+            least = _mib(min(own.peak_bytes for own in parts.values()))
+            most = _mib(max(own.memory_bytes for own in parts.values()))
+            raise ValueError(
+                f"fleet: training needs {least} MiB, and no client has more than {most}"
+            )
+        turns = [rule([own], math.inf)[0] for own in fitting]
+        fastest = min((turn.end_s for turn in turns if turn is not None), default=0.0)
+        if fastest > self.deadline_s and self.jitter == 0:
+            raise ValueError(
+                f"fleet.deadline_s={self.deadline_s:g}: nobody can end by then; the fastest "
+                f"client needs {fastest:.3g} s"
+            )
+
     def best(self, choices: Sequence[Mapping[int, ClientWork]], rule: Rule, objective: str) -> int:
         """Return the index of the choice that costs least where all clients must have the same.
 

@@ -12,8 +12,6 @@ A method's file holds a subclass of `FederatedStrategy` and the client half as t
     def train(model: M, arrays, data, config, streams) -> Update one round on one client
 """
 
-import logging
-import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,12 +34,12 @@ from quant.layers import QuantSpec
 from strategies.aggregate import Average, combine, mean
 from strategies.checkpoint import Arrays, Checkpoint, Checkpoints
 from strategies.local import LocalTraining, Update, load_arrays
+from strategies.nodes import introductions
 from strategies.outcome import (
     Outcome,
     all_failed,
     check_shapes,
     client_records,
-    last_line,
     report_failures,
     round_record,
     train_loss,
@@ -50,8 +48,6 @@ from strategies.proximal import check_mu
 from strategies.server_optimizer import NONE, PREFIX, ServerOptimizer, ServerSettings
 from strategies.work import local_round
 from tracking.record import RoundRecord, Sink
-
-log = logging.getLogger(__name__)
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 # What `QuantSpec` is made of, as keys of the configuration.
@@ -282,22 +278,8 @@ class FederatedStrategy(FedAvg):
         Raises:
             ValueError: all lack memory, or nobody can end by the deadline; names the key.
         """
-        if self.fleet is None or not (found := self.phases()):
-            return
-        fitting = [phases for phases in found.values() if phases.fits]
-        if not fitting:
-            least = min(phases.peak_bytes for phases in found.values()) / 2**20
-            most = max(phases.memory_bytes for phases in found.values()) / 2**20
-            raise ValueError(
-                f"fleet: training needs {least:,.1f} MiB, and no client has more than {most:,.1f}"
-            )
-        turns = [self.rule()([phases], math.inf)[0] for phases in fitting]
-        fastest = min(turn.end_s for turn in turns if turn is not None)
-        if fastest > self.fleet.deadline_s and self.fleet.jitter == 0:
-            raise ValueError(
-                f"fleet.deadline_s={self.fleet.deadline_s:g}: nobody can end by then; the fastest "
-                f"client needs {fastest:.3g} s"
-            )
+        if self.fleet is not None:
+            self.fleet.check(self.phases(), self.rule())
 
     def with_data(self) -> list[int]:
         """Partitions that are not empty."""
@@ -477,26 +459,9 @@ class FederatedStrategy(FedAvg):
             ValueError: two nodes hold the same partition, or there are more nodes than clients.
             RuntimeError: a node answers with an error, too few nodes come, or nobody has data.
         """
-        self.nodes, self.num_examples = {}, {}
-        ids = wait_for_nodes(grid, self.num_clients, timeout)
-        sent = self._construct_messages(RecordDict(), ids, MessageType.QUERY)
-        for reply in grid.send_and_receive(sent, timeout=timeout):
-            node = reply.metadata.src_node_id
-            if reply.has_error():
-                log.warning("node %d: %s", node, reply.error.reason)
-                raise RuntimeError(f"node {node} cannot take part: {last_line(reply.error.reason)}")
-            partition, num_examples = messages.read_introduction(reply)
-            if self.nodes.setdefault(partition, node) != node:
-                raise ValueError(f"two nodes hold partition {partition}; each needs one of its own")
-            self.num_examples[partition] = num_examples
-        silent = sorted(set(ids) - set(self.nodes.values()))
-        if silent:
-            raise RuntimeError(f"no answer from {len(silent)} of {len(ids)} nodes in {timeout} s")
-        empty = [p for p, count in self.num_examples.items() if count == 0]
-        if len(empty) == len(self.nodes):
-            raise RuntimeError("no client has any data")
-        if empty:
-            log.info("%d of %d clients have no data and take no part", len(empty), len(self.nodes))
+        found = introductions(grid, self.num_clients, timeout)
+        self.nodes = {partition: who.node for partition, who in found.items()}
+        self.num_examples = {partition: who.num_examples for partition, who in found.items()}
 
     def whole_model(self) -> nn.Module:
         """Return what `prepare` returned.
@@ -525,30 +490,3 @@ class FederatedStrategy(FedAvg):
         if update is None:
             return Outcome(partition, num_examples, bytes_down, error=error)
         return Outcome(partition, num_examples, update.work.bytes_down, update, state)
-
-
-def wait_for_nodes(grid: Grid, num_clients: int | None, timeout: float) -> list[int]:
-    """Return the ids of all nodes, once there is one for each client; says how many are there.
-
-    Args:
-        grid: where the nodes are.
-        num_clients: nodes to wait for; None takes those that are there, but at least one.
-        timeout: seconds to wait.
-
-    Raises:
-        ValueError: there are more nodes than clients.
-        RuntimeError: too few nodes came in time.
-    """
-    needed, deadline, said = num_clients or 1, time.monotonic() + timeout, -1
-    while len(ids := sorted(grid.get_node_ids())) < needed:
-        if time.monotonic() > deadline:
-            raise RuntimeError(
-                f"clients.total={num_clients}: only {len(ids)} nodes came in {timeout:g} s"
-            )
-        if len(ids) != said:  # a warning, because Flower shows nothing below
-            log.warning("waiting for nodes: %d of %d are there", len(ids), needed)
-            said = len(ids)
-        time.sleep(1)
-    if num_clients is not None and len(ids) > num_clients:
-        raise ValueError(f"clients.total={num_clients}: there are {len(ids)} nodes")
-    return ids

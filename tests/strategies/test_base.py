@@ -194,7 +194,7 @@ def test_clients_per_round(per_round, expected):
 
 def test_empty_partitions_are_never_asked(caplog):
     sizes, log = (10, 0, 30, 0, 50), []
-    with caplog.at_level(logging.INFO, "strategies.base"):
+    with caplog.at_level(logging.INFO, "strategies.nodes"):
         result = FedAvg(clients_per_round=2).start(
             grid(make_app(sizes, log=log)), initial(), num_rounds=8
         )
@@ -271,7 +271,7 @@ def test_what_a_client_is_told():
 
 def test_a_client_that_fails_is_shown_counted_and_left_out(caplog):
     sink = Memory()
-    with caplog.at_level(logging.WARNING, "strategies.base"):
+    with caplog.at_level(logging.WARNING, "strategies.outcome"):
         result = FedAvg().start(
             grid(make_app(fails=[(2, 3)])), initial(), num_rounds=3, sinks=[sink]
         )
@@ -304,7 +304,7 @@ def test_failures_that_are_alike_are_shown_once_with_everyone(caplog):
             raise DivergedError("no memory" if context.node_id else "no disk")
         return app(message, context)
 
-    with caplog.at_level(logging.WARNING, "strategies.base"):
+    with caplog.at_level(logging.WARNING, "strategies.outcome"):
         FedAvg().start(grid(alike), initial(), num_rounds=1)
     texts = [r.getMessage() for r in caplog.records]
     assert len(texts) == 2
