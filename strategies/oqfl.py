@@ -102,7 +102,7 @@ class OQFL(FederatedStrategy):
         model = self.whole_model()  # says before the first round if prepare() is missing
         if self.wire.name == "codes":
             return arrays
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "wire", server_round))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "wire.down", server_round))
         load_arrays(model, messages.to_tensors(arrays))
         return messages.to_record(encode_weights(model, generator))
 
