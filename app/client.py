@@ -42,7 +42,7 @@ def train(message: Message, context: Context) -> Message:
         partition = _partition(context)
         record, settings, server_round = messages.read_request(message)
         update = experiment.method(_config(run)).train(
-            _model(run, _key({k: v for k, v in settings.items() if k != messages.ROUND})),
+            _model(run, _key(messages.of_network(settings))),
             _latest.tensors(record),
             experiment.client_data(_config(run), partition),
             settings,

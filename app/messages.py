@@ -102,6 +102,15 @@ def unpack_settings(config: Mapping[str, Any], group: str, kind: type[Settings])
     return kind(**{name: value for name, value in given.items() if name in names})
 
 
+def of_network(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from which ``prepare`` makes what a client trains: all but those of the training.
+
+    What they make may stay for as long as they are the same, over rounds and clients.
+    """
+    own = (ROUND, SEED, ALONE, PROXIMAL_MU)
+    return {k: v for k, v in config.items() if k not in own and not k.startswith("train.")}
+
+
 def proximal_mu(config: Mapping[str, Any]) -> float:
     """Return FedProx's μ as it came with a round's settings; 0 where it did not."""
     return float(config.get(PROXIMAL_MU, 0.0))
