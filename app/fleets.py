@@ -32,6 +32,7 @@ def make(config: "Config") -> Fleet:
         deadline_s=math.inf if config.fleet.deadline_s is None else config.fleet.deadline_s,
         jitter=config.fleet.jitter,
         tails=config.fleet.tails,
+        kinds=_kinds(config.fleet),
     )
 
 
@@ -84,6 +85,12 @@ def _clients(config: "Config") -> dict[int, Client]:
     found = read_capacity(Path(fleet.capacity), device, link)
     names = match(list(found), partitions, config.seed, fleet.by_id)
     return {partition: found[name] for partition, name in names.items()}
+
+
+def _kinds(fleet: "FleetConfig") -> frozenset[str]:
+    if fleet.population is None:
+        return frozenset({fleet.device})
+    return frozenset(tables().population(fleet.population).devices)
 
 
 def _availability(config: "Config") -> Availability:

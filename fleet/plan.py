@@ -79,6 +79,7 @@ class Fleet:
         deadline_s: when a round ends at the latest.
         jitter: how much speeds vary from round to round; sigma of `population.jitter`.
         tails: whether to count the energy of radios' tails.
+        kinds: names of devices that clients could have been drawn, beside those that they were.
     """
 
     clients: Mapping[int, Client]
@@ -88,6 +89,7 @@ class Fleet:
     deadline_s: float = math.inf
     jitter: float = 0.0
     tails: bool = False
+    kinds: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.deadline_s > 0:
@@ -98,6 +100,10 @@ class Fleet:
                 "nobody attends would last no time, and the next would find nobody again"
             )
         jitter(self.jitter, 0, 0, 0)  # checks itself
+
+    def device_names(self) -> list[str]:
+        """Devices that its clients have or could have had."""
+        return sorted(self.kinds | {client.device.name for client in self.clients.values()})
 
     def phases(self, works: Mapping[int, ClientWork]) -> dict[int, Phases]:
         """Return each client's phases; they stay the same while the shapes do."""

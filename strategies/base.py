@@ -134,6 +134,9 @@ class FederatedStrategy(FedAvg):
     def load_state(self, state: Arrays) -> None:
         """Take back what ``state`` returned."""
 
+    def begin(self) -> None:
+        """Forget what an earlier `start` left, before the first round of a new one."""
+
     def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
         """Return the global model, whose state is what the rounds train.
 
@@ -352,6 +355,8 @@ class FederatedStrategy(FedAvg):
         if self.server_optimizer is not None:
             self.server_optimizer.load_state(resume_from.state if resume_from else {})
         result, arrays, first, records = Result(), initial_arrays, 1, list[RoundRecord]()
+        self._now_s = 0.0
+        self.begin()
         if resume_from is not None:
             mine = {k: v for k, v in resume_from.state.items() if not k.startswith(PREFIX)}
             self.load_state(mine)

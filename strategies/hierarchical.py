@@ -27,7 +27,7 @@ from fleet.clock import Rule, overlapped, pipelined
 from fleet.seeds import derive_seed
 from fleet.selection import select
 from fleet.work import ClientWork
-from models.cost import Cost, cost
+from models.cost import Cost, cost, joined
 from models.exits import ExitSpec, exit_head, exit_name
 from strategies.base import FederatedStrategy, Test, Variant
 from strategies.checkpoint import Arrays
@@ -128,6 +128,10 @@ class Hierarchical(Chain):
         """Take the halves back."""
         self._own = {int(partition): half for partition, half in by_owner(state).items()}
 
+    def begin(self) -> None:
+        """Nobody has been alone."""
+        self._own = {}
+
     # What is sent, and what it takes ------------------------------------------------------------
 
     def rule(self) -> Rule:
@@ -177,12 +181,13 @@ class Hierarchical(Chain):
     def requests(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, chosen: Sequence[int]
     ) -> list[Message]:
-        """Whoever has been alone goes on from its own half."""
-        if not any(partition in self._own for partition in chosen):
-            return super().requests(server_round, arrays, config, chosen)
-        return self.requests_each(
-            server_round, arrays, config, chosen, lambda partition: self._own.get(partition, {})
-        )
+        """Whoever has been alone goes on from its own half; the others share a message."""
+        own = [partition for partition in chosen if partition in self._own]
+        rest = [partition for partition in chosen if partition not in self._own]
+        sent = super().requests(server_round, arrays, config, rest)
+        sent += self.requests_each(server_round, arrays, config, own, self._own.__getitem__)
+        message_of = dict(zip(rest + own, sent, strict=True))
+        return [message_of[partition] for partition in chosen]
 
     # A round ------------------------------------------------------------------------------------
 
@@ -294,6 +299,11 @@ class Hierarchical(Chain):
                 head = cost(exit_head(self.spec_of_exit(), 0), device.output_shape, input_grad=True)
                 self._costs[split] = [device, head], cost(parts.server, device.output_shape)
         return self._costs
+
+    def network_cost(self) -> Cost:
+        """Of both parts and the exit."""
+        ((device, server),) = self.costs().values()
+        return joined([device[0], server, *device[1:]])
 
     def describe(self) -> dict[str, float]:
         """Bit widths, bytes per sample at the cut, and the exit's parameters."""

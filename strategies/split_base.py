@@ -5,6 +5,7 @@ simulated beside the client (`strategies.split_learning`); bytes count what woul
 device's part in both directions, activations, labels and gradients.
 """
 
+import difflib
 import functools
 import logging
 import math
@@ -77,6 +78,11 @@ class SplitStrategy(FederatedStrategy):
         **common: object,
     ) -> None:
         super().__init__(**common)  # type: ignore[arg-type]
+        if self.server_optimizer is not None or self.proximal_mu:
+            raise ValueError(
+                "strategy.server_optimizer, strategy.proximal_mu: are for fedavg and oqfl; methods "
+                "over a cut take neither"
+            )
         given = cut if isinstance(cut, Mapping) else {DEFAULT: cut}
         self.cut = {str(key): value for key, value in given.items()}
         self.tail = tail
@@ -227,6 +233,11 @@ class SplitStrategy(FederatedStrategy):
                 f"split.cut={AUTO}: needs a fleet, and the clients' numbers of samples"
             )
         pieces, tail = Pieces.of(model, input_shape), self._tail(model, input_shape)
+        if tail and tail not in pieces.names:
+            nearest = ", ".join(difflib.get_close_matches(tail, pieces.names, cutoff=0.0))
+            raise ValueError(
+                f"split.tail={self.tail}: no such cut point; the nearest are {nearest}"
+            )
         names = pieces.names[: pieces.names.index(tail)] if tail else pieces.names
         if not names:
             raise ValueError(f"split.cut={AUTO}: the network has no cut points")
@@ -285,8 +296,7 @@ class SplitStrategy(FederatedStrategy):
             raise ValueError("split.tail=: takes a module with which the device's last part begins")
         if not self.cut:
             raise ValueError("split.cut={}: takes a cut point or a mapping to cut points")
-        total, clients = self.num_clients, self.fleet.clients.values() if self.fleet else ()
-        devices = sorted({client.device.name for client in clients})
+        total, devices = self.num_clients, self.fleet.device_names() if self.fleet else []
         for key, cut in self.cut.items():
             if not key.isdecimal() and key not in (DEFAULT, *devices):
                 known = ", ".join(["partition ids", *devices, DEFAULT])

@@ -36,6 +36,7 @@ from models.bottleneck import (
     weight_before,
     with_bottleneck,
 )
+from models.cost import Cost, joined
 from models.part import Part
 from strategies import split_learning
 from strategies.base import FederatedStrategy, Test
@@ -120,17 +121,13 @@ class BottleneckStrategy(SplitStrategy):
         if isinstance(common.get("cut"), Mapping):
             raise ValueError("split.cut: takes one cut for all clients: the bottleneck is at it")
         super().__init__(**common)
-        if self.server_optimizer is not None:
-            raise ValueError(
-                "strategy.server_optimizer: its memory has the shapes of the model, which change "
-                "with the bottleneck's width; takes none"
-            )
         self.prune = prune or PruneSettings()
         self.bottleneck = Bottleneck()  # as of the latest round, once prepared
         self._network: nn.Module | None = None  # without a bottleneck, and the next one its parts
         self._plain: Halves | None = None
         self._scales: str | None = None  # name of the weight before the cut that ranks channels
         self._channels: list[int] = []  # which of the network's each active one began as
+        self._first: list[int] = []  # the same of the first round
 
     @abstractmethod
     def active(self, server_round: int) -> int:
@@ -144,6 +141,13 @@ class BottleneckStrategy(SplitStrategy):
         """Take them back."""
         self._channels = state["channels"].tolist()
         self._widen(len(self._channels))
+
+    def begin(self) -> None:
+        """Go back to the first round's channels."""
+        self.whole_model()  # says if prepare() is missing
+        if self._channels != self._first:
+            self._channels = list(self._first)
+            self._widen(len(self._channels))
 
     def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
         """Cut the network and return it with the first round's bottleneck beside it.
@@ -183,6 +187,7 @@ class BottleneckStrategy(SplitStrategy):
         except ValueError as error:
             raise ValueError(f"model: {error}") from error
         state = self._resized(state, self.active(1))
+        self._first = list(self._channels)
         whole = self._widen(self.active(1))
         self._names[split] = self._halves[split].device_names()
         load_arrays(whole, state)
@@ -223,6 +228,11 @@ class BottleneckStrategy(SplitStrategy):
             "cut_channels": sizes.channels,
             "active_channels": sizes.active,
         }
+
+    def network_cost(self) -> Cost:
+        """Of both parts, encoder and decoder among them."""
+        ((device, server),) = self.costs().values()
+        return joined([*device, server])
 
     def client_config(self) -> dict[str, bool | int | float | str]:
         """As `SplitStrategy`, and the bottleneck."""

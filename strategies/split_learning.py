@@ -303,9 +303,9 @@ def train_device(
                 z.backward(gradient)
             else:
                 torch.autograd.backward([z, leak], [gradient, None])
-            optimizer.step()
-            for part in device:
-                guard.stepped(part)
+        optimizer.step()
+        for part in device:
+            guard.stepped(part)
         total += loss * len(y)
         count += len(y)
     server.end()

@@ -47,6 +47,7 @@ class SplitFedV3(SplitStrategy):
         self.evaluate_clients = evaluate_clients
         self._initial: Arrays = {}
         self._private: dict[int, Arrays] = {}  # partition id → its half
+        self._before: Arrays = {}  # the round's global model
 
     def state(self) -> Arrays:
         """Every client's half, and the one that newcomers begin with."""
@@ -58,11 +59,16 @@ class SplitFedV3(SplitStrategy):
         self._initial = halves.pop(INITIAL, {})
         self._private = {int(partition): half for partition, half in halves.items()}
 
+    def begin(self) -> None:
+        """Everybody is a newcomer."""
+        self._initial, self._private = {}, {}
+
     def requests(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, chosen: Sequence[int]
     ) -> list[Message]:
         """A message of its own for each client, with the client's own half in it."""
-        self._initial = self._initial or messages.to_arrays(arrays)
+        self._before = messages.to_arrays(arrays)
+        self._initial = self._initial or self._before
         return self.requests_each(server_round, arrays, config, chosen, self.own)
 
     def exchange(self, grid: Grid, sent: Sequence[Message], timeout: float) -> list[Outcome]:
@@ -86,7 +92,10 @@ class SplitFedV3(SplitStrategy):
     def combine(
         self, outcomes: Sequence[Outcome]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average each array over the clients whose server half it is in; else over all."""
+        """Average each array over the clients whose server half it is in; else over all.
+
+        What no client of the round has there, but others have, stays as it was.
+        """
         everyone, loss = super().combine(outcomes)
         if everyone is None:
             return None, None
@@ -96,6 +105,9 @@ class SplitFedV3(SplitStrategy):
             some = [replace(o, state={name: o.state[name] for name in names}) for o in holders]
             part, _ = super().combine(some)
             averaged |= messages.to_arrays(part) if part is not None else {}
+        always = frozenset.intersection(*self._names.values())  # on the device, wherever it is cut
+        here = frozenset.intersection(*(self.device_names(o.partition) for o in useful))
+        averaged |= {name: self._before[name] for name in here - always}
         return messages.to_record(averaged), loss
 
     def _held_by(

@@ -123,6 +123,24 @@ def test_availability_changes_from_round_to_round(tmp_path) -> None:
     assert all(record["num_dropped"] + record["num_clients"] == 6 for record in rounds(tmp_path))
 
 
+class InTurns:
+    """Half of the clients are there in even tenths of simulated seconds, the others in odd ones."""
+
+    def absence(self, partition, server_round, now_s, seed):
+        return None if (int(now_s * 10) + partition) % 2 else "its time is over"
+
+
+def test_a_continued_run_goes_on_at_its_simulated_time(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(fleets, "_availability", lambda config: InTurns())
+    chosen = ("strategy=fedavg", "fleet=iot", "evaluate.every=9")
+    simulate(tmp_path / "whole", *chosen, "rounds=5")
+    simulate(tmp_path / "grown", *chosen, "rounds=3")
+    simulate(tmp_path / "grown", *chosen, "rounds=5", "resume=true")
+    rows = [row for row in clients(tmp_path / "whole") if row["status"] == "ok"]
+    assert len({frozenset(r["partition"] for r in rows if r["round"] == n) for n in (4, 5)}) == 2
+    assert clients(tmp_path / "whole") == clients(tmp_path / "grown")
+
+
 def test_over_selection_takes_the_first(tmp_path) -> None:
     chosen = ("strategy=fedavg", "fleet=mobile", "clients.total=12", "clients.per_round=4")
     summary = simulate(tmp_path / "over", *chosen, "fleet.over_select=2")

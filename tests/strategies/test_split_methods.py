@@ -1,6 +1,7 @@
 """Split learning: bytes by hand, failures in a chain, private halves, settings, errors."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,18 @@ from torch import nn
 
 from app import experiment
 from app.config import compose
-from app.messages import unpack_settings
+from app.engine import SerialGrid
+from app.messages import of_network, pack_settings, to_record, unpack_settings
 from app.session import Session
 from quant.codec import LinkSettings
 from quant.layers import quantized_layers
+from strategies.hierarchical import Hierarchical
 from strategies.link import Link
 from strategies.local import LocalTraining, Streams
+from strategies.server_optimizer import ServerSettings
 from strategies.split_learning import Colocated, Split, halves, train_device
+from strategies.splitfed_v1 import SplitFedV1
+from strategies.splitfed_v3 import SplitFedV3
 
 # cnn on digits: stage1 is a convolution 1→16 (3×3) with group norm: 16·9 + 16 + 16 + 16 numbers.
 FAMILY = ("split", "splitfed_v1", "splitfed_v2", "splitfed_v3", "ushaped")
@@ -62,6 +68,8 @@ BYTES = [
     ("splitfed_v3", "fp32", "fp32", SAMPLES * (8 * 4 + 1), SAMPLES * 8 * 4),
     # labels stay; activations 8 and gradients 6 up, activations 6 and gradients 8 down
     ("ushaped", "fp32", "fp32", DEVICE + TAIL + SAMPLES * 14 * 4, DEVICE + TAIL + SAMPLES * 14 * 4),
+    ("ushaped", "int8", "fp16", DEVICE + TAIL + SAMPLES * 14 + 2 * 3 * 8,
+     DEVICE + TAIL + SAMPLES * 14 * 2),
 ]  # fmt: skip
 
 
@@ -140,6 +148,47 @@ def test_a_network_of_the_users_needs_no_change(cut, tmp_path: Path) -> None:
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+class FrozenStem(TwoParts):
+    """The user's first part is not to be trained."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(num_classes)
+        self.stage1.requires_grad_(False)
+
+
+def test_a_frozen_first_part_leaves_the_last_to_train(tmp_path: Path) -> None:
+    network = "model._target_=tests.strategies.test_split_methods.FrozenStem"
+    for method in ("fedavg", "splitfed_v1", "ushaped"):
+        simulate(tmp_path / method, f"strategy={method}", network, "rounds=1")
+    initial = experiment.network(small(network)).state_dict()
+    one, *others = (
+        load_file(tmp_path / method / "model.safetensors")
+        for method in ("fedavg", "splitfed_v1", "ushaped")
+    )
+    assert not np.array_equal(one["head.weight"], initial["head.weight"].numpy())
+    for other in others:
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+class Normed(TwoParts):
+    """Batch norm on both sides of the cut."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__(num_classes)
+        self.stage1 = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8))
+        self.body = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6))
+
+
+def test_one_sample_leaves_both_parts_statistics(tmp_path: Path) -> None:
+    network = "model._target_=tests.strategies.test_split_methods.Normed"
+    chosen = (network, "clients.total=2", "data.max_train=2", "rounds=1")
+    simulate(tmp_path, "strategy=splitfed_v1", *chosen)
+    model = load_file(tmp_path / "model.safetensors")
+    for name in ("stage1.2.running_mean", "body.1.running_mean"):
+        assert not model[name].any(), name
+    assert model["body.1.bias"].any()
+
+
 # Failures ---------------------------------------------------------------------------------------
 
 
@@ -200,17 +249,33 @@ def test_private_halves_when_few_take_part(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "whole", tmp_path / "grown")
 
 
-def test_v3_with_cuts_of_their_own_averages_what_servers_share(tmp_path: Path) -> None:
-    cuts = "split.cut={0:stage2,default:stage1}"
-    simulate(tmp_path, "strategy=splitfed_v3", cuts, "rounds=1", "clients.total=3")
-    state = load_file(tmp_path / "checkpoint" / "000001" / "strategy.safetensors")
-    assert "0/stage2.conv.weight" in state
-    assert "1/stage2.conv.weight" not in state
-    # stage2 of the global model is that of clients 1 and 2 alone: without client 0 it is the same.
-    (tmp_path / "more").mkdir()
-    strategy = prepared("strategy=splitfed_v3", cuts, "clients.total=3")
-    assert "stage2.conv.weight" in strategy.device_names(0)
-    assert "stage2.conv.weight" not in strategy.device_names(1)
+CUTS = ("strategy=splitfed_v3", "split.cut={0:stage2,default:stage1}", "clients.total=3")
+MIDDLE = "stage2.conv.weight"  # on client 0's device, with the server of the others
+
+
+def test_v3_with_cuts_of_their_own_averages_what_servers_share(faults, tmp_path: Path) -> None:
+    """Without client 0 the others' servers are the same."""
+    target = "strategy._target_=tests.strategies.faulty_split.FaultyV3"
+    simulate(tmp_path / "all", *CUTS, target, "rounds=1")
+    faults(c0="skip")
+    simulate(tmp_path / "two", *CUTS, target, "rounds=1")
+    state = load_file(tmp_path / "all" / "checkpoint" / "000001" / "strategy.safetensors")
+    assert f"0/{MIDDLE}" in state
+    assert f"1/{MIDDLE}" not in state
+    every, two = (load_file(tmp_path / run / "model.safetensors") for run in ("all", "two"))
+    assert np.array_equal(every[MIDDLE], two[MIDDLE])
+    assert not np.array_equal(every["head.linear.weight"], two["head.linear.weight"])
+
+
+def test_v3_never_makes_a_private_half_the_servers(faults, tmp_path: Path) -> None:
+    """A round in which client 0 alone takes part leaves what its device has and servers share."""
+    target = "strategy._target_=tests.strategies.faulty_split.FaultyV3"
+    faults(c1="skip", c2="skip")
+    simulate(tmp_path, *CUTS, target, "rounds=1")
+    model = load_file(tmp_path / "model.safetensors")
+    initial = experiment.network(small(*CUTS)).state_dict()
+    assert np.array_equal(model[MIDDLE], initial[MIDDLE].numpy())
+    assert not np.array_equal(model["head.linear.weight"], initial["head.linear.weight"].numpy())
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -290,6 +355,40 @@ def test_summary_is_of_the_devices_part(tmp_path: Path) -> None:
     assert summary["client_flops_per_sample"] == 2 * (2 * 64 * 8) + 3 * (2 * 6 * 10)
 
 
+@pytest.mark.parametrize("kind", [SplitFedV1, SplitFedV3, Hierarchical])
+@pytest.mark.parametrize(
+    "argument", [{"server": ServerSettings("fedadam")}, {"proximal_mu": 1.0}], ids=["server", "mu"]
+)
+def test_what_a_cut_network_cannot_have_is_refused(kind, argument) -> None:
+    with pytest.raises(ValueError, match="methods over a cut take neither"):
+        kind(**argument)
+
+
+def test_devices_that_were_not_drawn_may_have_a_cut() -> None:
+    cuts = "split.cut={phone_low:stage1,phone_mid:stage2,phone_high:stage2,default:stage3}"
+    chosen = ("strategy=splitfed_v1", "fleet=mobile", "clients.total=2")
+    method = prepared(*chosen, cuts)
+    drawn = {client.device.name for client in method.fleet.clients.values()}
+    assert len(drawn) < 3  # two clients have two devices at most
+    with pytest.raises(ValueError, match=r"raspberry_pi_4: takes .* phone_high, phone_low, phone_"):
+        prepared(*chosen, "split.cut={raspberry_pi_4:stage1,default:stage2}")
+
+
+@pytest.mark.parametrize("strategy", ["splitfed_v3", "hierarchical", "deprune"])
+def test_a_second_start_begins_anew(strategy) -> None:
+    chosen = (f"strategy={strategy}", "clients.total=2", "rounds=2", "fleet=iot")
+    own = {"hierarchical": ["strategy.outage=0.5"], "deprune": ["prune.stages=2"]}
+    method = prepared(*chosen, *own.get(strategy, []))
+    config, initial = small(*chosen, *own.get(strategy, [])), method.whole_model().state_dict()
+    arrays = {name: tensor.clone() for name, tensor in initial.items()}
+    grid = SerialGrid(2, {"config": json.dumps(asdict(config))})
+    first, again = (
+        method.start(grid, to_record(arrays), num_rounds=2).arrays.to_numpy_ndarrays()
+        for _ in range(2)
+    )
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+
+
 ERRORS = [
     ("split.cut=stage9", r"split\.cut=stage9: .*no cut point 'stage9'; the nearest names are"),
     ("split.cut=head", r"split\.cut=head: .*output"),
@@ -321,6 +420,9 @@ def test_one_cut_where_there_is_one_server_half(strategy) -> None:
 
 
 def test_a_tail_that_is_none() -> None:
+    with pytest.raises(ValueError, match=r"split\.tail=fo: no such cut point; the nearest are"):
+        chosen = ("fleet=mobile", "split.cut=auto", "split.tail=fo")
+        Session().prepare(["strategy=ushaped", *chosen], is_sweep=False)
     for tail, message in (
         ("nowhere", r"split\.cut=stage1 split\.tail=nowhere: .* no cut point 'nowhere'"),
         ("stage1", r"split\.tail=stage1: CNN has no cut point before 'stage1'"),
@@ -384,3 +486,9 @@ def test_settings_travel() -> None:
     assert split == Split("stage1", "stage3")
     assert unpack_settings(config, "train", LocalTraining).server_lr == 0.5
     assert unpack_settings(config, "link", LinkSettings) == LinkSettings("int8")
+    # What a worker keeps of a network is not made anew because a rate falls.
+    falling = replace(strategy.train, lr_decay=0.5)
+    first, second = (config | pack_settings(train=falling.in_round(n)) for n in (1, 2))
+    assert first != second
+    assert of_network(first) == of_network(second)
+    assert {key.split(".")[0] for key in of_network(first)} == {"split", "quant", "side", "link"}
