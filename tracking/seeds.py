@@ -67,7 +67,12 @@ def _identity(run: Run) -> str:
 
 def _label(run: Run, keys: Sequence[str], known: set[str]) -> str:
     values = {key: value(run, key, known) for key in keys}
-    return " ".join(f"{k}={v}" for k, v in values.items() if v is not None) or run.job
+    said = [
+        f"{k}={'null' if v is None else v}"
+        for k, v in values.items()
+        if v is not None or k in run.config
+    ]  # null is a value, where the method reads the key
+    return " ".join(said) or str(run.config.get("strategy.name", run.job))
 
 
 def _measures(runs: Sequence[Run]) -> dict[str, Spread]:

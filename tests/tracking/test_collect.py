@@ -73,6 +73,21 @@ def test_a_key_left_at_its_default_has_a_value_too(tmp_path):
     assert [group.label for group in groups(runs)] == ["train.lr=0.1", "train.lr=0.2"]
 
 
+def test_null_is_a_value_of_a_key_that_is_read(tmp_path):
+    for number, epsilon in enumerate((None, 1.0)):
+        said = [f"privacy.epsilon={'null' if epsilon is None else epsilon}"]
+        make_run(tmp_path / str(number), said, {"seed": 0, "privacy.epsilon": epsilon})
+    labels = [group.label for group in groups(find([tmp_path]))]
+    assert labels == ["privacy.epsilon=null", "privacy.epsilon=1.0"]
+
+
+def test_where_only_seeds_differ_the_label_is_the_method(tmp_path):
+    for seed in (0, 1):
+        config = {"seed": seed, "strategy.name": "oqfl"}
+        make_run(tmp_path / str(seed), [f"seed={seed}"], config, {"final_accuracy": 0.5})
+    assert [group.label for group in groups(find([tmp_path]))] == ["oqfl"]
+
+
 def test_seeds_together(tmp_path):
     make_seeds(tmp_path)
     found = groups(find([tmp_path]))
