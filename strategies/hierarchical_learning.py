@@ -126,6 +126,9 @@ class Cloud:
         self._optimizer = make_optimizer([part], settings.of_server())
         self._link = link
         self._random = torch.default_generator.get_state()  # where its dropout is
+        # torch 2.13 crashes in group norm's backward pass in channels_last where nobody asks for
+        # the gradient of its input.
+        self._asks = any(isinstance(module, nn.GroupNorm) for module in part.modules())
 
     def begin(self, streams: Streams, num_examples: int) -> None:
         """Put the part into training, and its dropout at the start of its own stream."""
@@ -136,7 +139,8 @@ class Cloud:
         """Forward, loss, backward, step."""
         device_random = torch.default_generator.get_state()
         torch.default_generator.set_state(self._random)
-        logits = self._part(z.values)  # (B, classes)
+        received = z.values.detach().requires_grad_(self._asks)
+        logits = self._part(received)  # (B, classes)
         self._random = torch.default_generator.get_state()
         torch.default_generator.set_state(device_random)
         loss = F.cross_entropy(logits, y)

@@ -471,16 +471,11 @@ def test_pipelined_is_a_yes_or_no() -> None:
         Session().prepare([STRATEGY, "strategy.pipelined=2"], is_sweep=False)
 
 
-def test_auto_is_no_slower_than_any_cut() -> None:
-    def seconds(cut: str) -> float:
-        config = small(STRATEGY, "fleet=mobile", f"split.cut={cut}")
-        method = experiment.strategy(config)
-        experiment.prepare(config, method)
-        turns = method.rule()(list(method.phases().values()), float("inf"))
-        return max(turn.end_s for turn in turns)
-
-    best = seconds("auto")
-    assert all(best <= seconds(cut) * 1.001 for cut in ("stage1", "stage2", "stage3"))
+@pytest.mark.parametrize("cut", ["stage1.conv", "stage2.conv"])
+def test_a_cut_before_group_norm(cut, tmp_path) -> None:
+    """There torch 2.13 crashes, in channels_last, unless somebody asks for the gradient."""
+    simulate(tmp_path, STRATEGY, f"split.cut={cut}", "rounds=1")
+    assert rounds(tmp_path)[0]["num_failed"] == 0
 
 
 # What cannot be -----------------------------------------------------------------------------------
