@@ -24,15 +24,17 @@ from app import messages
 from app.messages import unpack_settings
 from fleet.seeds import derive_seed
 from models.attack import reconstruct
+from models.cost import Cost
 from models.privacy import channel_leakage, laplace_noise
 from models.split import cut_many
-from quant.binary import BinarySpec, binarize, clip_latent
+from quant.binary import ESTIMATORS, BinarySpec, binarize, clip_latent
 from quant.codec import LinkSettings
 from strategies import split_learning
 from strategies.base import FederatedStrategy, Test
 from strategies.local import ClientData, LocalTraining, Streams, Update, epoch_sizes
-from strategies.split_base import Joined, SplitStrategy
+from strategies.split_base import Joined, SplitStrategy, part_costs
 from strategies.split_learning import Guard, Halves, Split
+from strategies.work import Pieces
 
 BINARIZE = ("client", "both", "none")
 PROBES = 500  # test samples that leakage is measured on: dCor's cost is quadratic in them
@@ -60,6 +62,10 @@ class Binarized:
     def __post_init__(self) -> None:
         if self.what not in BINARIZE:
             raise ValueError(f"strategy.binarize={self.what}: takes {', '.join(BINARIZE)}")
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"strategy.estimator={self.estimator}: takes {', '.join(ESTIMATORS)}")
+        if not isinstance(self.scale, bool):
+            raise ValueError(f"strategy.scale={self.scale}: takes true or false")
 
     def spec(self) -> BinarySpec:
         """Return what `binarize` takes."""
@@ -116,7 +122,6 @@ class BinarizedSplit(SplitStrategy):
         **common: Any,
     ) -> None:
         self.binarized = Binarized(binarize, estimator, scale)
-        self.binarized.spec()  # checks the estimator
         self.privacy = privacy or Privacy()
         train = common.get("train") or LocalTraining()
         if train.batch_size == 1 and (self.privacy.dcor_weight or self.privacy.epsilon):
@@ -140,10 +145,23 @@ class BinarizedSplit(SplitStrategy):
             try:
                 self._halves[split] = parts = binarized(model, split, self.binarized)
             except ValueError as error:
-                raise ValueError(f"strategy.binarize={self.binarized.what}: {error}") from error
+                raise ValueError(
+                    f"split.cut={split.cut} strategy.binarize={self.binarized.what}: {error}"
+                ) from error
             self._names[split] = parts.device_names()
         self._costs = {}
         return FederatedStrategy.prepare(self, Whole(parts), input_shape)
+
+    def costs_at(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        pieces: Pieces,
+        name: str,
+        tail: str,
+    ) -> tuple[list[Cost], Cost]:
+        """Of the parts as they are binarized there."""
+        return part_costs(binarized(model, Split(name), self.binarized), input_shape)
 
     def client_config(self) -> dict[str, bool | int | float | str]:
         """As `SplitStrategy`, what is binary, and the measures against leakage."""

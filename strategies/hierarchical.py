@@ -38,6 +38,7 @@ from strategies.outcome import Outcome, all_failed, report_failures
 from strategies.own_halves import by_owner, flattened, replaced
 from strategies.split_base import Chain, SplitStrategy, shuffled
 from strategies.split_learning import Split
+from strategies.work import Pieces
 
 __all__ = ["Hierarchical", "prepare", "train"]
 
@@ -140,13 +141,8 @@ class Hierarchical(Chain):
 
     def client_works(self) -> dict[int, ClientWork]:
         """What a round takes each client."""
-        ((device, head), server), *_ = self.costs().values()
-        sent = device.model_bytes + head.model_bytes
-        work = functools.cache(
-            lambda samples: hierarchical_round(
-                device, head, server, samples, self.train, self.link, (sent, sent)
-            )
-        )
+        ((device, server),) = self.costs().values()
+        work = functools.cache(lambda samples: self._work(device, server, samples))
         return {partition: work(self.num_examples[partition]) for partition in self.with_data()}
 
     def alone_works(self) -> dict[int, ClientWork]:
@@ -166,11 +162,22 @@ class Hierarchical(Chain):
         alone = ((messages.ALONE, True),) if partition in self._alone else ()
         return super().variant(partition) + alone
 
+    def costs_at(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        pieces: Pieces,
+        name: str,
+        tail: str,
+    ) -> tuple[list[Cost], Cost]:
+        """Also what the exit would cost."""
+        (device,), server = super().costs_at(model, input_shape, pieces, name, tail)
+        spec = ExitSpec.of(device.output_shape, server.output_shape[-1], self._exit_width)
+        head = cost(exit_head(spec, 0), device.output_shape, input_grad=True)
+        return [device, head], server
+
     def _work(self, device: Sequence[Cost], server: Cost, samples: int) -> ClientWork:
-        """What a round takes at a cut that is not chosen yet."""
-        (part,) = device
-        spec = ExitSpec.of(part.output_shape, server.output_shape[-1], self._exit_width)
-        head = cost(exit_head(spec, 0), part.output_shape, input_grad=True)
+        part, head = device
         sent = part.model_bytes + head.model_bytes
         return hierarchical_round(part, head, server, samples, self.train, self.link, (sent, sent))
 

@@ -238,11 +238,17 @@ class SplitStrategy(FederatedStrategy):
             raise ValueError(
                 f"split.tail={self.tail}: no such cut point; the nearest are {nearest}"
             )
-        names = pieces.names[: pieces.names.index(tail)] if tail else pieces.names
-        if not names:
-            raise ValueError(f"split.cut={AUTO}: the network has no cut points")
+        costs, refusal = dict[str, tuple[list[Cost], Cost]](), "it has no cut points"
+        for at in pieces.names[: pieces.names.index(tail)] if tail else pieces.names:
+            try:
+                costs[at] = self.costs_at(model, input_shape, pieces, at, tail)
+            except ValueError as error:
+                refusal = f"split.cut={at}: {error}"
+        if not costs:
+            raise ValueError(f"split.cut={AUTO}: the network cannot be cut anywhere; {refusal}")
+        names = list(costs)
         work = functools.cache(
-            lambda name, samples: self._work(*pieces.at(name, tail), samples)  # one per pair
+            lambda name, samples: self._work(*costs[name], samples)  # one per pair
         )
         sizes = {p: self.num_examples[p] for p in self.with_data() if p in self.fleet.clients}
         if not self.takes_mapping:
@@ -263,6 +269,28 @@ class SplitStrategy(FederatedStrategy):
         for (device, name), count in sorted(chosen.items()):
             log.info("split.cut=%s: %s for %d clients with %s", AUTO, name, count, device)
         return cuts
+
+    def costs_at(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        pieces: Pieces,
+        name: str,
+        tail: str,
+    ) -> tuple[list[Cost], Cost]:
+        """What the device's parts and the server's part would cost, cut at ``name``.
+
+        Args:
+            model: the network.
+            input_shape: of one sample.
+            pieces: the network cut everywhere.
+            name: the cut point.
+            tail: the second one; empty for none.
+
+        Raises:
+            ValueError: the method takes no cut there.
+        """
+        return pieces.at(name, tail)
 
     def _work(self, device: Sequence[Cost], server: Cost, samples: int) -> ClientWork:
         sent = 0 if self.is_private else sum(part.model_bytes for part in device)

@@ -36,7 +36,7 @@ from models.bottleneck import (
     weight_before,
     with_bottleneck,
 )
-from models.cost import Cost, joined
+from models.cost import Cost, cost, joined
 from models.part import Part
 from strategies import split_learning
 from strategies.base import FederatedStrategy, Test
@@ -44,7 +44,8 @@ from strategies.checkpoint import Arrays
 from strategies.local import load_arrays
 from strategies.outcome import Outcome
 from strategies.split_base import DEFAULT, SplitStrategy
-from strategies.split_learning import Halves
+from strategies.split_learning import Halves, Split, halves
+from strategies.work import Pieces
 
 SCHEDULES = ("fixed", "grow", "shrink")
 IMPORTANCES = ("l1", "taylor", "bn")
@@ -228,6 +229,27 @@ class BottleneckStrategy(SplitStrategy):
             "cut_channels": sizes.channels,
             "active_channels": sizes.active,
         }
+
+    def costs_at(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        pieces: Pieces,
+        name: str,
+        tail: str,
+    ) -> tuple[list[Cost], Cost]:
+        """With the bottleneck as it is at the end."""
+        (device,), server = super().costs_at(model, input_shape, pieces, name, tail)
+        channels, *rest = device.output_shape
+        bottleneck = Bottleneck(channels, self.prune.target(channels), len(rest))
+        if self.prune.importance == "bn":
+            part = halves(model, Split(name)).device[0]
+            if weight_before(part, input_shape, SCALES) is None:
+                raise ValueError(f"no normalisation of {channels} channels comes before it")
+        encoder = cost(bottleneck.encoder(), device.output_shape)
+        sent = (bottleneck.active, *rest)
+        decoder = cost(bottleneck.decoder(), sent, input_grad=True)
+        return [joined([device, encoder])], joined([decoder, server])
 
     def network_cost(self) -> Cost:
         """Of both parts, encoder and decoder among them."""

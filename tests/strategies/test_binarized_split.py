@@ -181,7 +181,9 @@ def test_real_valued_without_measures_is_the_base(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["strategy.binarize=half"], r"strategy\.binarize=half: takes client, both, none"),
-        (["strategy.estimator=x"], r"estimator=x: takes clip, approx, tanh"),
+        (["strategy.estimator=x"], r"^strategy\.estimator=x: takes clip, approx, tanh"),
+        (["strategy.scale=1"], r"strategy\.scale=1: takes true or false"),
+        (["split.cut=head.pool"], r"split\.cut=head\.pool strategy\.binarize=client: .* is not ±1"),
         (["strategy.base=fedavg"], r"strategy\.base=fedavg: takes split, splitfed_v1, splitfed_v2"),
         (["privacy.epsilon=0"], r"privacy\.epsilon=0\.0: takes a positive number"),
         (["privacy.dcor_weight=-1"], r"privacy\.dcor_weight=-1\.0: takes 0 or more"),

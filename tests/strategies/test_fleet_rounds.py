@@ -151,11 +151,18 @@ def test_over_selection_takes_the_first(tmp_path) -> None:
     assert {row["status"] for row in clients(tmp_path / "over")} == {"ok", "surplus"}
 
 
-@pytest.mark.parametrize("strategy", ["splitfed_v1", "splitfed_v2", "ushaped"])
-def test_auto_is_no_slower_than_any_single_cut(strategy) -> None:
+NARROW = ("prune.schedule=fixed", "prune.ratio=0.9375")
+AUTO = [
+    ("splitfed_v1", ()), ("splitfed_v2", ()), ("ushaped", ()), ("deprune", NARROW),
+    ("binarized_split", ()), ("hierarchical", ()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("strategy", "own"), AUTO, ids=[strategy for strategy, _ in AUTO])
+def test_auto_is_no_slower_than_any_single_cut(strategy, own) -> None:
     def seconds(cut: str) -> float:
         method = prepared(
-            f"strategy={strategy}", "fleet=mobile", "clients.total=12", f"split.cut={cut}"
+            f"strategy={strategy}", *own, "fleet=mobile", "clients.total=12", f"split.cut={cut}"
         )
         turns = method.rule()(list(method.phases().values()), float("inf"))
         return max(turn.end_s for turn in turns if turn is not None)
