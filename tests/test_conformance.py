@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, assert_same_run, rounds, simulate, small, strategies
+from omegaconf import OmegaConf
 from safetensors.numpy import load_file
 
 from app import experiment
@@ -65,8 +66,10 @@ ROWS: dict[str, list[tuple[str, ...]]] = {
 CASES = [pytest.param(s, o, id=" ".join((s, *o))) for s, rows in ROWS.items() for o in rows]
 
 
-def test_every_method_has_a_row_a_page_and_a_file() -> None:
+def test_every_method_has_a_row_a_page_a_file_and_a_place_in_the_sweep() -> None:
     assert sorted(ROWS) == strategies()
+    over = OmegaConf.load(ROOT / "conf/sweep/methods.yaml").over
+    assert sorted(over.strategy.split(",")) == strategies()
     for name in ROWS:
         assert (ROOT / "strategies" / f"{name}.py").exists()
         page = (ROOT / "strategies" / f"{name}.md").read_text()
