@@ -161,7 +161,7 @@ def describe_network(config: Config) -> Network:
     """Return how a run's network is built, without its quantizers."""
     return Network(
         target=str(config.model["_target_"]),
-        options={str(key): value for key, value in config.model.items() if key != "_target_"},
+        options=experiment.model_options(config),
         input_shape=experiment.input_shape(config),
         num_classes=config.data.num_classes,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from omegaconf import OmegaConf
 
 from app import export_network as module
 from app.export import Export, export, main
@@ -83,6 +84,24 @@ def test_a_users_own_network(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     config.write_text(config.read_text().replace("models.cnn.CNN", "own_net.Net"))
     export(run, tmp_path / "out")
     assert read(tmp_path / "out" / PACKED)[0].network.target == "own_net.Net"
+
+
+def test_a_run_that_began_with_weights_is_built_without_them(
+    runs: Path, run: Path, tmp_path: Path
+) -> None:
+    """As a network of its options alone, also where the weights have gone since."""
+    before = shutil.copy(runs / "0" / "model.safetensors", tmp_path / "before.safetensors")
+    config = run / ".hydra" / "config.yaml"
+    stored = OmegaConf.load(config)
+    OmegaConf.update(stored, "model.weights", str(before), force_add=True)
+    OmegaConf.update(stored, "model.replace_head", True, force_add=True)
+    OmegaConf.save(stored, config)
+    export(run, tmp_path / "there")
+    Path(before).unlink()
+    export(run, tmp_path / "gone")
+    there, gone = (read(tmp_path / name / PACKED)[0].network for name in ("there", "gone"))
+    assert there == gone
+    assert not {"weights", "replace_head", "weights_content"} & there.options.keys()
 
 
 @pytest.mark.parametrize(
