@@ -72,6 +72,7 @@ def from_omegaconf(node: DictConfig) -> Config:
     config.data.root = to_absolute_path(str(Path(config.data.root).expanduser()))
     if config.prune.source is not None:
         config.prune.source = to_absolute_path(str(Path(config.prune.source).expanduser()))
+    fleets.complete(config.fleet)
     sources.complete(config.data)
     _complete_model(config.model)
     validate(config)

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.sources import absolute
 from fleet.availability import Always, Availability, Diurnal, Sometimes, Traced
 from fleet.cost import check_objective
 from fleet.devices import tables
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from app.schema import Config, FleetConfig
 
 WORDS = ("always", "diurnal")
+
+
+def complete(fleet: "FleetConfig") -> None:
+    """Make the paths of traces that are there absolute."""
+    if fleet.capacity is not None:
+        fleet.capacity = absolute(fleet.capacity)
+    if isinstance(fleet.availability, str) and fleet.availability not in WORDS:
+        fleet.availability = absolute(fleet.availability)
 
 
 def make(config: "Config") -> Fleet:
@@ -36,11 +45,10 @@ def make(config: "Config") -> Fleet:
 
 
 def check(fleet: "FleetConfig") -> None:
-    """Check values, and that traces are there.
+    """Check values; whether traces are there is for `make` to say, which alone reads them.
 
     Raises:
         ValueError: names the key.
-        FileNotFoundError: there is no such trace.
     """
     check_objective(fleet.objective)
     num_asked(1, fleet.over_select, 1)  # checks the factor
@@ -56,17 +64,8 @@ def check(fleet: "FleetConfig") -> None:
     given = fleet.availability
     if isinstance(given, bool) or not isinstance(given, str | float | int):
         raise ValueError(_takes(given))
-    if fleet.capacity is not None and not Path(fleet.capacity).is_file():
-        raise FileNotFoundError(f"fleet.capacity={fleet.capacity}: no such file")
     if not isinstance(given, str):
         Sometimes(float(given))  # checks itself
-    elif given not in WORDS and not Path(given).is_file():
-        raise FileNotFoundError(_takes(given))
-    elif given not in WORDS and fleet.deadline_s is None:
-        raise ValueError(
-            f"fleet.availability={given}: a trace needs fleet.deadline_s, so that time passes in a "
-            "round that nobody attends"
-        )
 
 
 def _takes(given: object) -> str:
@@ -80,6 +79,8 @@ def _clients(config: "Config") -> dict[int, Client]:
     if fleet.population is not None:
         return assign(tables().population(fleet.population), tables(), partitions, config.seed)
     assert fleet.capacity is not None  # checked
+    if not Path(fleet.capacity).is_file():
+        raise FileNotFoundError(f"fleet.capacity={fleet.capacity}: no such file")
     device, link = tables().device(fleet.device), tables().link(fleet.link)
     found = read_capacity(Path(fleet.capacity), device, link)
     names = match(list(found), partitions, config.seed, fleet.by_id)
@@ -95,6 +96,13 @@ def _availability(config: "Config") -> Availability:
         return Diurnal(fleet.low, fleet.high, fleet.spread_h)
     if not isinstance(given, str):
         return Sometimes(float(given))
+    if not Path(given).is_file():
+        raise FileNotFoundError(_takes(given))
+    if fleet.deadline_s is None:
+        raise ValueError(
+            f"fleet.availability={given}: a trace needs fleet.deadline_s, so that time passes in a "
+            "round that nobody attends"
+        )
     spans = read_availability(Path(given))
     names = match(list(spans), range(config.clients.total), config.seed, fleet.by_id)
     return Traced({partition: spans[name] for partition, name in names.items()})

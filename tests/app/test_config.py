@@ -1,13 +1,17 @@
 """The command line: what is accepted, and one clear line for what is not."""
 
+import json
+import pickle
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, simulate, small
 
-from app.config import compose, config_hash, relevant
+from app import experiment, fleets
+from app.config import compose, config_hash, from_run_config, relevant
 from app.session import Session, expand
 
 WRONG = [
@@ -157,6 +161,32 @@ def test_a_relative_data_folder_becomes_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert compose(["data.root=somewhere"]).data.root == str(tmp_path / "somewhere")
+
+
+def test_traces_are_the_servers_and_absolute(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A client makes the same configuration of its JSON in another folder, and without them."""
+    rows = {"1": {"computation": 20.0, "communication": 5000.0}}
+    (tmp_path / "capacity.pickle").write_bytes(pickle.dumps(rows))
+    spans = {"1": {"active": [0.0], "inactive": [50.0], "finish_time": 60.0}}
+    (tmp_path / "days.pickle").write_bytes(pickle.dumps(spans))
+    monkeypatch.chdir(tmp_path)
+    traces = ("fleet.capacity=capacity.pickle", "fleet.availability=days.pickle")
+    config = small("fleet=trace", *traces, "fleet.deadline_s=9")
+    monkeypatch.chdir("/")
+    assert config.fleet.capacity == str(tmp_path / "capacity.pickle")
+    assert config.fleet.availability == str(tmp_path / "days.pickle")
+    sent = {"config": json.dumps(asdict(config))}
+    fleets.make(from_run_config(sent))
+    for name, message in (
+        ("days.pickle", r"fleet\.availability=.*days\.pickle: takes always, a probability"),
+        ("capacity.pickle", r"fleet\.capacity=.*capacity\.pickle: no such file"),
+    ):
+        (tmp_path / name).unlink()
+        assert from_run_config(sent) == config
+        with pytest.raises(FileNotFoundError, match=message):
+            experiment.check(config)
 
 
 # What identifies an experiment --------------------------------------------------------------------
