@@ -190,7 +190,20 @@ def prepare(config: Config, method: FederatedStrategy) -> nn.Module:
     if not method.num_examples:  # what is known before a client is asked
         rows = division(config)
         method.num_examples = {partition: len(part) for partition, part in enumerate(rows)}
+    if "prune.source" in method.reads and config.prune.source_content:
+        _check_source(config.prune.source, config.prune.source_content)
     return method.prepare(network(config), input_shape(config))
+
+
+def _check_source(source: str | None, content: str) -> None:
+    """Refuse a source that is not what this configuration was made for.
+
+    Raises:
+        ValueError: names prune.source.
+    """
+    file = Path(source or "") / "model.safetensors"
+    if not file.is_file() or sources.file_digest(str(file)) != content:
+        raise ValueError(f"prune.source={source}: has changed since the run began")
 
 
 # Loading, once per process ------------------------------------------------------------------------

@@ -23,7 +23,8 @@ class Prune(BottleneckStrategy):
     """Server half; `strategies.on_base.on_base` puts it on a base."""
 
     reads: ClassVar[tuple[str, ...]] = (
-        *BottleneckStrategy.reads, "prune.source", "prune.pretrain_rounds",
+        *BottleneckStrategy.reads, "prune.source", "prune.source_content",
+        "prune.pretrain_rounds",
     )  # fmt: skip
 
     def __init__(self, **common: Any) -> None:

@@ -279,6 +279,29 @@ def test_prune_begins_with_a_finished_run(tmp_path: Path) -> None:
     assert [strategy.active(r) for r in (1, 2, 3)] == [16, 8, 4]  # but for one round to measure
 
 
+def test_a_source_identifies_a_run_by_its_content(tmp_path: Path) -> None:
+    chosen = ("strategy=fedavg", "clients.total=1", "rounds=1")
+    for name in ("one", "copy"):
+        simulate(tmp_path / name, *chosen)
+    simulate(tmp_path / "other", *chosen, "seed=1")
+
+    def known(name: str) -> dict[str, object]:
+        return identity(small("strategy=prune", f"prune.source={tmp_path / name}"))
+
+    one = known("one")
+    assert one == known("copy") != known("other")
+    assert str(tmp_path) not in json.dumps(one)
+    config = small("strategy=prune", f"prune.source={tmp_path / 'one'}")
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "one")
+    assert known("one") == known("other") != one
+    with pytest.raises(ValueError, match=r"prune\.source=.*one: has changed since the run began"):
+        experiment.check(config)
+    assert identity(config) == one
+    # Who does not read it does not care.
+    sources = [small("strategy=deprune", f"prune.source={tmp_path / n}") for n in ("one", "copy")]
+    assert identity(sources[0]) == identity(sources[1])
+
+
 def test_sources_that_are_none(tmp_path: Path) -> None:
     chosen = ["strategy=prune", "clients.total=3"]
     with pytest.raises(ValueError, match=r"prune\.source=/nowhere: no finished run there, model"):
@@ -371,7 +394,7 @@ def test_keys_that_a_method_does_not_read() -> None:
     assert not keys("strategy=splitfed_v1")
     common = {"prune.ratio", "prune.importance", "prune.rounds", "prune.stages", "prune.frozen"}
     assert keys("strategy=deprune") == {*common, "prune.schedule"}
-    assert keys("strategy=prune") == {*common, "prune.source", "prune.pretrain_rounds"}
+    assert keys("strategy=prune") == {*common, "prune.pretrain_rounds"}
 
 
 def test_the_width_is_in_the_settings_that_clients_get() -> None:
