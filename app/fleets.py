@@ -1,11 +1,13 @@
 """The fleet that a configuration describes: devices, links, availability, the rules of a round."""
 
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from app.sources import absolute
-from fleet.availability import Always, Availability, Diurnal, Sometimes, Traced
+from fleet.availability import Always, Availability, Diurnal, Intervals, Sometimes, Traced
 from fleet.cost import check_objective
 from fleet.devices import tables
 from fleet.plan import Fleet, num_asked
@@ -15,6 +17,7 @@ from fleet.traces import match, read_availability, read_capacity
 if TYPE_CHECKING:
     from app.schema import Config, FleetConfig
 
+Read = TypeVar("Read")
 WORDS = ("always", "diurnal")
 
 
@@ -81,8 +84,7 @@ def _clients(config: "Config") -> dict[int, Client]:
     assert fleet.capacity is not None  # checked
     if not Path(fleet.capacity).is_file():
         raise FileNotFoundError(f"fleet.capacity={fleet.capacity}: no such file")
-    device, link = tables().device(fleet.device), tables().link(fleet.link)
-    found = read_capacity(Path(fleet.capacity), device, link)
+    found = _read(_capacity, fleet.capacity, fleet.device, fleet.link)
     names = match(list(found), partitions, config.seed, fleet.by_id)
     return {partition: found[name] for partition, name in names.items()}
 
@@ -103,6 +105,24 @@ def _availability(config: "Config") -> Availability:
             f"fleet.availability={given}: a trace needs fleet.deadline_s, so that time passes in a "
             "round that nobody attends"
         )
-    spans = read_availability(Path(given))
+    spans = _read(_spans, given)
     names = match(list(spans), range(config.clients.total), config.seed, fleet.by_id)
     return Traced({partition: spans[name] for partition, name in names.items()})
+
+
+# Traces, which can be large, are read once for all seeds ------------------------------------------
+
+
+def _read(reader: Callable[..., dict[str, Read]], path: str, *options: str) -> dict[str, Read]:
+    status = Path(path).stat()
+    return reader(path, (status.st_size, status.st_mtime_ns), *options)
+
+
+@functools.lru_cache(maxsize=2)
+def _capacity(path: str, state: tuple[int, int], device: str, link: str) -> dict[str, Client]:
+    return read_capacity(Path(path), tables().device(device), tables().link(link))
+
+
+@functools.lru_cache(maxsize=2)
+def _spans(path: str, state: tuple[int, int]) -> dict[str, Intervals]:
+    return read_availability(Path(path))

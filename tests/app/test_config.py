@@ -12,6 +12,7 @@ from conftest import ROOT, simulate, small
 
 from app import experiment, fleets
 from app.config import compose, config_hash, from_run_config, relevant
+from app.schema import Config
 from app.session import Session, expand
 
 WRONG = [
@@ -118,6 +119,50 @@ def test_what_does_not_fit_together_stops_before_the_run(
 def test_every_job_of_a_sweep_is_checked_before_the_first() -> None:
     with pytest.raises(ValueError, match="model=lenet5 with data=digits"):
         Session().prepare(["model=cnn,lenet5", "clients.total=3"], is_sweep=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["strategy=binarized_split", "train.batch_size=1", "privacy.dcor_weight=0,0.5"],
+            r"train\.batch_size=1: privacy\.dcor_weight",
+        ),
+        (
+            ["strategy=splitfed_v1", "fleet=mobile", "split.cut={phone_low:stage1}", "seed=0,2"],
+            r"split\.cut: says nothing of client 0",
+        ),
+        (
+            ["strategy=splitfed_v1", "fleet=mobile", "fleet.deadline_s=10", "seed=0,3"],
+            r"fleet\.deadline_s=10: nobody can end by then",
+        ),
+    ],
+)
+def test_of_jobs_that_are_nearly_the_same_each_is_checked(
+    overrides: list[str], message: str
+) -> None:
+    """Seeds draw devices: a cut for each, or a deadline, can fit those of one seed alone."""
+    few = ("clients.total=2", "tracker.wandb.mode=disabled")
+    with pytest.raises(ValueError, match=message):
+        Session().prepare([*overrides, *few], is_sweep=True)
+    first = [text.split(",")[0] for text in overrides]
+    Session().prepare([*first, *few], is_sweep=False)
+
+
+def test_networks_and_cuts_are_checked_once_for_all_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[int] = []
+    check_network = experiment.check_network
+
+    def counted(config: Config) -> None:
+        checked.append(config.seed)
+        check_network(config)
+
+    monkeypatch.setattr(experiment, "check_network", counted)
+    jobs = ["strategy=splitfed_v1", "fleet=mobile", "clients.total=3", "seed=0,1,2,3"]
+    Session().prepare([*jobs, "link.up=fp32,int8"], is_sweep=True)
+    assert checked == [0, 0]
+    Session().prepare([*jobs, "split.cut=auto"], is_sweep=True)
+    assert checked == [0, 0, 0, 1, 2, 3]
 
 
 def test_missing_data_say_what_was_looked_for_and_where() -> None:
