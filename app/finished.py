@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from app.config import from_omegaconf
 from app.schema import Config
+from app.server import MODEL
 from strategies.local import load_arrays
-
-MODEL = "model.safetensors"
 
 
 def load_config(run: Path) -> Config:
@@ -23,7 +22,7 @@ def load_config(run: Path) -> Config:
     Raises:
         ValueError: there is no finished run.
     """
-    for needed in (".hydra/config.yaml", MODEL):
+    for needed in (".hydra/config.yaml", MODEL, "summary.json"):  # the last that a run writes
         if not (run / needed).exists():
             raise ValueError(f"{run}: no finished run there, {needed} is missing")
     stored = OmegaConf.load(run / ".hydra" / "config.yaml")

@@ -150,7 +150,9 @@ def run(
             checkpoints=checkpoints,
             resume_from=resume_from,
         )
-        save_file(messages.to_arrays(result.arrays), folder / MODEL)
+        part = folder / f"{MODEL}.part"
+        save_file(messages.to_arrays(result.arrays), part)
+        part.replace(folder / MODEL)
         summary = describe(config, strategy, folder) | {"wall_setup_s": setup_s}
         write_json(folder / "summary.json", summary)
     finally:
