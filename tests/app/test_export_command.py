@@ -172,6 +172,42 @@ def test_another_accuracy_than_the_summarys_is_said(
     assert "note: summary.json states accuracy 0.1230" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def split_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep: 0 is splitfed_v1 with a lossy link, 1 is splitfed_v3."""
+    folder = tmp_path_factory.mktemp("export") / "split"
+    subprocess.run(
+        [
+            sys.executable, "main.py", "-m", "strategy=splitfed_v1,splitfed_v3", "link.up=sign",
+            "link.down=int8", "engine=serial", "clients.total=2", "rounds=2", "data.max_train=240",
+            "tracker.wandb.mode=disabled", f"hydra.sweep.dir={folder}",
+        ],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    return folder
+
+
+def test_a_summary_through_a_lossy_link_is_said_to_be_one(
+    split_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(split_runs / "0", tmp_path / "run"))
+    (run / "summary.json").write_text('{"final_accuracy": 0.123}')
+    assert main([str(run)]) == 0
+    assert capsys.readouterr().err.startswith(
+        "note: summary.json states accuracy 0.1230 through link.up=sign; the model alone has 0."
+    )
+
+
+def test_halves_that_clients_keep_are_no_network(
+    split_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(split_runs / "1"), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "strategy=splitfed_v3: each client has a half of its own" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_packages_stop_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
