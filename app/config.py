@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from app import fleets, sources
 from app.explain import explain, nearest
-from app.schema import ClientsConfig, Config, flatten, known_keys
+from app.schema import ClientsConfig, Config, PruneConfig, flatten, known_keys
 from data.partition import SCHEMES
 from quant.layers import BIT_WIDTHS, FULL_PRECISION
 from strategies.aggregate import AVERAGES
@@ -70,12 +70,23 @@ def from_omegaconf(node: DictConfig) -> Config:
     assert isinstance(config, Config)
     # Absolute before it goes to workers, which run in folders of their own.
     config.data.root = to_absolute_path(str(Path(config.data.root).expanduser()))
-    if config.prune.source is not None:
-        config.prune.source = to_absolute_path(str(Path(config.prune.source).expanduser()))
+    _complete_prune(config.prune)
+    fleets.complete(config.fleet)
     sources.complete(config.data)
     _complete_model(config.model)
     validate(config)
     return config
+
+
+def _complete_prune(prune: PruneConfig) -> None:
+    """Name the content of prune.source; whether a run is there is for who loads it to say."""
+    if prune.source is None:
+        prune.source_content = ""
+        return
+    prune.source = to_absolute_path(str(Path(prune.source).expanduser()))
+    file = Path(prune.source) / "model.safetensors"
+    if not prune.source_content and file.is_file():  # else by whoever sent this configuration
+        prune.source_content = sources.file_digest(str(file))
 
 
 def _complete_model(model: dict[str, Any]) -> None:
@@ -256,13 +267,15 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     flat = flatten(container)
     # What null stands for, because `rounds` itself may grow where a run is continued.
     flat |= flatten({"prune": asdict(config.prune.settings(config.rounds))})
-    unread = {*_NOT_HASHED, "data.root", "data.path", "model.weights"}
+    unread = {*_NOT_HASHED, "data.root", "data.path", "model.weights", "prune.source"}
     # What a file holds is part of an experiment; where it lies is not.
     unread |= {key for key in flat if is_under(key, _OPTIONAL) and not is_under(key, reads)}
     unread |= {key for key in flat if key.startswith("data.options.") and flat[key] is None}
     unread.add("fleet.name")  # what it stands for is there beside it
     if not config.data.content:
         unread.add("data.content")
+    if not config.prune.source_content:
+        unread.add("prune.source_content")
     if config.model.get("weights") is None:
         unread.add("model.replace_head")
     if config.train.augment == "none":

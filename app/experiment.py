@@ -65,6 +65,11 @@ def division(config: Config) -> list[Tensor]:
     return _division(json.dumps(asdict(config.data)), config.clients.total, config.seed)
 
 
+def num_examples(config: Config) -> dict[int, int]:
+    """Return how many samples each client has."""
+    return {partition: len(rows) for partition, rows in enumerate(division(config))}
+
+
 def input_shape(config: Config) -> tuple[int, ...]:
     """Return the shape of one sample as the network gets it."""
     channels, *size = config.data.shape
@@ -168,8 +173,11 @@ def strategy(config: Config) -> FederatedStrategy:
     )
 
 
-def check(config: Config) -> None:
+def check(config: Config) -> FederatedStrategy:
     """Refuse what would go wrong later: a method's settings, network, data, cuts, fleet.
+
+    Returns:
+        the method, prepared.
 
     Raises:
         ValueError: names the key.
@@ -179,6 +187,24 @@ def check(config: Config) -> None:
     check_network(config)
     prepare(config, method)
     method.check_fleet()
+    return method
+
+
+def check_drawn(config: Config, method: FederatedStrategy) -> None:
+    """Refuse what would go wrong with the devices and the division that another seed draws.
+
+    Args:
+        config: differs from one that `check` passed in its seed, and in what is no part of results.
+        method: what `check` returned for that one; gets this one's devices and division.
+
+    Raises:
+        ValueError: names the key.
+        FileNotFoundError: the data are not there.
+    """
+    drawn = strategy(config)
+    method.fleet, method.num_examples = drawn.fleet, num_examples(config)
+    if method.fleet is not None:  # not by check_fleet, which knows the first one's phases
+        method.fleet.check(method.fleet.phases(method.client_works()), method.rule())
 
 
 def prepare(config: Config, method: FederatedStrategy) -> nn.Module:
@@ -188,9 +214,21 @@ def prepare(config: Config, method: FederatedStrategy) -> nn.Module:
         ValueError: the method cannot train this network; names the key.
     """
     if not method.num_examples:  # what is known before a client is asked
-        rows = division(config)
-        method.num_examples = {partition: len(part) for partition, part in enumerate(rows)}
+        method.num_examples = num_examples(config)
+    if "prune.source" in method.reads and config.prune.source_content:
+        _check_source(config.prune.source, config.prune.source_content)
     return method.prepare(network(config), input_shape(config))
+
+
+def _check_source(source: str | None, content: str) -> None:
+    """Refuse a source that is not what this configuration was made for.
+
+    Raises:
+        ValueError: names prune.source.
+    """
+    file = Path(source or "") / "model.safetensors"
+    if not file.is_file() or sources.file_digest(str(file)) != content:
+        raise ValueError(f"prune.source={source}: has changed since the run began")
 
 
 # Loading, once per process ------------------------------------------------------------------------

@@ -78,9 +78,12 @@ def show(exported: Export) -> None:
     if exported.spec.is_identity:
         sys.stdout.write("This run has no quantizers: nothing to pack, the weights stay fp32.\n")
     if exported.summary_accuracy != exported.accuracy("run"):
+        through = exported.tested_through
+        which = "the model alone" if through else "on this machine the run's model"
         sys.stderr.write(
-            f"note: summary.json states accuracy {exported.summary_accuracy:.4f}; on this machine "
-            f"the run's model has {exported.accuracy('run'):.4f}\n"
+            f"note: summary.json states accuracy {exported.summary_accuracy:.4f}"
+            f"{f' through {through}' if through else ''}; {which} has "
+            f"{exported.accuracy('run'):.4f}\n"
         )
     console = Console()
     if not console.is_terminal:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -17,12 +18,13 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from app import experiment
-from app.finished import MODEL, fill, load_weights
+from app.finished import fill, load_weights
 from app.schema import Config
-from app.server import EVALUATION_BATCH
+from app.server import EVALUATION_BATCH, MODEL
 from quant.export import Network, SizeReport, is_ours, load_packed, save_packed, size_report
 from quant.layers import FULL_PRECISION, QuantSpec, quantize
 from quant.onnx_export import load_onnx, save_onnx
+from strategies.split_base import SplitStrategy
 
 PACKED, ONNX = "packed.safetensors", "model.onnx"
 MOST_POINTS = 0.1
@@ -56,6 +58,8 @@ class Export:
         forms: ``run``, ``packed``, and where asked for ``onnx``.
         num_samples: samples of the test set.
         summary_accuracy: what the run's summary says.
+        tested_through: keys of what that accuracy has between the network's parts, and the model
+            alone has not; empty for nothing.
     """
 
     spec: QuantSpec
@@ -63,6 +67,7 @@ class Export:
     forms: dict[str, Form]
     num_samples: int
     summary_accuracy: float
+    tested_through: str = ""
 
     def accuracy(self, form: str) -> float:
         """Share of right answers."""
@@ -118,7 +123,9 @@ def export_network(
             save_onnx(loaded, folder / ONNX, network.input_shape)
             got = outputs(load_onnx(folder / ONNX), data.test_x)
             forms["onnx"] = compare(folder / ONNX, out, got)
-        exported = Export(spec, sizes, forms, len(data.test_y), summary_accuracy)
+        exported = Export(
+            spec, sizes, forms, len(data.test_y), summary_accuracy, tested_through(config)
+        )
         if with_onnx:
             check_onnx(exported)
         for name in names:
@@ -148,6 +155,11 @@ def load_model(run: Path, config: Config) -> tuple[nn.Module, QuantSpec]:
         ValueError: the file is damaged, or holds no network that `quantize` makes.
     """
     kind = experiment.strategy_class(config)
+    if issubclass(kind, SplitStrategy) and kind.is_private:
+        raise ValueError(
+            f"{run}: strategy={config.strategy['name']}: each client has a half of its own; takes "
+            "a run that trains one network for all"
+        )
     spec = QuantSpec(FULL_PRECISION, FULL_PRECISION)
     if "quant.bits" in kind.reads:
         spec = config.quant.spec(kind.default_bits)
@@ -157,11 +169,25 @@ def load_model(run: Path, config: Config) -> tuple[nn.Module, QuantSpec]:
     return fill(model, load_weights(run), run), spec
 
 
+def tested_through(config: Config) -> str:
+    """Return the keys that change what crosses the cut when a run is tested."""
+    kind = experiment.strategy_class(config)
+    given: dict[str, Any] = {}
+    if issubclass(kind, SplitStrategy):
+        codecs = {"link.up": config.link.up}
+        if kind.is_u_shaped:  # else only gradients go down
+            codecs["link.down"] = config.link.down
+        given |= {key: codec for key, codec in codecs.items() if codec != "fp32"}
+    if "privacy" in kind.reads and config.privacy.epsilon:
+        given["privacy.epsilon"] = config.privacy.epsilon
+    return " ".join(f"{key}={value}" for key, value in given.items())
+
+
 def describe_network(config: Config) -> Network:
     """Return how a run's network is built, without its quantizers."""
     return Network(
         target=str(config.model["_target_"]),
-        options={str(key): value for key, value in config.model.items() if key != "_target_"},
+        options=experiment.model_options(config),
         input_shape=experiment.input_shape(config),
         num_classes=config.data.num_classes,
     )
@@ -175,8 +201,6 @@ def outputs(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _summary_accuracy(run: Path) -> float:
     path = run / "summary.json"
-    if not path.exists():
-        raise ValueError(f"{run}: no finished run there, {path.name} is missing")
     try:
         return float(json.loads(path.read_text())["final_accuracy"])
     except (KeyError, TypeError, ValueError) as error:

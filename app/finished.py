@@ -10,22 +10,25 @@ from torch import Tensor, nn
 
 from app.config import from_omegaconf
 from app.schema import Config
+from app.server import MODEL
 from strategies.local import load_arrays
-
-MODEL = "model.safetensors"
 
 
 def load_config(run: Path) -> Config:
-    """Return the configuration that a run stored.
+    """Return the configuration that a run stored, without the weights that it began with.
+
+    It has others now, and those may be gone.
 
     Raises:
         ValueError: there is no finished run.
     """
-    for needed in (".hydra/config.yaml", MODEL):
+    for needed in (".hydra/config.yaml", MODEL, "summary.json"):  # the last that a run writes
         if not (run / needed).exists():
             raise ValueError(f"{run}: no finished run there, {needed} is missing")
-    node = OmegaConf.merge(Config, OmegaConf.load(run / ".hydra" / "config.yaml"))
-    return from_omegaconf(node)  # type: ignore[arg-type]
+    stored = OmegaConf.load(run / ".hydra" / "config.yaml")
+    for key in ("weights", "replace_head"):
+        stored.model.pop(key, None)
+    return from_omegaconf(OmegaConf.merge(Config, stored))  # type: ignore[arg-type]
 
 
 def load_weights(run: Path) -> dict[str, Tensor]:

@@ -1,10 +1,13 @@
 """The fleet that a configuration describes: devices, links, availability, the rules of a round."""
 
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from fleet.availability import Always, Availability, Diurnal, Sometimes, Traced
+from app.sources import absolute
+from fleet.availability import Always, Availability, Diurnal, Intervals, Sometimes, Traced
 from fleet.cost import check_objective
 from fleet.devices import tables
 from fleet.plan import Fleet, num_asked
@@ -14,7 +17,16 @@ from fleet.traces import match, read_availability, read_capacity
 if TYPE_CHECKING:
     from app.schema import Config, FleetConfig
 
+Read = TypeVar("Read")
 WORDS = ("always", "diurnal")
+
+
+def complete(fleet: "FleetConfig") -> None:
+    """Make the paths of traces that are there absolute."""
+    if fleet.capacity is not None:
+        fleet.capacity = absolute(fleet.capacity)
+    if isinstance(fleet.availability, str) and fleet.availability not in WORDS:
+        fleet.availability = absolute(fleet.availability)
 
 
 def make(config: "Config") -> Fleet:
@@ -37,11 +49,10 @@ def make(config: "Config") -> Fleet:
 
 
 def check(fleet: "FleetConfig") -> None:
-    """Check values, and that traces are there.
+    """Check values; whether traces are there is for `make` to say, which alone reads them.
 
     Raises:
         ValueError: names the key.
-        FileNotFoundError: there is no such trace.
     """
     check_objective(fleet.objective)
     num_asked(1, fleet.over_select, 1)  # checks the factor
@@ -57,17 +68,8 @@ def check(fleet: "FleetConfig") -> None:
     given = fleet.availability
     if isinstance(given, bool) or not isinstance(given, str | float | int):
         raise ValueError(_takes(given))
-    if fleet.capacity is not None and not Path(fleet.capacity).is_file():
-        raise FileNotFoundError(f"fleet.capacity={fleet.capacity}: no such file")
     if not isinstance(given, str):
         Sometimes(float(given))  # checks itself
-    elif given not in WORDS and not Path(given).is_file():
-        raise FileNotFoundError(_takes(given))
-    elif given not in WORDS and fleet.deadline_s is None:
-        raise ValueError(
-            f"fleet.availability={given}: a trace needs fleet.deadline_s, so that time passes in a "
-            "round that nobody attends"
-        )
 
 
 def _takes(given: object) -> str:
@@ -81,8 +83,9 @@ def _clients(config: "Config") -> dict[int, Client]:
     if fleet.population is not None:
         return assign(tables().population(fleet.population), tables(), partitions, config.seed)
     assert fleet.capacity is not None  # checked
-    device, link = tables().device(fleet.device), tables().link(fleet.link)
-    found = read_capacity(Path(fleet.capacity), device, link)
+    if not Path(fleet.capacity).is_file():
+        raise FileNotFoundError(f"fleet.capacity={fleet.capacity}: no such file")
+    found = _read(_capacity, fleet.capacity, fleet.device, fleet.link)
     names = match(list(found), partitions, config.seed, fleet.by_id)
     return {partition: found[name] for partition, name in names.items()}
 
@@ -102,6 +105,31 @@ def _availability(config: "Config") -> Availability:
         return Diurnal(fleet.low, fleet.high, fleet.spread_h)
     if not isinstance(given, str):
         return Sometimes(float(given))
-    spans = read_availability(Path(given))
+    if not Path(given).is_file():
+        raise FileNotFoundError(_takes(given))
+    if fleet.deadline_s is None:
+        raise ValueError(
+            f"fleet.availability={given}: a trace needs fleet.deadline_s, so that time passes in a "
+            "round that nobody attends"
+        )
+    spans = _read(_spans, given)
     names = match(list(spans), range(config.clients.total), config.seed, fleet.by_id)
     return Traced({partition: spans[name] for partition, name in names.items()})
+
+
+# Traces, which can be large, are read once for all seeds ------------------------------------------
+
+
+def _read(reader: Callable[..., dict[str, Read]], path: str, *options: str) -> dict[str, Read]:
+    status = Path(path).stat()
+    return reader(path, (status.st_size, status.st_mtime_ns), *options)
+
+
+@functools.lru_cache(maxsize=2)
+def _capacity(path: str, state: tuple[int, int], device: str, link: str) -> dict[str, Client]:
+    return read_capacity(Path(path), tables().device(device), tables().link(link))
+
+
+@functools.lru_cache(maxsize=2)
+def _spans(path: str, state: tuple[int, int]) -> dict[str, Intervals]:
+    return read_availability(Path(path))

@@ -146,6 +146,7 @@ class PruneConfig:
     stages: int = 4
     frozen: bool = False
     source: str | None = None
+    source_content: str = ""  # found at source; names what is there
     pretrain_rounds: int | None = None
 
     def settings(self, rounds: int) -> PruneSettings:

@@ -30,6 +30,7 @@ from tracking.record import Sink
 from tracking.summary import summarise
 from tracking.wandb_sink import WandbSink, check_online
 
+CONFIG, MODEL = "config.json", "model.safetensors"
 EVALUATION_BATCH = 500
 NODES_TIMEOUT_S = 300.0
 SIMULATED_S = 3.0  # Flower makes its simulated nodes while the ServerApp starts
@@ -126,8 +127,9 @@ def run(
     checkpoints = Checkpoints(
         folder / "checkpoint", config.checkpoint.every, config.checkpoint.keep
     )
+    is_continued = (folder / CONFIG).exists()
     resume_from = claim(folder, config)
-    take(folder, config)
+    take(folder, config, is_continued)
     model = experiment.prepare(config, strategy)
     done = list(resume_from.records) if resume_from else []
     sinks: list[Sink] = [
@@ -148,7 +150,9 @@ def run(
             checkpoints=checkpoints,
             resume_from=resume_from,
         )
-        save_file(messages.to_arrays(result.arrays), folder / "model.safetensors")
+        part = folder / f"{MODEL}.part"
+        save_file(messages.to_arrays(result.arrays), part)
+        part.replace(folder / MODEL)
         summary = describe(config, strategy, folder) | {"wall_setup_s": setup_s}
         write_json(folder / "summary.json", summary)
     finally:
@@ -189,7 +193,7 @@ def claim(folder: Path, config: Config) -> Checkpoint | None:
         FolderTakenError: it holds a run that is not to be continued, or one of another
             configuration; names the differing keys.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.exists() or not path.stat().st_size:  # killed in the moment of taking it
         return None
     if not config.resume:
@@ -213,14 +217,19 @@ def claim(folder: Path, config: Config) -> Checkpoint | None:
     return found
 
 
-def take(folder: Path, config: Config) -> None:
+def take(folder: Path, config: Config, is_continued: bool) -> None:
     """Mark the folder as this run's, and remove what an earlier, shorter run ended with.
+
+    Args:
+        folder: the run's folder.
+        config: the run.
+        is_continued: whether config.json was there already when `claim` allowed to go on.
 
     Raises:
         FolderTakenError: another process took it a moment ago.
     """
-    path = folder / "config.json"
-    if path.exists():
+    path = folder / CONFIG
+    if is_continued:
         write_json(path, identity(config))
     else:
         try:
@@ -228,7 +237,7 @@ def take(folder: Path, config: Config) -> None:
                 file.write(json.dumps(identity(config), indent=2) + "\n")
         except FileExistsError as error:
             raise FolderTakenError(f"{folder}: another run just took it") from error
-    for name in ("summary.json", "model.safetensors"):
+    for name in ("summary.json", MODEL):
         (folder / name).unlink(missing_ok=True)
 
 

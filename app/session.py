@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -24,6 +23,7 @@ from app.config import CONF, compose, config_hash, from_omegaconf, open_model_ke
 from app.engine import Simulator
 from app.schema import Config
 from app.server import FolderTakenError, claim, identity, write_json
+from strategies.split_base import AUTO
 from tracking.collect import common, find
 from tracking.jsonl import ROUNDS, read
 from tracking.live import SweepView
@@ -65,16 +65,11 @@ class Session:
         overrides = [*preset(overrides, is_sweep), *overrides]
         open_jobs = [open_model_keys(job) for job in expand(overrides, is_sweep)]
         configs = [compose(job) for job in open_jobs]
-        checked: list[tuple[Any, ...]] = []
+        for first, *others in alike(configs):
+            method = experiment.check(first)
+            for config in others:
+                experiment.check_drawn(config, method)
         for config in configs:
-            parts = (
-                config.model, config.data, config.strategy, config.split, config.quant,
-                config.link, config.fleet, config.train, config.clients, config.prune,
-                config.rounds,
-            )  # fmt: skip
-            if parts not in checked:  # seeds make no difference
-                experiment.check(config)
-                checked.append(parts)
             experiment.division(config)  # loads the data, and leaves both in the cache
             check_online(config.tracker.wandb)
             check_address(config.engine.address)
@@ -200,6 +195,23 @@ def expand(overrides: Sequence[str], is_sweep: bool) -> list[list[str]]:
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     batches: list[list[list[str]]] = BasicSweeper.split_arguments(parsed, None)
     return [job for batch in batches for job in batch]
+
+
+# What networks and cuts do not depend on.
+_ASIDE = (
+    "seed", "name", "engine", "tracker", "checkpoint", "resume", "sweep", "target_accuracy",
+)  # fmt: skip
+
+
+def alike(configs: Sequence[Config]) -> list[list[Config]]:
+    """Put those together that have the same network with the same cuts and differ in draws."""
+    groups: dict[str, list[Config]] = {}
+    for config in configs:
+        # The best cut is the best for the devices that the seed draws.
+        aside = _ASIDE if config.split.cut != AUTO else _ASIDE[1:]
+        parts = {key: part for key, part in asdict(config).items() if key not in aside}
+        groups.setdefault(json.dumps(parts), []).append(config)
+    return list(groups.values())
 
 
 def given_folder(overrides: Sequence[str], is_sweep: bool) -> Path | None:

@@ -1,7 +1,7 @@
 """A quantized network as one file of packed integers, and back with the same outputs.
 
 The file is a safetensors file. A quantized weight w with step s lies in it under its own name as
-packed codes (`quant.codec`) of q = round(clip(w / s, qn, qp)), shifted by −qn; everything else
+packed codes (`quant.packing`) of q = round(clip(w / s, qn, qp)), shifted by −qn; everything else
 (steps and flags, biases, normalisation, weights without a step) lies there as it is. The metadata's
 one entry, ``cutbit``, is JSON: the format's version, how the network is built and quantized, bits
 and sign of every quantizer, shapes of the packed weights, and a SHA-256 of all of it.

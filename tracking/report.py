@@ -6,6 +6,7 @@ python -m tracking.report runs/<name>/* --out here     several together
 
 import argparse
 import csv
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -31,13 +32,21 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Run]:
         out.mkdir(parents=True, exist_ok=True)
         rows = _csv_rows(runs)
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        with (out / "summary.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        (out / "summary.md").write_text(markdown(runs), encoding="utf-8")
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        _write(out / "summary.csv", table.getvalue())
+        _write(out / "summary.md", markdown(runs))
         write_html(out / "report.html", runs, ", ".join(map(_shown, folders)))
     return runs
+
+
+def _write(path: Path, text: str) -> None:
+    """Write whole or not at all, line ends as they are."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8", newline="")
+    part.replace(path)
 
 
 def _csv_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -1,13 +1,18 @@
 """The command line: what is accepted, and one clear line for what is not."""
 
+import json
+import pickle
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, simulate, small
 
-from app.config import compose, config_hash, relevant
+from app import experiment, fleets
+from app.config import compose, config_hash, from_run_config, relevant
+from app.schema import Config
 from app.session import Session, expand
 
 WRONG = [
@@ -116,6 +121,50 @@ def test_every_job_of_a_sweep_is_checked_before_the_first() -> None:
         Session().prepare(["model=cnn,lenet5", "clients.total=3"], is_sweep=True)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["strategy=binarized_split", "train.batch_size=1", "privacy.dcor_weight=0,0.5"],
+            r"train\.batch_size=1: privacy\.dcor_weight",
+        ),
+        (
+            ["strategy=splitfed_v1", "fleet=mobile", "split.cut={phone_low:stage1}", "seed=0,2"],
+            r"split\.cut: says nothing of client 0",
+        ),
+        (
+            ["strategy=splitfed_v1", "fleet=mobile", "fleet.deadline_s=10", "seed=0,3"],
+            r"fleet\.deadline_s=10: nobody can end by then",
+        ),
+    ],
+)
+def test_of_jobs_that_are_nearly_the_same_each_is_checked(
+    overrides: list[str], message: str
+) -> None:
+    """Seeds draw devices: a cut for each, or a deadline, can fit those of one seed alone."""
+    few = ("clients.total=2", "tracker.wandb.mode=disabled")
+    with pytest.raises(ValueError, match=message):
+        Session().prepare([*overrides, *few], is_sweep=True)
+    first = [text.split(",")[0] for text in overrides]
+    Session().prepare([*first, *few], is_sweep=False)
+
+
+def test_networks_and_cuts_are_checked_once_for_all_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[int] = []
+    check_network = experiment.check_network
+
+    def counted(config: Config) -> None:
+        checked.append(config.seed)
+        check_network(config)
+
+    monkeypatch.setattr(experiment, "check_network", counted)
+    jobs = ["strategy=splitfed_v1", "fleet=mobile", "clients.total=3", "seed=0,1,2,3"]
+    Session().prepare([*jobs, "link.up=fp32,int8"], is_sweep=True)
+    assert checked == [0, 0]
+    Session().prepare([*jobs, "split.cut=auto"], is_sweep=True)
+    assert checked == [0, 0, 0, 1, 2, 3]
+
+
 def test_missing_data_say_what_was_looked_for_and_where() -> None:
     with pytest.raises(
         FileNotFoundError, match=r"data\.root=/nowhere: no MNIST there.*CUTBIT_DATA"
@@ -157,6 +206,32 @@ def test_a_relative_data_folder_becomes_absolute(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert compose(["data.root=somewhere"]).data.root == str(tmp_path / "somewhere")
+
+
+def test_traces_are_the_servers_and_absolute(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A client makes the same configuration of its JSON in another folder, and without them."""
+    rows = {"1": {"computation": 20.0, "communication": 5000.0}}
+    (tmp_path / "capacity.pickle").write_bytes(pickle.dumps(rows))
+    spans = {"1": {"active": [0.0], "inactive": [50.0], "finish_time": 60.0}}
+    (tmp_path / "days.pickle").write_bytes(pickle.dumps(spans))
+    monkeypatch.chdir(tmp_path)
+    traces = ("fleet.capacity=capacity.pickle", "fleet.availability=days.pickle")
+    config = small("fleet=trace", *traces, "fleet.deadline_s=9")
+    monkeypatch.chdir("/")
+    assert config.fleet.capacity == str(tmp_path / "capacity.pickle")
+    assert config.fleet.availability == str(tmp_path / "days.pickle")
+    sent = {"config": json.dumps(asdict(config))}
+    fleets.make(from_run_config(sent))
+    for name, message in (
+        ("days.pickle", r"fleet\.availability=.*days\.pickle: takes always, a probability"),
+        ("capacity.pickle", r"fleet\.capacity=.*capacity\.pickle: no such file"),
+    ):
+        (tmp_path / name).unlink()
+        assert from_run_config(sent) == config
+        with pytest.raises(FileNotFoundError, match=message):
+            experiment.check(config)
 
 
 # What identifies an experiment --------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from omegaconf import OmegaConf
 
 from app import export_network as module
 from app.export import Export, export, main
@@ -85,6 +86,24 @@ def test_a_users_own_network(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert read(tmp_path / "out" / PACKED)[0].network.target == "own_net.Net"
 
 
+def test_a_run_that_began_with_weights_is_built_without_them(
+    runs: Path, run: Path, tmp_path: Path
+) -> None:
+    """As a network of its options alone, also where the weights have gone since."""
+    before = shutil.copy(runs / "0" / "model.safetensors", tmp_path / "before.safetensors")
+    config = run / ".hydra" / "config.yaml"
+    stored = OmegaConf.load(config)
+    OmegaConf.update(stored, "model.weights", str(before), force_add=True)
+    OmegaConf.update(stored, "model.replace_head", True, force_add=True)
+    OmegaConf.save(stored, config)
+    export(run, tmp_path / "there")
+    Path(before).unlink()
+    export(run, tmp_path / "gone")
+    there, gone = (read(tmp_path / name / PACKED)[0].network for name in ("there", "gone"))
+    assert there == gone
+    assert not {"weights", "replace_head", "weights_content"} & there.options.keys()
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -151,6 +170,42 @@ def test_another_accuracy_than_the_summarys_is_said(
     (run / "summary.json").write_text('{"final_accuracy": 0.123}')
     assert main([str(run)]) == 0
     assert "note: summary.json states accuracy 0.1230" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def split_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep: 0 is splitfed_v1 with a lossy link, 1 is splitfed_v3."""
+    folder = tmp_path_factory.mktemp("export") / "split"
+    subprocess.run(
+        [
+            sys.executable, "main.py", "-m", "strategy=splitfed_v1,splitfed_v3", "link.up=sign",
+            "link.down=int8", "engine=serial", "clients.total=2", "rounds=2", "data.max_train=240",
+            "tracker.wandb.mode=disabled", f"hydra.sweep.dir={folder}",
+        ],
+        cwd=ROOT, check=True, capture_output=True,
+    )  # fmt: skip
+    return folder
+
+
+def test_a_summary_through_a_lossy_link_is_said_to_be_one(
+    split_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(split_runs / "0", tmp_path / "run"))
+    (run / "summary.json").write_text('{"final_accuracy": 0.123}')
+    assert main([str(run)]) == 0
+    assert capsys.readouterr().err.startswith(
+        "note: summary.json states accuracy 0.1230 through link.up=sign; the model alone has 0."
+    )
+
+
+def test_halves_that_clients_keep_are_no_network(
+    split_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(split_runs / "1"), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "strategy=splitfed_v3: each client has a half of its own" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_packages_stop_before_anything_is_read(

@@ -1,17 +1,18 @@
 """What is read of a finished run: damage and other networks are one line each."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import simulate
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
-from app import exits, ptq
+from app import exits, ptq, server
 from app.config import compose
-from app.finished import MODEL, fill, load_config, load_weights
+from app.finished import fill, load_config, load_weights
+from app.server import MODEL
 
 
 @pytest.fixture
@@ -20,6 +21,7 @@ def run(tmp_path: Path) -> Path:
     config = compose(["strategy=hierarchical", "rounds=3"])
     OmegaConf.save(OmegaConf.structured(config), tmp_path / ".hydra" / "config.yaml")
     save_file(nn.Linear(2, 3).state_dict(), tmp_path / MODEL)
+    (tmp_path / "summary.json").write_text("{}")
     return tmp_path
 
 
@@ -31,9 +33,24 @@ def test_configuration_and_weights_are_read(run: Path) -> None:
 
 
 def test_a_missing_part_is_no_finished_run(run: Path) -> None:
-    shutil.rmtree(run / ".hydra")
-    with pytest.raises(ValueError, match=r"no finished run there, \.hydra/config\.yaml is missing"):
-        load_config(run)
+    for name in ("summary.json", MODEL, ".hydra/config.yaml"):  # the summary says that it is whole
+        (run / name).unlink()
+        with pytest.raises(ValueError, match=rf"no finished run there, {name} is missing"):
+            load_config(run)
+
+
+def test_a_model_that_is_cut_off_as_it_is_written_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(arrays: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(server, "save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        simulate(tmp_path, "rounds=1", "clients.total=1")
+    assert not (tmp_path / MODEL).exists()
+    assert not (tmp_path / "summary.json").exists()
 
 
 def test_another_network_is_named(run: Path) -> None:

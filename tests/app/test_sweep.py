@@ -16,7 +16,7 @@ from conftest import FAULTS, ROOT
 
 import tracking
 from app.config import compose
-from app.server import claim, identity, take
+from app.server import FolderTakenError, claim, identity, take
 from app.session import Session, expand, finished, preset
 from tracking.collect import find
 
@@ -154,9 +154,19 @@ def test_a_folder_whose_run_was_killed_as_it_began_can_be_taken(tmp_path: Path) 
     (tmp_path / "config.json").touch()
     config = compose(SMALL)
     assert claim(tmp_path, config) is None
-    take(tmp_path, config)
+    take(tmp_path, config, is_continued=True)
     assert json.loads((tmp_path / "config.json").read_text()) == identity(config)
     assert find([tmp_path])[0].status == "unfinished"
+
+
+def test_of_two_runs_that_find_a_folder_empty_the_second_is_refused(tmp_path: Path) -> None:
+    one, other = compose([*SMALL, "seed=1"]), compose([*SMALL, "seed=2"])
+    for config in (one, other):
+        assert claim(tmp_path, config) is None
+    take(tmp_path, one, is_continued=False)
+    with pytest.raises(FolderTakenError, match="another run just took it"):
+        take(tmp_path, other, is_continued=False)
+    assert json.loads((tmp_path / "config.json").read_text()) == identity(one)
 
 
 def test_without_being_asked_nothing_is_taken_over(tmp_path: Path) -> None:

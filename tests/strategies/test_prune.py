@@ -17,6 +17,7 @@ from app.server import claim, identity
 from app.session import Session
 from models.bottleneck import DECODER_WEIGHT, ENCODER_WEIGHT
 from strategies import deprune
+from strategies.prune import load_source
 from strategies.split_bottleneck import PruneSettings, between, stage
 
 BASES = ("split", "splitfed_v1", "splitfed_v2")
@@ -279,6 +280,29 @@ def test_prune_begins_with_a_finished_run(tmp_path: Path) -> None:
     assert [strategy.active(r) for r in (1, 2, 3)] == [16, 8, 4]  # but for one round to measure
 
 
+def test_a_source_identifies_a_run_by_its_content(tmp_path: Path) -> None:
+    chosen = ("strategy=fedavg", "clients.total=1", "rounds=1")
+    for name in ("one", "copy"):
+        simulate(tmp_path / name, *chosen)
+    simulate(tmp_path / "other", *chosen, "seed=1")
+
+    def known(name: str) -> dict[str, object]:
+        return identity(small("strategy=prune", f"prune.source={tmp_path / name}"))
+
+    one = known("one")
+    assert one == known("copy") != known("other")
+    assert str(tmp_path) not in json.dumps(one)
+    config = small("strategy=prune", f"prune.source={tmp_path / 'one'}")
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "one")
+    assert known("one") == known("other") != one
+    with pytest.raises(ValueError, match=r"prune\.source=.*one: has changed since the run began"):
+        experiment.check(config)
+    assert identity(config) == one
+    # Who does not read it does not care.
+    sources = [small("strategy=deprune", f"prune.source={tmp_path / n}") for n in ("one", "copy")]
+    assert identity(sources[0]) == identity(sources[1])
+
+
 def test_sources_that_are_none(tmp_path: Path) -> None:
     chosen = ["strategy=prune", "clients.total=3"]
     with pytest.raises(ValueError, match=r"prune\.source=/nowhere: no finished run there, model"):
@@ -290,13 +314,64 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
             "wide",
             r"another network: array head\.linear\.weight is \(10, 128\), in the .*\(10, 64\)",
         ),
-        ("few", r"holds another network: array .*_quantizer.* is .*absent; takes a run at 32 bits"),
+        ("few", r"few: its network is quantized; takes a run at 32 bits"),
     ):
         with pytest.raises(ValueError, match=message):
             Session().prepare([*chosen, f"prune.source={tmp_path / run}"], is_sweep=False)
-    (tmp_path / "wide" / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"prune\.source=.*holds another network"):
-        Session().prepare([*chosen, f"prune.source={tmp_path / 'wide'}"], is_sweep=False)
+    for name, message in (
+        ("model.safetensors", "model.safetensors is damaged: "),
+        ("summary.json", "summary.json is damaged: "),
+    ):
+        (tmp_path / "wide" / name).write_bytes(b"nothing")
+        with pytest.raises(ValueError, match=rf"prune\.source=.*wide: {message}") as caught:
+            load_source(experiment.network(small()), tmp_path / "wide")
+        assert "\n" not in str(caught.value)
+        (tmp_path / "wide" / name).unlink()
+        with pytest.raises(ValueError, match=f"no finished run there, {name} is missing"):
+            load_source(experiment.network(small()), tmp_path / "wide")
+        shutil.copy(tmp_path / "few" / name, tmp_path / "wide")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("fedavg", None),
+        ("oqfl quant.bits=32", None),
+        ("split", None),
+        ("splitfed_v1", None),
+        ("splitfed_v2", None),
+        ("ushaped", None),
+        ("hierarchical", None),
+        ("hierarchical strategy.server_half=replicated strategy.exit_width=4", None),
+        ("binarized_split strategy.binarize=none", None),
+        ("binarized_split", "its network is quantized; takes a run at 32 bits"),
+        (
+            "splitfed_v1 quant.bits=4 quant.side=client",
+            "its network is quantized; takes a run at 32 bits",
+        ),
+        (
+            "oqfl quant.weight_bits=32 quant.act_bits=8",
+            "its network is quantized; takes a run at 32 bits",
+        ),
+        ("splitfed_v3", "is one of strategy=splitfed_v3, whose clients have halves of their own"),
+        ("deprune", "its network has a bottleneck already; takes a run without one"),
+        ("prune prune.ratio=0", "its network has a bottleneck already; takes a run without one"),
+    ],
+)
+def test_which_methods_serve_as_a_source(method: str, message: str | None, tmp_path: Path) -> None:
+    few = ("clients.total=2", "data.max_train=32", "data.max_test=20", "rounds=1")
+    quick = ("privacy.attack=false", "checkpoint.every=0", "train.max_batches=1")
+    simulate(tmp_path, *f"strategy={method}".split(), *few, *quick)
+    model = experiment.network(small("seed=5"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if message is not None:
+        with pytest.raises(ValueError, match=rf"^prune\.source=.*{message}"):
+            load_source(model, tmp_path)
+        assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+        return
+    load_source(model, tmp_path)
+    trained = load_file(tmp_path / "model.safetensors")
+    assert all(np.array_equal(trained[n], t) for n, t in model.state_dict().items())
 
 
 # Settings -----------------------------------------------------------------------------------------
@@ -371,7 +446,7 @@ def test_keys_that_a_method_does_not_read() -> None:
     assert not keys("strategy=splitfed_v1")
     common = {"prune.ratio", "prune.importance", "prune.rounds", "prune.stages", "prune.frozen"}
     assert keys("strategy=deprune") == {*common, "prune.schedule"}
-    assert keys("strategy=prune") == {*common, "prune.source", "prune.pretrain_rounds"}
+    assert keys("strategy=prune") == {*common, "prune.pretrain_rounds"}
 
 
 def test_the_width_is_in_the_settings_that_clients_get() -> None:

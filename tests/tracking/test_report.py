@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -131,6 +132,21 @@ def test_report_files(sweep):
     assert read[0]["version_torch"] == "2.13"
     assert (read[0]["quant.bits"], read[1]["quant.bits"]) == ("4", "")
     assert write_report([sweep], sweep) == runs  # its own files do not count as runs
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(sweep, monkeypatch):
+    write_report([sweep], sweep)
+    old = {name: (sweep / name).read_bytes() for name in ("summary.csv", "summary.md")}
+    (sweep / "0" / "summary.json").write_text("{}")
+
+    def full(path, text, **options):
+        path.write_bytes(text.encode()[:9])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_report([sweep], sweep)
+    assert {name: (sweep / name).read_bytes() for name in old} == old
 
 
 def test_csv_quotes_what_hydra_lets_through(tmp_path):
