@@ -176,6 +176,8 @@ def strategy(config: Config) -> FederatedStrategy:
 def check(config: Config) -> FederatedStrategy:
     """Refuse what would go wrong later: a method's settings, network, data, cuts, fleet.
 
+    Loads the data, and leaves them and their division in the cache.
+
     Returns:
         the method, prepared.
 
@@ -192,6 +194,8 @@ def check(config: Config) -> FederatedStrategy:
 
 def check_drawn(config: Config, method: FederatedStrategy) -> None:
     """Refuse what would go wrong with the devices and the division that another seed draws.
+
+    Leaves that division in the cache, too.
 
     Args:
         config: differs from one that `check` passed in its seed, and in what is no part of results.

@@ -70,7 +70,6 @@ class Session:
             for config in others:
                 experiment.check_drawn(config, method)
         for config in configs:
-            experiment.division(config)  # loads the data, and leaves both in the cache
             check_online(config.tracker.wandb)
             check_address(config.engine.address)
         self._num_jobs, self._is_sweep = len(configs), is_sweep
