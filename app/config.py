@@ -80,8 +80,8 @@ def from_omegaconf(node: DictConfig) -> Config:
 
 def _complete_prune(prune: PruneConfig) -> None:
     """Name the content of prune.source; whether a run is there is for who loads it to say."""
-    if prune.source is None:
-        prune.source_content = ""
+    if not prune.source:
+        prune.source, prune.source_content = None, ""
         return
     prune.source = to_absolute_path(str(Path(prune.source).expanduser()))
     file = Path(prune.source) / "model.safetensors"

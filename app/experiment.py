@@ -135,10 +135,11 @@ def strategy_class(config: Config) -> type[FederatedStrategy]:
     name = str(config.strategy["_target_"]).rpartition(".")[2]
     found = getattr(method(config), name)
     assert isinstance(found, type) and issubclass(found, FederatedStrategy)
-    if (base := config.strategy.get("base")) is None:
+    if "base" not in config.strategy:
         return found
     assert issubclass(found, SplitStrategy)
-    return on_base(found, str(base))
+    base = config.strategy["base"]
+    return on_base(found, "null" if base is None else str(base))
 
 
 def strategy(config: Config) -> FederatedStrategy:

@@ -38,6 +38,8 @@ def explain(error: BaseException) -> str:
         return f"{found[3]}={found[1]}: takes {_KINDS.get(found[2], found[2])}"
     if found := re.search(r"Value '(.*?)' is not a valid (\w+).*full_key: (\S+)", text, re.S):
         return f"{found[3]}={found[1]}: takes {_KINDS.get(found[2], found[2])}"
+    if found := re.search(r"field '(\S+)' is not Optional", text):
+        return f"{found[1]}=null: takes a value; without the key it has its default"
     if found := re.search(r"full_key: (\S+)", text):
         return f"{found[1]}: {_first_line(chain[-1])}"
     return _first_line(chain[-1])

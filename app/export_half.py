@@ -69,7 +69,10 @@ def export_half(run: Path, config: Config, out: Path, overwrite: bool = False) -
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: is there already; --overwrite replaces it")
     half, name = device_half(run, config)
-    packed = pack_half(half)
+    try:
+        packed = pack_half(half)
+    except ValueError as error:
+        raise ValueError(f"{run}: split.cut={name}: {error}") from error
     x = experiment.dataset(config).test_x
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as temporary:

@@ -48,8 +48,14 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], run: Path) -> nn.Modul
     """Return ``model`` with a run's weights, in evaluation mode.
 
     Raises:
-        ValueError: they are another network's.
+        ValueError: they are another network's, or there are more.
     """
+    beside = sorted(weights.keys() - model.state_dict().keys())
+    if beside and model.state_dict().keys() <= weights.keys():
+        raise ValueError(
+            f"{run}: its method trains more than the network ({', '.join(beside[:3])}); takes "
+            "a run of the network alone, as of fedavg, oqfl or splitfed_v1"
+        )
     try:
         load_arrays(model, weights)
     except ValueError as error:

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from app import experiment
 from app.explain import explain
+from app.export_half import has_binary_half
 from app.finished import fill, load_config, load_weights
 from app.server import test, write_json
 from quant.layers import QuantSpec, calibrate_minmax, quantize
@@ -43,6 +44,8 @@ def accuracies(
     """
     torch.set_num_threads(1)
     config = load_config(run)
+    if has_binary_half(config):
+        raise ValueError(f"{run}: its model is binary already; takes a run of real weights")
     weights = load_weights(run)
     if any("_quantizer." in name for name in weights):
         raise ValueError(f"{run}: its model is quantized; take a run of fedavg or of quant.bits=32")

@@ -39,6 +39,8 @@ class TrainConfig:
 
     def settings(self) -> LocalTraining:
         """Return what the strategies take."""
+        if self.server_lr == 0:
+            raise ValueError("train.server_lr=0: takes a positive number, or null for train.lr")
         return LocalTraining(
             epochs=self.epochs,
             batch_size=self.batch_size,

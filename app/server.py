@@ -24,7 +24,7 @@ from app.schema import Config
 from strategies.base import FederatedStrategy
 from strategies.checkpoint import Checkpoint, Checkpoints
 from strategies.nodes import wait_for_nodes
-from tracking.jsonl import JsonlSink
+from tracking.jsonl import ROUNDS, JsonlSink, read
 from tracking.progress import ProgressSink, Show
 from tracking.record import Sink
 from tracking.summary import summarise
@@ -155,6 +155,8 @@ def run(
         part.replace(folder / MODEL)
         summary = describe(config, strategy, folder) | {"wall_setup_s": setup_s}
         write_json(folder / "summary.json", summary)
+        if not any(row["num_clients"] for row in read(folder / ROUNDS)):
+            log.warning("no client took part in any round: the model is the initial one")
     finally:
         for sink in sinks:
             sink.finish(summary)

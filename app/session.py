@@ -81,7 +81,11 @@ class Session:
         elif configs[0].resume:
             found = newest(RUNS / configs[0].name, configs, is_sweep)
             key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
-            overrides += [] if found is None else [f"{key}='{found}'"]
+            if found is None:
+                what = f"there is no run of this experiment under runs/{configs[0].name}"
+                sys.stderr.write(f"resume=true: {what}; a new one begins\n")
+            else:
+                overrides.append(f"{key}='{found}'")
         return overrides
 
     def job(self, node: DictConfig) -> None:
@@ -168,6 +172,8 @@ class Session:
 def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
     """Return the overrides that ``sweep=<preset>`` stands for, but for keys that are given too.
 
+    An ``experiment=`` whose method is none of the preset's keeps its method.
+
     Raises:
         ValueError: there is no such preset, or nothing to run it with.
     """
@@ -182,6 +188,11 @@ def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
     if not is_sweep and over:
         raise ValueError(f"sweep={name}: runs several jobs; takes -m beside it")
     given = {override.key_or_group for override in parsed}
+    papers = [override.value() for override in parsed if override.key_or_group == "experiment"]
+    if papers and isinstance(papers[-1], str):
+        method = compose([f"experiment={papers[-1]}"]).strategy["name"]
+        if method not in str(over.get("strategy", method)).split(","):
+            given.add("strategy")
     return [f"{key}={values}" for key, values in over.items() if key not in given]
 
 

@@ -66,6 +66,8 @@ WRONG = [
     ("tracker.wandb.mode=on", "tracker.wandb.mode=on: takes offline, online, disabled"),
     ("checkpoint.keep=0", "checkpoint.keep=0: takes 1 or more"),
     ("engine.workers=0", "engine.workers=0: takes 1 or more"),
+    ("train.server_lr=0", "train.server_lr=0: takes a positive number, or null for train.lr"),
+    ("prune.ratio=null", "prune.ratio=null: takes a value"),
 ]
 
 
@@ -100,6 +102,10 @@ def test_contradictory_bits() -> None:
         (
             ["model.depth=9"],
             r"model\.depth: models\.cnn\.CNN does not take it; it takes width, norm",
+        ),
+        (
+            ["strategy=deprune", "strategy.base=null"],
+            r"strategy\.base=null: takes split, splitfed_v1, splitfed_v2",
         ),
         (["model.width=7"], r"model\.width=7: takes a positive multiple of 4"),
         (["data.samples_per_client=500"], r"data\.samples_per_client=500: 100 clients need 50000"),

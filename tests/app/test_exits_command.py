@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from app import experiment
+from app import experiment, export, ptq
 from app.config import compose
 from app.exits import ALWAYS, curve, figure, main
 from app.finished import load_config
@@ -89,6 +89,14 @@ def test_errors_are_one_line(
     assert len(errors) == 3
     assert "no finished run there" in errors[0]
     assert "abacus" in errors[1] and "pigeon" in errors[2]
+
+
+def test_other_commands_say_that_there_is_more_than_the_network(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export.main([str(run_folder)]) == ptq.main([str(run_folder)]) == 1
+    for error in capsys.readouterr().err.splitlines():
+        assert f"{run_folder}: its method trains more than the network (exit.linear" in error
 
 
 VGG = ("model=vgg16", "model.stem=cifar", "split.cut=features.33")

@@ -172,6 +172,9 @@ def test_resume_finds_the_newest_run_of_the_same_experiment(tmp_path: Path) -> N
         assert _num_lines(folder / "rounds.jsonl") == 4
         again = run(*chosen, "rounds=4", "resume=true")
         assert "finished already" in again.stderr
+        other = run(*chosen, "rounds=1", "train.lr=0.3", "resume=true")
+        assert "resume=true: there is no run of this experiment under runs/test" in other.stderr
+        assert Path(other.stdout.splitlines()[-1]) != folder
     finally:
         import shutil
 

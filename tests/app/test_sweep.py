@@ -208,6 +208,13 @@ def test_a_key_on_the_command_line_takes_the_place_of_the_presets() -> None:
     assert preset(["seed=1"], is_sweep=True) == []
 
 
+def test_a_preset_leaves_an_experiment_its_method() -> None:
+    codecs = preset(["experiment=deprune", "sweep=codecs", "seed=0"], is_sweep=True)
+    assert codecs == ["link.up=fp32,fp16,int8,int4,int2,topk"]
+    bits = preset(["experiment=oqfl", "sweep=bits", "seed=0"], is_sweep=True)
+    assert bits == ["strategy=fedavg,oqfl", "quant.bits=2,3,4,8"]  # it is one of them
+
+
 @pytest.mark.parametrize(
     ("overrides", "is_sweep", "message"),
     [

@@ -98,8 +98,9 @@ def test_who_is_late_has_no_part(strategy, tmp_path) -> None:
         assert ("deadline" in (row["reason"] or "")) != is_ok
 
 
-def test_dropping_all_leaves_the_model(tmp_path) -> None:
+def test_dropping_all_leaves_the_model_and_says_so(tmp_path, caplog) -> None:
     simulate(tmp_path, "strategy=fedavg", "fleet.availability=0.0", "rounds=2")
+    assert "no client took part in any round: the model is the initial one" in caplog.text
     before = experiment.network(small("strategy=fedavg")).state_dict()
     after = load_file(tmp_path / "model.safetensors")
     assert all(np.array_equal(after[name], tensor.numpy()) for name, tensor in before.items())
