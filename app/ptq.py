@@ -20,7 +20,7 @@ from rich.table import Table
 
 from app import experiment
 from app.explain import explain
-from app.finished import fill, load_config, load_weights
+from app.finished import fill, load_config, load_weights, refuse_private
 from app.server import test, write_json
 from quant.layers import QuantSpec, calibrate_minmax, quantize
 
@@ -39,10 +39,12 @@ def accuracies(
         num_batches: training batches of 250 samples that calibrate the inputs.
 
     Raises:
-        ValueError: there is no finished run, or its model is quantized or another network.
+        ValueError: there is no finished run, or its model is quantized, private or another
+            network.
     """
     torch.set_num_threads(1)
     config = load_config(run)
+    refuse_private(config, run)
     weights = load_weights(run)
     if any("_quantizer." in name for name in weights):
         raise ValueError(f"{run}: its model is quantized; take a run of fedavg or of quant.bits=32")
