@@ -18,7 +18,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from app import experiment
-from app.finished import fill, load_weights
+from app.finished import fill, load_weights, refuse_private
 from app.schema import Config
 from app.server import EVALUATION_BATCH, MODEL
 from quant.export import Network, SizeReport, is_ours, load_packed, save_packed, size_report
@@ -152,14 +152,11 @@ def load_model(run: Path, config: Config) -> tuple[nn.Module, QuantSpec]:
     """Return a run's final model and what it was quantized by.
 
     Raises:
-        ValueError: the file is damaged, or holds no network that `quantize` makes.
+        ValueError: the file is damaged, or holds no network that `quantize` makes, or each client
+            has a half of its own.
     """
+    refuse_private(config, run)
     kind = experiment.strategy_class(config)
-    if issubclass(kind, SplitStrategy) and kind.is_private:
-        raise ValueError(
-            f"{run}: strategy={config.strategy['name']}: each client has a half of its own; takes "
-            "a run that trains one network for all"
-        )
     spec = QuantSpec(FULL_PRECISION, FULL_PRECISION)
     if "quant.bits" in kind.reads:
         spec = config.quant.spec(kind.default_bits)

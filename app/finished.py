@@ -8,10 +8,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from app import experiment
 from app.config import from_omegaconf
 from app.schema import Config
 from app.server import MODEL
 from strategies.local import load_arrays
+from strategies.split_base import SplitStrategy
 
 
 def load_config(run: Path) -> Config:
@@ -29,6 +31,20 @@ def load_config(run: Path) -> Config:
     for key in ("weights", "replace_head"):
         stored.model.pop(key, None)
     return from_omegaconf(OmegaConf.merge(Config, stored))  # type: ignore[arg-type]
+
+
+def refuse_private(config: Config, run: Path) -> None:
+    """Refuse a run whose clients keep halves of their own: nobody has tested their average.
+
+    Raises:
+        ValueError: names the strategy.
+    """
+    kind = experiment.strategy_class(config)
+    if issubclass(kind, SplitStrategy) and kind.is_private:
+        raise ValueError(
+            f"{run}: strategy={config.strategy['name']}: each client has a half of its own; takes "
+            "a run that trains one network for all"
+        )
 
 
 def load_weights(run: Path) -> dict[str, Tensor]:

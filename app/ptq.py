@@ -21,7 +21,7 @@ from rich.table import Table
 from app import experiment
 from app.explain import explain
 from app.export_half import has_binary_half
-from app.finished import fill, load_config, load_weights
+from app.finished import fill, load_config, load_weights, refuse_private
 from app.server import test, write_json
 from quant.layers import QuantSpec, calibrate_minmax, quantize
 
@@ -40,10 +40,12 @@ def accuracies(
         num_batches: training batches of 250 samples that calibrate the inputs.
 
     Raises:
-        ValueError: there is no finished run, or its model is quantized or another network.
+        ValueError: there is no finished run, or its model is quantized, private or another
+            network.
     """
     torch.set_num_threads(1)
     config = load_config(run)
+    refuse_private(config, run)
     if has_binary_half(config):
         raise ValueError(f"{run}: its model is binary already; takes a run of real weights")
     weights = load_weights(run)
