@@ -1,5 +1,6 @@
 """The typed schema of conf/: Hydra checks names and types of everything against it."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -292,8 +293,9 @@ def flatten(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def known_keys() -> dict[str, Any]:
-    """Every key of the schema, flat, with its default."""
+@functools.cache
+def known_keys() -> Mapping[str, Any]:
+    """Every key of the schema, flat, with its default; not to be changed."""
     container = OmegaConf.to_container(OmegaConf.structured(Config), resolve=False)
     assert isinstance(container, dict)
     return flatten(container)
