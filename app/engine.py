@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from abc import abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -320,12 +320,17 @@ class RayGrid(LocalGrid):
         return _Round(sent, contents, [token + key for key in keys], deque(calls))
 
     def _fill(self, state: _Round) -> None:
-        """Give work to every actor that has room for it."""
-        busy = [index for index, _ in state.flying.values()]
+        """Give work to every actor that has room for it, and to a suspect an actor of its own."""
+        busy = Counter(index for index, _ in state.flying.values())
+        taken = {index for index, call in state.flying.values() if call.deaths}
         for _ in range(CALLS_IN_FLIGHT):
             for index, actor in enumerate(self._workers.actors):
-                if not state.queue or busy.count(index) >= CALLS_IN_FLIGHT:
+                is_suspect = bool(state.queue) and state.queue[0].deaths > 0
+                room = 1 if is_suspect else CALLS_IN_FLIGHT
+                if not state.queue or index in taken or busy[index] >= room:
                     continue
+                if is_suspect:
+                    taken.add(index)
                 call = state.queue.popleft()
                 reference = actor.handle.remote(
                     {state.keys[i]: state.contents[state.keys[i]] for i in call.indices},
@@ -334,7 +339,7 @@ class RayGrid(LocalGrid):
                     self._run_config,
                 )
                 state.flying[reference] = (index, call)
-                busy.append(index)
+                busy[index] += 1
 
     def _collect(self, state: _Round, reference: Any) -> None:
         """Take a call's replies; if its actor died, replace it and queue its clients again."""
@@ -354,10 +359,11 @@ class RayGrid(LocalGrid):
         state.replies.update(zip(call.indices, replies, strict=True))
 
     def _recover(self, state: _Round, index: int) -> None:
-        """Replace a dead actor; of its calls the one that it ran is suspect, those behind are not.
+        """Replace a dead actor; of its calls the first without replies is suspect.
 
-        It took them in the order in which they were sent, and they fail in any order: the first
-        that has no replies is the one.
+        It took them in the order in which they were sent, and they fail in any order. The suspect
+        may be innocent: replies of a moment before the death are lost with it. So it runs again
+        alone, where nobody else can end its actor.
         """
         lost: list[tuple[_Call, RayError]] = []
         mine = [(ref, call) for ref, (owner, call) in state.flying.items() if owner == index]

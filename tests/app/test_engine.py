@@ -117,6 +117,43 @@ def test_of_a_dead_actors_calls_the_first_without_replies_is_suspect(monkeypatch
     assert [(call.indices, call.deaths) for call in state.queue] == [([1], 1), ([2], 0), ([3], 0)]
 
 
+def test_a_suspect_has_its_actor_to_itself() -> None:
+    """A reply may be lost with an actor that the next client ends: who died alone is guilty."""
+
+    class Actor:
+        def __init__(self) -> None:
+            self.handle = self
+            self.given = 0
+
+        def remote(self, *_: object) -> tuple[object, int]:
+            self.given += 1
+            return self, self.given
+
+    class Pool:
+        actors: ClassVar[list[Actor]] = [Actor(), Actor()]
+
+    grid = engine.RayGrid.__new__(engine.RayGrid)
+    grid._workers, grid._num_nodes, grid._run_config = Pool(), 9, {}
+    calls = [engine._Call([0], deaths=1), *(engine._Call([i]) for i in range(1, 9))]
+    state = engine._Round(
+        [Message(RecordDict(), dst_node_id=i, message_type="train") for i in range(9)],
+        {"k": None},
+        ["k"] * 9,
+        deque(calls),
+    )
+    grid._fill(state)
+    first, second = Pool.actors
+    assert (first.given, second.given) == (1, engine.CALLS_IN_FLIGHT)
+    grid._fill(state)  # nobody joins it
+    assert (first.given, second.given) == (1, engine.CALLS_IN_FLIGHT)
+    state.flying = {ref: it for ref, it in state.flying.items() if it[0] == 1}
+    state.queue.appendleft(engine._Call([0], deaths=1))
+    del state.flying[next(iter(state.flying))]
+    grid._fill(state)  # it waits for an actor that has nothing, and gets the first
+    assert [call.deaths for _, call in state.flying.values()].count(1) == 1
+    assert {index for index, call in state.flying.values() if call.deaths} == {0}
+
+
 def test_a_client_that_hangs_is_left_behind(
     tmp_path: Path, simulator: Simulator, faults: Callable[..., None]
 ) -> None:
