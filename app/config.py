@@ -130,6 +130,8 @@ def refuse_additions(overrides: Sequence[str]) -> None:
     known = known_keys()
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
+        if key.endswith("_content") and key.removesuffix("_content") in known:
+            raise ValueError(f"{key}: is found at {key.removesuffix('_content')}, not given")
         if override.is_delete() and not key.startswith("hydra"):
             raise ValueError(f"~{key}: keys cannot be taken away; every one has a default")
         is_new = override.is_add() or (override.is_force_add() and key not in known)
@@ -239,7 +241,7 @@ def _one_of(key: str, value: str, accepted: Sequence[str]) -> None:
 # What identifies an experiment --------------------------------------------------------------------
 
 # Changing these does not change the results.
-_NOT_HASHED = (
+NOT_HASHED = (
     "name", "engine", "tracker", "checkpoint", "resume", "target_accuracy", "sweep",
 )  # fmt: skip
 # Keys and groups that only methods which say so read (`FederatedStrategy.reads`).
@@ -267,15 +269,15 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     flat = flatten(container)
     # What null stands for, because `rounds` itself may grow where a run is continued.
     flat |= flatten({"prune": asdict(config.prune.settings(config.rounds))})
-    unread = {*_NOT_HASHED, "data.root", "data.path", "model.weights", "prune.source"}
+    unread = {*NOT_HASHED, "data.root", "data.path", "model.weights"}
     # What a file holds is part of an experiment; where it lies is not.
+    for key in ("prune.source", "fleet.capacity", "fleet.availability"):
+        unread.add(key if flat[f"{key}_content"] else f"{key}_content")
     unread |= {key for key in flat if is_under(key, _OPTIONAL) and not is_under(key, reads)}
     unread |= {key for key in flat if key.startswith("data.options.") and flat[key] is None}
     unread.add("fleet.name")  # what it stands for is there beside it
     if not config.data.content:
         unread.add("data.content")
-    if not config.prune.source_content:
-        unread.add("prune.source_content")
     if config.model.get("weights") is None:
         unread.add("model.replace_head")
     if config.train.augment == "none":

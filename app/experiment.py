@@ -207,9 +207,8 @@ def check_drawn(config: Config, method: FederatedStrategy) -> None:
         FileNotFoundError: the data are not there.
     """
     drawn = strategy(config)
-    method.fleet, method.num_examples = drawn.fleet, num_examples(config)
-    if method.fleet is not None:  # not by check_fleet, which knows the first one's phases
-        method.fleet.check(method.fleet.phases(method.client_works()), method.rule())
+    method.redraw(drawn.fleet, num_examples(config))
+    method.check_fleet()
 
 
 def prepare(config: Config, method: FederatedStrategy) -> nn.Module:

@@ -67,7 +67,8 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], run: Path) -> nn.Modul
         ValueError: they are another network's, or there are more.
     """
     beside = sorted(weights.keys() - model.state_dict().keys())
-    if beside and model.state_dict().keys() <= weights.keys():
+    is_quantized = any("_quantizer." in name for name in beside)
+    if beside and not is_quantized and model.state_dict().keys() <= weights.keys():
         raise ValueError(
             f"{run}: its method trains more than the network ({', '.join(beside[:3])}); takes "
             "a run of the network alone, as of fedavg, oqfl or splitfed_v1"

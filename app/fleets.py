@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from app.sources import absolute
+from app.sources import absolute, file_digest
 from fleet.availability import Always, Availability, Diurnal, Intervals, Sometimes, Traced
 from fleet.cost import check_objective
 from fleet.devices import tables
@@ -22,11 +22,18 @@ WORDS = ("always", "diurnal")
 
 
 def complete(fleet: "FleetConfig") -> None:
-    """Make the paths of traces that are there absolute."""
+    """Make the paths of traces that are there absolute, and name what they hold."""
     if fleet.capacity is not None:
         fleet.capacity = absolute(fleet.capacity)
+        fleet.capacity_content = fleet.capacity_content or _content(fleet.capacity)
     if isinstance(fleet.availability, str) and fleet.availability not in WORDS:
         fleet.availability = absolute(fleet.availability)
+        fleet.availability_content = fleet.availability_content or _content(fleet.availability)
+
+
+def _content(path: str) -> str:
+    """Digest of a file; empty where there is none, which `make` says."""
+    return file_digest(path) if Path(path).is_file() else ""
 
 
 def make(config: "Config") -> Fleet:

@@ -203,6 +203,8 @@ class FleetConfig:
     jitter: float = 0.0
     tails: bool = False
     objective: str = "seconds"
+    capacity_content: str = ""  # found there; names what the file holds
+    availability_content: str = ""  # the same of a trace
 
 
 @dataclass

@@ -19,7 +19,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from app import experiment
-from app.config import CONF, compose, config_hash, from_omegaconf, open_model_keys
+from app.config import (
+    CONF,
+    NOT_HASHED,
+    compose,
+    config_hash,
+    from_omegaconf,
+    open_model_keys,
+)
 from app.engine import Simulator
 from app.schema import Config
 from app.server import FolderTakenError, claim, identity, write_json
@@ -207,18 +214,12 @@ def expand(overrides: Sequence[str], is_sweep: bool) -> list[list[str]]:
     return [job for batch in batches for job in batch]
 
 
-# What networks and cuts do not depend on.
-_ASIDE = (
-    "seed", "name", "engine", "tracker", "checkpoint", "resume", "sweep", "target_accuracy",
-)  # fmt: skip
-
-
 def alike(configs: Sequence[Config]) -> list[list[Config]]:
     """Put those together that have the same network with the same cuts and differ in draws."""
     groups: dict[str, list[Config]] = {}
     for config in configs:
         # The best cut is the best for the devices that the seed draws.
-        aside = _ASIDE if config.split.cut != AUTO else _ASIDE[1:]
+        aside = NOT_HASHED if config.split.cut == AUTO else ("seed", *NOT_HASHED)
         parts = {key: part for key, part in asdict(config).items() if key not in aside}
         groups.setdefault(json.dumps(parts), []).append(config)
     return list(groups.values())

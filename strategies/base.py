@@ -10,6 +10,9 @@ A method's file holds a subclass of `FederatedStrategy` and the client half as t
 
     def prepare(model, config) -> M                              what a client trains
     def train(model: M, arrays, data, config, streams) -> Update one round on one client
+
+What `prepare` returns serves all rounds: it gets the settings but for those of the training
+(`messages.of_network`).
 """
 
 import time
@@ -274,6 +277,11 @@ class FederatedStrategy(FedAvg):
         if self._alone_phases is None and self.fleet is not None:
             self._alone_phases = self.fleet.phases(self.alone_works())
         return self._alone_phases or {}
+
+    def redraw(self, fleet: Fleet | None, num_examples: dict[int, int]) -> None:
+        """Take other devices and another division of the data, as another seed draws them."""
+        self.fleet, self.num_examples = fleet, num_examples
+        self._phases, self._alone_phases = {}, None
 
     def check_fleet(self) -> None:
         """Refuse a fleet in which no client could ever take part.

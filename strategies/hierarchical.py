@@ -170,8 +170,8 @@ class Hierarchical(Chain):
         name: str,
         tail: str,
     ) -> tuple[list[Cost], Cost]:
-        """Also what the exit would cost."""
-        (device,), server = super().costs_at(model, input_shape, pieces, name, tail)
+        """Also what the exit would cost; the cloud's backward pass ends there."""
+        (device,), server = pieces.at(name, is_detached=True)
         spec = ExitSpec.of(device.output_shape, server.output_shape[-1], self._exit_width)
         head = cost(exit_head(spec, 0), device.output_shape, input_grad=True)
         return [device, head], server

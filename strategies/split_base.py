@@ -133,6 +133,11 @@ class SplitStrategy(FederatedStrategy):
             raise ValueError(f"split.cut: says nothing of client {partition}, and has no {DEFAULT}")
         return self._splits[name]
 
+    def in_use(self) -> list[Split]:
+        """Cuts of the clients that have data, in the user's order; all before anybody is known."""
+        used = {self.split_of(partition) for partition in self.with_data()}
+        return [split for split in self._halves if split in used or not used]
+
     def _device_of(self, partition: int) -> str:
         client = self.fleet.clients.get(partition) if self.fleet else None
         return client.device.name if client else ""
@@ -143,8 +148,7 @@ class SplitStrategy(FederatedStrategy):
 
     def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
         """Test the network with its link: what crosses the cut is compressed there, too."""
-        split = next(iter(self._halves))
-        return self.tested(split, arrays, test)
+        return self.tested(self.in_use()[0], arrays, test)
 
     def tested(self, split: Split, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
         """Accuracy and loss of the network with its link, cut at ``split``."""
@@ -153,7 +157,7 @@ class SplitStrategy(FederatedStrategy):
 
     def device_costs(self) -> list[Cost]:
         """Of the device's parts; where clients differ, of those with the most operations."""
-        found = [device for device, _ in self.costs().values()]
+        found = [self.costs()[split][0] for split in self.in_use()]
         return max(found, key=lambda parts: sum(p.flops_forward for p in parts))
 
     def costs(self) -> dict[Split, tuple[list[Cost], Cost]]:
@@ -181,7 +185,8 @@ class SplitStrategy(FederatedStrategy):
 
         Of the first cut, where clients differ.
         """
-        split, (device, server) = next(iter(self.costs().items()))
+        split = self.in_use()[0]
+        device, server = self.costs()[split]
         first, second, size = device[0], server.output_shape, self.train.batch_size
         to_server, to_device = self.link.codecs()
         up, down = there_and_back(to_server, to_device, (size, *first.output_shape))

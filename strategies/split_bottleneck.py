@@ -241,13 +241,14 @@ class BottleneckStrategy(SplitStrategy):
         """With the bottleneck as it is at the end."""
         (device,), server = super().costs_at(model, input_shape, pieces, name, tail)
         channels, *rest = device.output_shape
-        bottleneck = Bottleneck(channels, self.prune.target(channels), len(rest))
+        active = self.prune.target(channels)
+        bottleneck = Bottleneck(channels, active, len(rest), frozen=self.prune.frozen)
         if self.prune.importance == "bn":
             part = halves(model, Split(name)).device[0]
             if weight_before(part, input_shape, SCALES) is None:
                 raise ValueError(f"no normalisation of {channels} channels comes before it")
-        encoder = cost(bottleneck.encoder(), device.output_shape)
-        sent = (bottleneck.active, *rest)
+        encoder = cost(bottleneck.encoder(), device.output_shape, input_grad=True)
+        sent = (active, *rest)
         decoder = cost(bottleneck.decoder(), sent, input_grad=True)
         return [joined([device, encoder])], joined([decoder, server])
 

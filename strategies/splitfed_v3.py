@@ -105,7 +105,7 @@ class SplitFedV3(SplitStrategy):
             some = [replace(o, state={name: o.state[name] for name in names}) for o in holders]
             part, _ = super().combine(some)
             averaged |= messages.to_arrays(part) if part is not None else {}
-        always = frozenset.intersection(*self._names.values())  # on the device, wherever it is cut
+        always = frozenset.intersection(*(self._names[split] for split in self.in_use()))
         here = frozenset.intersection(*(self.device_names(o.partition) for o in useful))
         averaged |= {name: self._before[name] for name in here - always}
         return messages.to_record(averaged), loss

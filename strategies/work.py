@@ -26,10 +26,14 @@ class Pieces:
     Attributes:
         names: of the cut points, in execution order.
         costs: one more than there are cut points.
+        parts: what they are costs of.
+        shapes: of a sample at each one's input.
     """
 
     names: list[str]
     costs: list[Cost]
+    parts: Sequence[nn.Module]
+    shapes: Sequence[tuple[int, ...]]
 
     @staticmethod
     def of(model: nn.Module, input_shape: tuple[int, ...]) -> "Pieces":
@@ -42,14 +46,23 @@ class Pieces:
             cost(part, shape, input_grad=index > 0)
             for index, (part, shape) in enumerate(zip(parts, shapes, strict=True))
         ]
-        return Pieces(names, costs)
+        return Pieces(names, costs, parts, shapes)
 
-    def at(self, cut: str, tail: str = "") -> tuple[list[Cost], Cost]:
-        """What the device's parts and the server's part cost, cut at ``cut`` and ``tail``."""
+    def at(self, cut: str, tail: str = "", is_detached: bool = False) -> tuple[list[Cost], Cost]:
+        """What the device's parts and the server's part cost, cut at ``cut`` and ``tail``.
+
+        Args:
+            cut: a cut point.
+            tail: the second one; empty for none.
+            is_detached: whether the backward pass ends with the server's part.
+        """
         begin = self.names.index(cut) + 1
         end = self.names.index(tail) + 1 if tail else len(self.costs)
         last = [joined(self.costs[end:])] if tail else []
-        return [joined(self.costs[:begin]), *last], joined(self.costs[begin:end])
+        server = self.costs[begin:end]
+        if is_detached:
+            server = [cost(self.parts[begin], self.shapes[begin]), *server[1:]]
+        return [joined(self.costs[:begin]), *last], joined(server)
 
 
 def batch_runs(num_examples: int, settings: LocalTraining) -> Iterator[tuple[int, int]]:

@@ -45,9 +45,14 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     divided: dict[str, list[Run]] = {}
     for run in runs:
         divided.setdefault(_identity(run), []).append(run)
+    labels = [_label(members[0], keys, known) for members in divided.values()]
     return [
-        Group(_label(members[0], keys, known), members, _measures(members))
-        for members in divided.values()
+        Group(
+            f"{label} ({members[0].job})" if labels.count(label) > 1 else label,
+            members,
+            _measures(members),
+        )
+        for label, members in zip(labels, divided.values(), strict=True)
     ]
 
 

@@ -68,7 +68,17 @@ WRONG = [
     ("engine.workers=0", "engine.workers=0: takes 1 or more"),
     ("train.server_lr=0", "train.server_lr=0: takes a positive number, or null for train.lr"),
     ("prune.ratio=null", "prune.ratio=null: takes a value"),
+    ("prune.source_content=x", "prune.source_content: is found at prune.source, not given"),
 ]
+
+
+def test_a_trace_is_what_it_holds_not_where_it_lies(tmp_path: Path) -> None:
+    hashes = []
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+        config = compose(["fleet=trace", f"fleet.capacity={tmp_path / name}"])
+        hashes.append(config_hash(config, ("fleet",)))
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_a_key_of_other_methods_is_not_proposed_again() -> None:

@@ -446,7 +446,7 @@ def test_keys_that_a_method_does_not_read() -> None:
     assert not keys("strategy=splitfed_v1")
     common = {"prune.ratio", "prune.importance", "prune.rounds", "prune.stages", "prune.frozen"}
     assert keys("strategy=deprune") == {*common, "prune.schedule"}
-    assert keys("strategy=prune") == {*common, "prune.pretrain_rounds"}
+    assert keys("strategy=prune") == {*common, "prune.source", "prune.pretrain_rounds"}
 
 
 def test_the_width_is_in_the_settings_that_clients_get() -> None:

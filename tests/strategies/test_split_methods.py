@@ -11,7 +11,7 @@ from conftest import FAULTS, assert_same_run, rounds, simulate, small
 from safetensors.numpy import load_file
 from torch import nn
 
-from app import experiment
+from app import client, experiment
 from app.config import compose
 from app.engine import SerialGrid
 from app.messages import of_network, pack_settings, to_record, unpack_settings
@@ -374,12 +374,16 @@ def test_devices_that_were_not_drawn_may_have_a_cut() -> None:
         prepared(*chosen, "split.cut={raspberry_pi_4:stage1,default:stage2}")
 
 
-@pytest.mark.parametrize("strategy", ["splitfed_v3", "hierarchical", "deprune"])
+SECOND = {
+    "splitfed_v3": [], "hierarchical": ["strategy.outage=[2]"], "deprune": ["prune.stages=2"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", SECOND)
 def test_a_second_start_begins_anew(strategy) -> None:
-    chosen = (f"strategy={strategy}", "clients.total=2", "rounds=2", "fleet=iot")
-    own = {"hierarchical": ["strategy.outage=0.5"], "deprune": ["prune.stages=2"]}
-    method = prepared(*chosen, *own.get(strategy, []))
-    config, initial = small(*chosen, *own.get(strategy, [])), method.whole_model().state_dict()
+    chosen = (f"strategy={strategy}", "clients.total=2", "rounds=2", *SECOND[strategy])
+    method = prepared(*chosen)
+    config, initial = small(*chosen), method.whole_model().state_dict()
     arrays = {name: tensor.clone() for name, tensor in initial.items()}
     grid = SerialGrid(2, {"config": json.dumps(asdict(config))})
     first, again = (
@@ -387,6 +391,40 @@ def test_a_second_start_begins_anew(strategy) -> None:
         for _ in range(2)
     )
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+def test_simulated_time_begins_anew() -> None:
+    method = prepared("strategy=splitfed_v1", "clients.total=2", "fleet=iot")
+    config, sink, times = small("clients.total=2"), [], []
+    grid = SerialGrid(2, {"config": json.dumps(asdict(config))})
+
+    class Now:
+        def absence(self, partition, server_round, now_s, seed):
+            times.append(now_s)
+
+    method.fleet = replace(method.fleet, availability=Now())
+    for _ in range(2):
+        method.start(grid, to_record(method.whole_model().state_dict()), 2, sinks=sink)
+    assert times[:4] == times[4:]
+    assert times[0] == 0 < times[2]
+
+
+def test_what_no_client_is_cut_at_counts_nowhere(tmp_path: Path) -> None:
+    chosen = ("clients.total=2", "rounds=1", "link.up=int4")
+    for strategy in ("splitfed_v1", "splitfed_v3"):
+        run = tmp_path / strategy
+        unused = "split.cut={0:stage1,1:stage1,default:stage3}"
+        one = simulate(run / "one", f"strategy={strategy}", "split.cut=stage1", *chosen)
+        other = simulate(run / "other", f"strategy={strategy}", unused, *chosen)
+        for key in ("client_params", "cut_bytes_up_per_sample", "final_accuracy"):
+            assert one[key] == other[key], key
+        assert_same_run(run / "one", run / "other")
+
+
+def test_a_worker_keeps_its_network_over_falling_rates(tmp_path: Path) -> None:
+    client._model.cache_clear()
+    simulate(tmp_path, "strategy=splitfed_v1", "rounds=3", "train.lr_decay=0.5")
+    assert client._model.cache_info().misses == 1
 
 
 ERRORS = [
