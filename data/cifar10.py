@@ -149,7 +149,8 @@ def _read_archive(path: Path) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.i
     wanted = {f"{FOLDER}/{name}": name for name in BATCHES}
     batches = {}
     try:
-        with tarfile.open(path, "r|gz") as archive:
+        # Not as a stream, "r|gz": that takes an archive cut off within a header for whole.
+        with tarfile.open(path, "r:gz") as archive:
             for member in archive:
                 name = wanted.get(member.name.removeprefix("./"))
                 file = archive.extractfile(member) if name and member.isfile() else None
