@@ -154,6 +154,19 @@ def test_filters(tmp_path, open_page):
         page.get_by_text("nothing to show").first.wait_for()
 
 
+def test_equal_accuracies_are_not_drawn_on_an_axis_beyond_1(tmp_path, open_page):
+    for job, strategy in enumerate(("fedavg", "oqfl")):
+        summary = {"final_accuracy": 0.9375, "total_bytes_up": 1000 * (job + 1),
+                   "total_bytes_down": 0}  # fmt: skip
+        config = {"seed": 0, "strategy.name": strategy}
+        make_run(tmp_path / str(job), [f"strategy={strategy}"], config, summary)
+    page = open_page(report(tmp_path))
+    page.locator("#front").scroll_into_view_if_needed()
+    page.locator("#front-list").get_by_text("Filled").wait_for()
+    ends = page.evaluate("document.getElementById('front-chart').layout.yaxis.range")
+    assert ends == pytest.approx([0.8875, 0.9875])
+
+
 def test_the_front_is_what_nothing_beats(tmp_path, open_page):
     make_seeds(tmp_path)
     page = open_page(report(tmp_path))

@@ -129,8 +129,10 @@ function drawFront(sets, choice) {
     });
   }
   const scale = isLog ? { type: "log" } : most < 1.01 * least ? { rangemode: "tozero" } : {}; // no telescope on what is the same
+  const ys = points.map((p) => p.y), [low, high] = [Math.min(...ys), Math.max(...ys)];
+  const level = high - low < 0.005 && points.every((p) => !(p.sd > 0.04)) ? { range: [low - 0.05, high + 0.05] } : {}; // nor a whole unit
   draw("front-chart", traces, {
-    xaxis: axis(price.name, price.unit, scale), yaxis: axis("final accuracy"),
+    xaxis: axis(price.name, price.unit, scale), yaxis: axis("final accuracy", "", level),
     showlegend: traces.length > 1 && names.length <= 2 * FEW,
   });
   const list = front.map((p) => `${p.set.label} (${share(p.y)}, ${price.write(p.x)})`).join(" · ");
