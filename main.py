@@ -16,9 +16,9 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from app.config import CONF, open_model_keys
-from app.explain import explain
-from app.session import Session
+from app.config.composition import CONF, open_model_keys
+from app.config.errors import explain
+from app.jobs import Session
 
 SHOWS_ONLY = ("help", "hydra_help", "cfg", "info", "shell_completion")
 

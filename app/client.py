@@ -14,10 +14,11 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from app import experiment, messages
-from app.config import from_run_config
-from app.schema import Config
-from strategies.local import Streams
+from app import experiment
+from app.config.composition import from_run_config
+from app.config.schema import Config
+from strategies import messages
+from strategies.client.training import Streams
 
 app = ClientApp()
 

@@ -30,8 +30,9 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from ray.exceptions import RayError, RayTaskError
 
-from app import client, experiment, messages, server
-from app.schema import Config
+from app import client, experiment, server
+from app.config.schema import Config
+from strategies import messages
 from tracking.progress import ProgressSink, Show
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app import fleets, sources
-from app.config import MODEL_KEYS
-from app.schema import Config, DataConfig
+from app import build_fleet as fleets
+from app import data_sources as sources
+from app.config.composition import MODEL_KEYS
+from app.config.schema import Config, DataConfig
 from data.cache import cached
 from data.dataset import Dataset
 from data.partition import partition
@@ -29,12 +30,12 @@ from fleet.seeds import derive_seed
 from models import build as models_build
 from models.build import build, check_batch_of_one, smallest_input
 from models.weights import load_weights
-from strategies.aggregate import AVERAGES
-from strategies.base import FederatedStrategy
-from strategies.local import ClientData
-from strategies.on_base import on_base
-from strategies.server_optimizer import ServerSettings
-from strategies.split_base import SplitStrategy
+from strategies.client.training import ClientData
+from strategies.server.aggregation import AVERAGES
+from strategies.server.cuts import SplitStrategy
+from strategies.server.loop import FederatedStrategy
+from strategies.server.schedules import on_base
+from strategies.server.server_optimizer import ServerSettings
 
 
 def dataset(config: Config) -> Dataset:

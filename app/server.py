@@ -17,13 +17,14 @@ from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save_file
 from torch import nn
 
-from app import experiment, messages, runtime
-from app.config import config_hash, from_run_config, relevant
-from app.explain import explain
-from app.schema import Config
-from strategies.base import FederatedStrategy
-from strategies.checkpoint import Checkpoint, Checkpoints
-from strategies.nodes import wait_for_nodes
+from app import experiment, runtime
+from app.config.composition import config_hash, from_run_config, relevant
+from app.config.errors import explain
+from app.config.schema import Config
+from strategies import messages
+from strategies.server.checkpoint import Checkpoint, Checkpoints
+from strategies.server.discovery import wait_for_nodes
+from strategies.server.loop import FederatedStrategy
 from tracking.jsonl import ROUNDS, JsonlSink, read
 from tracking.progress import ProgressSink, Show
 from tracking.record import Sink

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from data import mitbih
 from data.cache import cached
 from data.dataset import Dataset
-from models.attack import reconstruct
 from models.ecg1d import ecg1d
-from models.privacy import channel_leakage
 from models.split import cut
+from privacy.attacks import reconstruct
+from privacy.leakage import channel_leakage
 from quant.binary import BinarySpec, binarize, clip_latent
 from quant.binary_export import load_packed, pack_half, save_packed
 

@@ -32,12 +32,13 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 from torch import Tensor
 
-from app import client, experiment, messages
-from app.config import compose
+from app import client, experiment
+from app.config.composition import compose
+from app.config.schema import Config
 from app.engine import LocalGrid, RayGrid, SerialGrid, Workers, make_context
-from app.schema import Config
 from benchmarks.random_data import load
 from models.lenet5 import LeNet5
+from strategies import messages
 from tracking.record import ClientRecord, RoundRecord
 
 SAMPLES = 60_000

@@ -39,8 +39,8 @@ from models.resnet import resnet18
 from models.split import cut_many, cut_points
 from models.vgg import vgg16
 from quant.codec import LinkSettings
-from strategies.hierarchical_work import cloud_round, hierarchical_round
-from strategies.local import LocalTraining
+from strategies.client.training import LocalTraining
+from strategies.server.tiers_workload import cloud_round, hierarchical_round
 
 SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 50_000
 RATES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)

@@ -18,10 +18,11 @@ from flwr.app import ArrayRecord, ConfigRecord
 from rich.console import Console
 from rich.table import Table
 
-from app import experiment, messages
-from app.config import compose
+from app import experiment
+from app.config.composition import compose
 from app.engine import SerialGrid
-from strategies.base import FederatedStrategy
+from strategies import messages
+from strategies.server.loop import FederatedStrategy
 
 DATA = (
     "data=fashion_mnist", "data.source=benchmarks.random_data", "data.name=random", "engine=serial"

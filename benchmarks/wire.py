@@ -11,7 +11,7 @@ from collections import Counter
 import torch
 
 from app import experiment
-from app.config import compose
+from app.config.composition import compose
 from quant.layers import quantized_layers, weight_quantizers
 from strategies.oqfl import OQFL, encode_weights
 

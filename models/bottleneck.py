@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.part import Part
+from models.subnetwork import Part
 
 ENCODER, DECODER, TAYLOR = "cut_encoder", "cut_decoder", "cut_taylor"
 ENCODER_WEIGHT, DECODER_WEIGHT = f"{ENCODER}.weight", f"{DECODER}.weight"

@@ -20,8 +20,8 @@ train there, and nothing needs their gradient); tensors that are overwritten in 
 with one parameter, buffer or self-changing module on both sides. What is computed from parameters
 and constants alone does not cross: the part that uses it computes it.
 
-`models.trace` says what is followed and what is kept whole, `models.places` finds the cut points,
-`models.part` is what comes out.
+`models.trace` says what is followed and what is kept whole, `models.cut_points` finds the cut
+points, `models.subnetwork` is what comes out.
 """
 
 import math
@@ -31,8 +31,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.part import Part, build_parts, check_parts
-from models.places import Place, Survey, flops_until
+from models.cut_points import Place, Survey, flops_until
+from models.subnetwork import Part, build_parts, check_parts
 
 __all__ = [
     "CutPoint", "Part", "at_fraction", "before", "cut", "cut_many", "cut_points", "last_layer",

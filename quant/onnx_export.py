@@ -16,7 +16,7 @@ answer on 18 of 200 random inputs.
 
 Sums are made in another order than torch's, or in integers, so that values differ in their last
 bits, and where such a value lies at the border of two codes, by a step. Whether that matters
-`app.export` measures.
+`app.commands.export` measures.
 
 torch.export traces the network, in evaluation mode and with a batch of any size.
 """

@@ -20,21 +20,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from app import messages
-from app.messages import unpack_settings
 from fleet.seeds import derive_seed
-from models.attack import reconstruct
 from models.cost import Cost
-from models.privacy import channel_leakage, laplace_noise
 from models.split import cut_many
+from privacy.attacks import reconstruct
+from privacy.leakage import channel_leakage, laplace_noise
 from quant.binary import ESTIMATORS, BinarySpec, binarize, clip_latent
 from quant.codec import LinkSettings
-from strategies import split_learning
-from strategies.base import FederatedStrategy, Test
-from strategies.local import ClientData, LocalTraining, Streams, Update, epoch_sizes
-from strategies.split_base import Joined, SplitStrategy, part_costs
-from strategies.split_learning import Guard, Halves, Split
-from strategies.work import Pieces
+from strategies import messages
+from strategies.client import split_loop as split_learning
+from strategies.client.split_loop import Guard, Halves, Split
+from strategies.client.training import ClientData, LocalTraining, Streams, Update, epoch_sizes
+from strategies.messages import unpack_settings
+from strategies.server.cuts import Joined, SplitStrategy, part_costs
+from strategies.server.loop import FederatedStrategy, Test
+from strategies.server.workload import Pieces
 
 BINARIZE = ("client", "both", "none")
 PROBES = 500  # test samples that leakage is measured on: dCor's cost is quadratic in them
@@ -96,7 +96,7 @@ class Privacy:
 
 
 class BinarizedSplit(SplitStrategy):
-    """Server half; `strategies.on_base.on_base` puts it on a base.
+    """Server half; `strategies.server.schedules.on_base` puts it on a base.
 
     Args:
         binarize: what is binary: ``client``, ``both`` or ``none``.

@@ -6,14 +6,14 @@ at hand: the bottleneck, its schedules and its criteria are our reading of it (d
 
 from typing import ClassVar
 
-from strategies.split_bottleneck import BottleneckStrategy, between, prepare, stage
-from strategies.split_learning import train
+from strategies.client.split_loop import train
+from strategies.server.bottleneck import BottleneckStrategy, between, prepare, stage
 
 __all__ = ["Deprune", "prepare", "train"]
 
 
 class Deprune(BottleneckStrategy):
-    """Server half; `strategies.on_base.on_base` puts it on a base."""
+    """Server half; `strategies.server.schedules.on_base` puts it on a base."""
 
     reads: ClassVar[tuple[str, ...]] = (*BottleneckStrategy.reads, "prune.schedule")
 

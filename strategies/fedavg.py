@@ -8,10 +8,17 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from app.messages import proximal_mu, unpack_settings
-from strategies.base import FederatedStrategy
-from strategies.checkpoint import Arrays
-from strategies.local import ClientData, LocalTraining, Streams, Update, load_arrays, train_epochs
+from strategies.client.training import (
+    ClientData,
+    LocalTraining,
+    Streams,
+    Update,
+    load_arrays,
+    train_epochs,
+)
+from strategies.messages import proximal_mu, unpack_settings
+from strategies.server.checkpoint import Arrays
+from strategies.server.loop import FederatedStrategy
 
 
 class FedAvg(FederatedStrategy):

@@ -22,23 +22,23 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
-from app import messages
 from fleet.clock import Rule, overlapped, pipelined
+from fleet.outages import Outage, is_number
 from fleet.seeds import derive_seed
 from fleet.selection import select
 from fleet.work import ClientWork
 from models.cost import Cost, cost, joined
 from models.exits import ExitSpec, exit_head, exit_name
-from strategies.base import FederatedStrategy, Test, Variant
-from strategies.checkpoint import Arrays
-from strategies.hierarchical_learning import EDGE_LOSS, Tiers, prepare, train
-from strategies.hierarchical_work import alone_round, hierarchical_round
-from strategies.outage import Outage, is_number
-from strategies.outcome import Outcome, all_failed, report_failures
-from strategies.own_halves import by_owner, flattened, replaced
-from strategies.split_base import Chain, SplitStrategy, shuffled
-from strategies.split_learning import Split
-from strategies.work import Pieces
+from strategies import messages
+from strategies.client.split_loop import Split
+from strategies.client.tiers import EDGE_LOSS, Tiers, prepare, train
+from strategies.server.checkpoint import Arrays
+from strategies.server.cuts import Chain, SplitStrategy, shuffled
+from strategies.server.loop import FederatedStrategy, Test, Variant
+from strategies.server.private_halves import by_owner, flattened, replaced
+from strategies.server.results import Outcome, all_failed, report_failures
+from strategies.server.tiers_workload import alone_round, hierarchical_round
+from strategies.server.workload import Pieces
 
 __all__ = ["Hierarchical", "prepare", "train"]
 

@@ -22,15 +22,22 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
-from app import messages
-from app.messages import proximal_mu, unpack_settings
 from fleet.seeds import derive_seed
 from quant.functional import initial_step
 from quant.layers import QuantSpec, quantize, weight_quantizers
 from quant.packing import pack, packed_bytes, unpack
-from strategies.base import QUANTIZERS, FederatedStrategy
-from strategies.checkpoint import Arrays
-from strategies.local import ClientData, LocalTraining, Streams, Update, load_arrays, train_epochs
+from strategies import messages
+from strategies.client.training import (
+    ClientData,
+    LocalTraining,
+    Streams,
+    Update,
+    load_arrays,
+    train_epochs,
+)
+from strategies.messages import proximal_mu, unpack_settings
+from strategies.server.checkpoint import Arrays
+from strategies.server.loop import QUANTIZERS, FederatedStrategy
 
 WIRES = ("latent", "codes", "codes_both")
 

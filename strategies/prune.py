@@ -16,10 +16,10 @@ from torch import nn
 from models.bottleneck import ENCODER_WEIGHT
 from models.exits import exit_name
 from quant.layers import FULL_PRECISION
-from strategies.local import load_arrays
-from strategies.outcome import check_shapes
-from strategies.split_bottleneck import BottleneckStrategy, between, prepare, stage
-from strategies.split_learning import train
+from strategies.client.split_loop import train
+from strategies.client.training import load_arrays
+from strategies.server.bottleneck import BottleneckStrategy, between, prepare, stage
+from strategies.server.results import check_shapes
 
 __all__ = ["Prune", "prepare", "train"]
 
@@ -28,7 +28,7 @@ PRIVATE = ("splitfed_v3",)  # methods whose model is an average that nobody trai
 
 
 class Prune(BottleneckStrategy):
-    """Server half; `strategies.on_base.on_base` puts it on a base."""
+    """Server half; `strategies.server.schedules.on_base` puts it on a base."""
 
     reads: ClassVar[tuple[str, ...]] = (
         *BottleneckStrategy.reads, "prune.source", "prune.source_content",

@@ -5,8 +5,8 @@ each client to the next, through the server.
 """
 
 from fleet.clock import Rule, sequential
-from strategies.split_base import Chain
-from strategies.split_learning import prepare, train
+from strategies.client.split_loop import prepare, train
+from strategies.server.cuts import Chain
 
 __all__ = ["Split", "prepare", "train"]
 

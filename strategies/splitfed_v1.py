@@ -6,8 +6,8 @@ clients' samples. With exact links this is FedAvg bit for bit, wherever each cli
 
 from typing import ClassVar
 
-from strategies.split_base import SplitStrategy
-from strategies.split_learning import prepare, train
+from strategies.client.split_loop import prepare, train
+from strategies.server.cuts import SplitStrategy
 
 __all__ = ["SplitFedV1", "prepare", "train"]
 

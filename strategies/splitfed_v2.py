@@ -7,8 +7,8 @@ order of the round's own; the devices' halves all begin as the round did and are
 from collections.abc import Sequence
 
 from fleet.clock import Rule, queued
-from strategies.split_base import Chain, shuffled
-from strategies.split_learning import prepare, train
+from strategies.client.split_loop import prepare, train
+from strategies.server.cuts import Chain, shuffled
 
 __all__ = ["SplitFedV2", "prepare", "train"]
 

@@ -13,14 +13,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from app import messages
 from fleet.selection import select
-from strategies.base import Test
-from strategies.checkpoint import Arrays
-from strategies.outcome import Outcome
-from strategies.own_halves import by_owner, flattened, replaced
-from strategies.split_base import SplitStrategy
-from strategies.split_learning import prepare, train
+from strategies import messages
+from strategies.client.split_loop import prepare, train
+from strategies.server.checkpoint import Arrays
+from strategies.server.cuts import SplitStrategy
+from strategies.server.loop import Test
+from strategies.server.private_halves import by_owner, flattened, replaced
+from strategies.server.results import Outcome
 
 __all__ = ["SplitFedV3", "prepare", "train"]
 

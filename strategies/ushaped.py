@@ -6,8 +6,8 @@ labels. Clients train in parallel; all parts are averaged as in SplitFed V1.
 
 from typing import ClassVar
 
-from strategies.split_base import SplitStrategy
-from strategies.split_learning import prepare, train
+from strategies.client.split_loop import prepare, train
+from strategies.server.cuts import SplitStrategy
 
 __all__ = ["UShaped", "prepare", "train"]
 

@@ -19,9 +19,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from app.config import compose
+from app.config.composition import compose
+from app.config.schema import Config
 from app.engine import Simulator, Workers
-from app.schema import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 # Small enough for a test, large enough for everything to happen: several clients, batches, rounds.

@@ -14,8 +14,8 @@ from conftest import ROOT, small, strategies
 
 from app import experiment
 from app.client import _key
-from app.messages import ROUND
-from strategies import local
+from strategies.client import training as local
+from strategies.messages import ROUND
 
 STEPS = 20
 LOSSES = {"hierarchical": 2}  # in a step, where they are not one: the exit's and the cloud's

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from strategies import fedavg
-from strategies.local import ClientData, Streams, Update
+from strategies.client.training import ClientData, Streams, Update
 
 prepare = fedavg.prepare
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, simulate, small
 
-from app import experiment, fleets
-from app.config import compose, config_hash, from_run_config, relevant
-from app.schema import Config
-from app.session import Session, expand
+from app import build_fleet as fleets
+from app import experiment
+from app.config.composition import compose, config_hash, from_run_config, relevant
+from app.config.schema import Config
+from app.jobs import Session, expand
 
 WRONG = [
     ("strategy=nothing", "strategy=nothing: takes binarized_split, deprune, "),

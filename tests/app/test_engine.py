@@ -11,9 +11,10 @@ from conftest import FAULTS, assert_same_run, rounds, simulate
 from flwr.app import Message, RecordDict
 from ray.exceptions import RayError
 
-from app import engine, messages
+from app import engine
 from app.engine import RayGrid, SerialGrid, Simulator, Workers
-from strategies.outcome import AllClientsFailedError
+from strategies import messages
+from strategies.server.results import AllClientsFailedError
 
 FAULTY = ("strategy=fedavg", "strategy._target_=tests.app.faulty.Faulty", "clients.total=12")
 ON_RAY = ("engine=ray", "engine.workers=2")

@@ -12,13 +12,14 @@ from flwr.serverapp.strategy import Result
 from flwr.simulation import run_simulation
 from safetensors.numpy import load_file
 
-from app import client, experiment, messages, runtime, server
+from app import client, experiment, runtime, server
 from app.engine import Simulator, make_context
 from quant.layers import QuantSpec
-from strategies.base import FederatedStrategy
+from strategies import messages
+from strategies.client.training import LocalTraining
 from strategies.fedavg import FedAvg
-from strategies.local import LocalTraining
 from strategies.oqfl import OQFL
+from strategies.server.loop import FederatedStrategy
 
 NODES = 3
 OVERRIDES = ("clients.total=3", "engine.name=serial")

@@ -234,10 +234,10 @@ def test_the_bundle_holds_the_code_and_conf_and_nothing_else_that_is_large(
 def test_the_bundle_runs_where_it_is_unpacked(bundle: zipfile.ZipFile, tmp_path: Path) -> None:
     bundle.extractall(tmp_path)
     code = (
-        "import app.client, app.config, app.experiment, app.server\n"
-        "config = app.config.compose(['strategy=oqfl', 'quant.bits=4'])\n"
+        "import app.client, app.config.composition, app.experiment, app.server\n"
+        "config = app.config.composition.compose(['strategy=oqfl', 'quant.bits=4'])\n"
         "app.experiment.strategy(config)\n"
-        "print(app.server.__file__, app.config.CONF, config.quant.bits)\n"
+        "print(app.server.__file__, app.config.composition.CONF, config.quant.bits)\n"
     )
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)

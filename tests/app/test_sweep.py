@@ -15,9 +15,9 @@ import yaml
 from conftest import FAULTS, ROOT
 
 import tracking
-from app.config import compose
+from app.config.composition import compose
+from app.jobs import Session, expand, finished, preset
 from app.server import FolderTakenError, claim, identity, take
-from app.session import Session, expand, finished, preset
 from tracking.collect import find
 
 SMALL = (

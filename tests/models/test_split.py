@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models import part, split, trace
+from models import split, trace
+from models import subnetwork as part
 from models.split import CutPoint, at_fraction, cut, cut_many, cut_points
 
 IMAGE = (1, 12, 12)

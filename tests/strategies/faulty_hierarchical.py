@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from strategies import hierarchical
+from strategies.client.tiers import Tiers
+from strategies.client.training import ClientData, Streams, Update
 from strategies.hierarchical import Hierarchical
-from strategies.hierarchical_learning import Tiers
-from strategies.local import ClientData, Streams, Update
 from tests.strategies.faulty_split import Skipping, faults
 
 prepare = hierarchical.prepare

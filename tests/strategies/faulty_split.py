@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from strategies import split_learning
-from strategies.local import ClientData, Streams, Update
+from strategies.client import split_loop as split_learning
+from strategies.client.split_loop import Halves
+from strategies.client.training import ClientData, Streams, Update
 from strategies.split import Split
-from strategies.split_learning import Halves
 from strategies.splitfed_v2 import SplitFedV2
 from strategies.splitfed_v3 import SplitFedV3
 

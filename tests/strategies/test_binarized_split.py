@@ -11,13 +11,13 @@ from conftest import assert_same_run, rounds, simulate, small
 from safetensors.numpy import load_file
 
 from app import experiment
-from app.session import Session
+from app.jobs import Session
 from fleet.seeds import derive_seed
-from models.attack import reconstruct
-from models.privacy import channel_leakage
+from privacy.attacks import reconstruct
+from privacy.leakage import channel_leakage
 from quant.binary import binary_layers
 from strategies import binarized_split
-from strategies.local import Streams
+from strategies.client.training import Streams
 
 ARM = ("strategy=binarized_split", "split.cut=stage2")
 

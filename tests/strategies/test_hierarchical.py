@@ -13,18 +13,18 @@ from conftest import FAULTS, assert_same_arrays, assert_same_run, rounds, simula
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from app import experiment, messages
-from app.messages import ROUND
-from app.session import Session
+from app import experiment
+from app.jobs import Session
 from fleet.devices import tables
+from fleet.outages import Outage
 from fleet.seeds import draw_uniform
 from quant.codec import LinkSettings
-from strategies import hierarchical
-from strategies.aggregate import mean
-from strategies.hierarchical_learning import Cloud, train_tiers
-from strategies.link import Link
-from strategies.local import LocalTraining, Streams, samples, train_epochs
-from strategies.outage import Outage
+from quant.link import Link
+from strategies import hierarchical, messages
+from strategies.client.tiers import Cloud, train_tiers
+from strategies.client.training import LocalTraining, Streams, samples, train_epochs
+from strategies.messages import ROUND
+from strategies.server.aggregation import mean
 from tests.strategies.test_split_methods import DEVICE, NETWORK, SAMPLES
 
 STRATEGY = "strategy=hierarchical"

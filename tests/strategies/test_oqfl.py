@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from app import client, experiment, messages
-from app.config import compose
+from app import client, experiment
+from app.config.composition import compose
 from app.engine import SerialGrid
 from models.cnn import CNN
 from quant.layers import QuantSpec, is_step, quantize, weight_quantizers
 from quant.packing import packed_bytes, unpack
-from strategies import oqfl
-from strategies.local import LocalTraining, Update
+from strategies import messages, oqfl
+from strategies.client.training import LocalTraining, Update
 from strategies.oqfl import OQFL, Wire, decode_weights, encode_weights
 
 ROUNDS, CLIENTS = 2, 5

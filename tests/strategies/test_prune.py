@@ -12,13 +12,13 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from app import experiment
-from app.config import compose
+from app.config.composition import compose
+from app.jobs import Session
 from app.server import claim, identity
-from app.session import Session
 from models.bottleneck import DECODER_WEIGHT, ENCODER_WEIGHT
 from strategies import deprune
 from strategies.prune import load_source
-from strategies.split_bottleneck import PruneSettings, between, stage
+from strategies.server.bottleneck import PruneSettings, between, stage
 
 BASES = ("split", "splitfed_v1", "splitfed_v2")
 
@@ -475,8 +475,8 @@ def test_a_round_lasts_as_long_as_its_width_takes(tmp_path: Path) -> None:
 
 
 def test_a_server_optimizer_is_refused() -> None:
-    from strategies.on_base import on_base
-    from strategies.server_optimizer import ServerSettings
+    from strategies.server.schedules import on_base
+    from strategies.server.server_optimizer import ServerSettings
 
     with pytest.raises(ValueError, match=r"strategy\.server_optimizer, .* take neither"):
         on_base(deprune.Deprune, "splitfed_v1")(server=ServerSettings("fedadam"))

@@ -12,17 +12,17 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from app import client, experiment
-from app.config import compose
+from app.config.composition import compose
 from app.engine import SerialGrid
-from app.messages import of_network, pack_settings, to_record, unpack_settings
-from app.session import Session
+from app.jobs import Session
 from quant.codec import LinkSettings
 from quant.layers import quantized_layers
+from quant.link import Link
+from strategies.client.split_loop import Colocated, Split, halves, train_device
+from strategies.client.training import LocalTraining, Streams
 from strategies.hierarchical import Hierarchical
-from strategies.link import Link
-from strategies.local import LocalTraining, Streams
-from strategies.server_optimizer import ServerSettings
-from strategies.split_learning import Colocated, Split, halves, train_device
+from strategies.messages import of_network, pack_settings, to_record, unpack_settings
+from strategies.server.server_optimizer import ServerSettings
 from strategies.splitfed_v1 import SplitFedV1
 from strategies.splitfed_v3 import SplitFedV3
 

@@ -18,7 +18,7 @@ import yaml
 from wandb_reader import offline_runs, read_only_run, read_run
 from wandb_server import serving
 
-from app.config import compose
+from app.config.composition import compose
 from tracking.record import ClientRecord, RoundRecord
 from tracking.wandb_sink import WandbSink
 

@@ -1,0 +1,1 @@
+"""Commands beside main.py; `python -m app.<command>` runs each."""

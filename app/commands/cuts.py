@@ -1,0 +1,108 @@
+"""Where a network can be cut, and what each cut costs.
+
+    python -m app.cuts model=resnet18 data=cifar10
+
+Takes the same overrides as main.py; only model and data matter. For each cut point: the shape of
+the activation that crosses, its bytes per sample at 32, 8 and 1 bits, and parameters and forward
+FLOPs (a multiply-add counts as two) on either side.
+"""
+
+import itertools
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from app import experiment
+from app.config.composition import compose
+from models.blocks import by
+from models.cost import cost
+from models.split import cut_many, cut_points
+
+BITS = (32, 8, 1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cut point.
+
+    Attributes:
+        name: what ``split.cut`` will take.
+        shape: of one sample's activation.
+        client_params: parameters before the cut.
+        server_params: parameters after it.
+        client_flops: forward operations per sample before the cut.
+        server_flops: forward operations per sample after it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    client_params: int
+    server_params: int
+    client_flops: int
+    server_flops: int
+
+    def num_bytes(self, bits: int) -> int:
+        """Bytes of one sample's activation at ``bits`` per value."""
+        return math.ceil(math.prod(self.shape) * bits / 8)
+
+
+def rows(overrides: Sequence[str]) -> list[Row]:
+    """Return a row per cut point, in execution order.
+
+    Raises:
+        ValueError: wrong overrides, or a network that cannot be cut; one line.
+    """
+    config = compose(overrides)
+    experiment.check_network(config)
+    model, shape = experiment.network(config), experiment.input_shape(config)
+    points = cut_points(model, shape)
+    if not points:
+        raise ValueError(f"model={experiment.model_name(config)}: has no cut points")
+    # Cut everywhere at once: what is before a cut is the sum of the pieces before it.
+    pieces = cut_many(model, [point.name for point in points], shape, check=False)
+    shapes = [shape, *(point.shape for point in points)]
+    costs = [cost(piece, size) for piece, size in zip(pieces, shapes, strict=True)]
+    params = list(itertools.accumulate(piece.params for piece in costs))
+    flops = list(itertools.accumulate(piece.flops_forward for piece in costs))
+    return [
+        Row(p.name, p.shape, params[i], params[-1] - params[i], flops[i], flops[-1] - flops[i])
+        for i, p in enumerate(points)
+    ]
+
+
+def main(overrides: Sequence[str]) -> int:
+    """Print the table."""
+    if any(text in ("-h", "--help") for text in overrides):
+        print(__doc__)
+        return 0
+    try:
+        found = rows(overrides)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    table = Table()
+    table.add_column("cut")
+    columns = [f"B at {bits} bits" if bits > 1 else "B at 1 bit" for bits in BITS]
+    sides = ["client params", "server params", "client MFLOPs", "server MFLOPs"]
+    for heading in ["activation", *columns, *sides]:
+        table.add_column(heading, justify="right")
+    for row in found:
+        table.add_row(
+            Text(row.name),
+            by(row.shape),
+            *(f"{row.num_bytes(bits):,}" for bits in BITS),
+            f"{row.client_params:,}",
+            f"{row.server_params:,}",
+            f"{row.client_flops / 1e6:,.2f}",
+            f"{row.server_flops / 1e6:,.2f}",
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(len(row.name) for row in found) + 140)
+    console.print(table)
+    return 0

@@ -1,0 +1,86 @@
+"""Post-training quantization of a finished run: what the same bits cost without learning steps.
+
+    python -m app.ptq runs/<name>/<time> [--bits 2 3 4 8] [--per-channel] [--batches 8]
+
+Loads the run's fp32 model, sets every step by the largest |value| (weights from the weights, inputs
+from training batches), and evaluates on the test set. Prints a table and writes ptq.json into the
+run's folder. First and last layer have the run's quant.edge_bits.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from app import experiment
+from app.commands.export_half import has_binary_half
+from app.config.errors import explain
+from app.run_folder import fill, load_config, load_weights, refuse_private
+from app.server import test, write_json
+from quant.layers import QuantSpec, calibrate_minmax, quantize
+
+CALIBRATION_BATCH = 250
+
+
+def accuracies(
+    run: Path, bits: Sequence[int], per_channel: bool = False, num_batches: int = 8
+) -> dict[int, float]:
+    """Accuracy of the run's model after post-training quantization, by bit width.
+
+    Args:
+        run: folder of a finished run with an fp32 model.
+        bits: widths of weights and activations; 32 is the model as it is.
+        per_channel: one step per output channel of each weight.
+        num_batches: training batches of 250 samples that calibrate the inputs.
+
+    Raises:
+        ValueError: there is no finished run, or its model is quantized, private or another
+            network.
+    """
+    torch.set_num_threads(1)
+    config = load_config(run)
+    refuse_private(config, run)
+    if has_binary_half(config):
+        raise ValueError(f"{run}: its model is binary already; takes a run of real weights")
+    weights = load_weights(run)
+    if any("_quantizer." in name for name in weights):
+        raise ValueError(f"{run}: its model is quantized; take a run of fedavg or of quant.bits=32")
+    model = fill(experiment.network(config), weights, run)
+    data = experiment.dataset(config)
+    found = {}
+    for width in bits:
+        edge = config.quant.edge_bits
+        quantized = quantize(model, QuantSpec(width, width, edge, per_channel=per_channel))
+        batches = itertools.islice(data.train_x.split(CALIBRATION_BATCH), num_batches)
+        calibrate_minmax(quantized, batches)
+        found[width] = test(quantized, data.test_x, data.test_y)[0]
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table of one or more runs."""
+    parser = argparse.ArgumentParser(
+        "python -m app.ptq", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished fp32 runs")
+    parser.add_argument("--bits", nargs="+", type=int, default=[2, 3, 4, 8])
+    parser.add_argument("--per-channel", action="store_true")
+    parser.add_argument("--batches", type=int, default=8, help="of 250 samples, for calibration")
+    chosen = parser.parse_args(arguments)
+    table = Table("run", *(f"{width} bits" for width in chosen.bits))
+    try:
+        for run in chosen.runs:
+            found = accuracies(run, chosen.bits, chosen.per_channel, chosen.batches)
+            write_json(run / "ptq.json", {str(width): value for width, value in found.items()})
+            table.add_row(str(run), *(f"{value:.4f}" for value in found.values()))
+    except (OmegaConfBaseException, OSError, ValueError) as error:
+        sys.stderr.write(f"error: {explain(error)}\n")
+        return 1
+    Console().print(table)
+    return 0

@@ -1,0 +1,69 @@
+"""Whatever is wrong becomes one line that names the key, what it got and what it takes."""
+
+import difflib
+import re
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from app.config.schema import known_keys
+from strategies.server.server_optimizer import ServerSettings
+
+
+def explain(error: BaseException) -> str:
+    """Return one line for an error of Hydra, OmegaConf or our own."""
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return _first_line(error)
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    text = "\n".join(str(link) for link in chain)
+    if found := re.search(
+        r"Could not find '([^']+)/([^'/]+)'\s+Available options in[^:]+:(.*)", text, re.S
+    ):
+        group, option, options = found.groups()
+        return (
+            f"{group}={option}: takes {', '.join(options.split('Config search path')[0].split())}"
+        )
+    if found := re.search(r"Could not override '([^']+)'", text):
+        key = found[1]
+        if not re.search(r"is not in struct|not in '", text):
+            return f"{key}: {_first_line(chain[-1])}"
+        return f"{key}: unknown key{nearest(key)}"
+    if found := re.search(r"Key '([^']+)' (?:is )?not in '?\w+'?\s+full_key: (\S+)", text):
+        return f"{found[2]}: unknown key{nearest(found[2])}"
+    if found := re.search(
+        r"Value '(.*?)' .*could not be converted to (\w+)\s+full_key: (\S+)", text
+    ):
+        return f"{found[3]}={found[1]}: takes {_KINDS.get(found[2], found[2])}"
+    if found := re.search(r"Value '(.*?)' is not a valid (\w+).*full_key: (\S+)", text, re.S):
+        return f"{found[3]}={found[1]}: takes {_KINDS.get(found[2], found[2])}"
+    if found := re.search(r"field '(\S+)' is not Optional", text):
+        return f"{found[1]}=null: takes a value; without the key it has its default"
+    if found := re.search(r"full_key: (\S+)", text):
+        return f"{found[1]}: {_first_line(chain[-1])}"
+    return _first_line(chain[-1])
+
+
+_KINDS = {
+    "Integer": "an integer",
+    "Float": "a number",
+    "Boolean": "true or false",
+    "bool": "true or false",
+}
+
+
+def nearest(key: str) -> str:
+    """Return a hint with the nearest existing keys, or nothing."""
+    known = list(known_keys())
+    known += [f"strategy.{name}" for name in ("average", "proximal_mu", *ServerSettings.names())]
+    if key in known:
+        return "; other methods take it, this one does not"
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    close += [k for k in known if k.split(".")[-1] == key.split(".")[-1] and k not in close]
+    return f"; did you mean {', '.join(close[:3])}?" if close else ""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,117 @@
+"""Data sources as modules: those with files under data.root, and those that read data.path.
+
+The first kind has ``files(root)`` and ``load(root)``, and where it has users
+``load_by_user(root)``, whose test users are no client's; conf says what they hold. The second has
+``describe(path, **options)`` and ``load(path, shape, num_classes, **options)``: what it holds is
+found before anything runs.
+"""
+
+import functools
+import hashlib
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from data.dataset import Dataset
+
+if TYPE_CHECKING:
+    from app.config.schema import DataConfig
+
+
+def find(data: "DataConfig") -> ModuleType:
+    """Return the source's module.
+
+    Raises:
+        ValueError: names data.source.
+    """
+    try:
+        return importlib.import_module(data.source)
+    except ImportError as error:
+        raise ValueError(f"data.source={data.source}: cannot be imported: {error}") from error
+
+
+def complete(data: "DataConfig") -> None:
+    """Fill in shape, num_classes and content of a source that reads data.path, and check the path.
+
+    Raises:
+        ValueError: the path is missing, not read, or does not hold what is stated.
+        FileNotFoundError: nothing is there.
+    """
+    source = find(data)
+    if not hasattr(source, "describe"):
+        if data.path is not None:
+            raise ValueError(
+                f"data.path={data.path}: data={data.name} does not read it; data=arrays and "
+                "data=hub do"
+            )
+        if data.content:
+            raise ValueError(f"data.content={data.content}: is found at data.path, not given")
+        return
+    if data.path is None:
+        takes = "a .npz file" if data.name == "arrays" else "a name on the Hub or a folder"
+        raise ValueError(f"data.path: data={data.name} needs it: {takes}")
+    data.path = absolute(data.path)
+    if data.content:
+        return  # by whoever sent this configuration
+    found = source.describe(data.path, **data.options)
+    if not (data.shape or found.shape):
+        raise ValueError("data.options.resize=true: needs data.shape, such as data.shape=[3,32,32]")
+    if data.shape and found.shape and tuple(data.shape) != found.shape:
+        raise ValueError(f"data.shape={data.shape}: data.path={data.path} holds {found.shape}")
+    if 0 < data.num_classes < found.num_classes:
+        raise ValueError(
+            f"data.num_classes={data.num_classes}: data.path={data.path} has {found.num_classes}"
+        )
+    data.shape = list(data.shape or found.shape)
+    data.num_classes = data.num_classes or found.num_classes
+    data.content = found.content
+
+
+def read(data: "DataConfig") -> Dataset:
+    """Load the data set from its source.
+
+    Raises:
+        FileNotFoundError: the source's files are not there; says where they were looked for.
+        ValueError: they are damaged, or have changed since `complete` looked at them.
+    """
+    source, root = find(data), Path(data.root)
+    if data.content:
+        if source.describe(data.path, **data.options).content != data.content:
+            raise ValueError(f"data.path={data.path}: has changed since the run began")
+        whole = source.load(data.path, tuple(data.shape), data.num_classes, **data.options)
+    else:
+        whole = source.load_by_user(root) if is_by_user(data) else source.load(root)
+    assert isinstance(whole, Dataset)
+    return whole
+
+
+def is_by_user(data: "DataConfig") -> bool:
+    """Whether the source sets other users aside for the test."""
+    return data.partition == "natural" and hasattr(find(data), "load_by_user")
+
+
+def fingerprint(data: "DataConfig") -> Any:
+    """Return what changes when the source's files do."""
+    if data.content:
+        return data.content
+    files = find(data).files(Path(data.root))
+    return [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+
+
+def absolute(path: str) -> str:
+    """Return an absolute path where something is at ``path``, for processes in other folders."""
+    there = Path(path).expanduser()
+    return str(there.absolute()) if there.exists() else path
+
+
+def file_digest(path: str) -> str:
+    """Return 16 hex digits of a file's bytes."""
+    status = Path(path).stat()
+    return _file_digest(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _file_digest(path: str, size: int, mtime_ns: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

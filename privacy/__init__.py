@@ -1,0 +1,1 @@
+"""What a cut gives away: leakage, attacks, defences. Pure torch."""

@@ -1,0 +1,1 @@
+"""What clients do: local training, and training over a cut."""

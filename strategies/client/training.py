@@ -1,0 +1,340 @@
+"""Local training, as every client half of this folder does it."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fleet.seeds import derive_seed
+from fleet.work import Work
+from quant.functional import MIN_STEP
+from quant.layers import is_step
+from strategies.client.proximal import Proximal
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+AUGMENTS = ("none", "crop_flip")
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains in one round.
+
+    Attributes:
+        epochs: passes over the client's data.
+        batch_size: samples per step.
+        lr: learning rate, in the first round.
+        server_lr: that of the server's part of a cut network; 0 takes the device's.
+        lr_decay: what both are multiplied by from one round to the next.
+        optimizer: ``sgd``, ``adam`` or ``adamw``, new in each round.
+        momentum: of ``sgd``.
+        weight_decay: not applied to quantizers' steps.
+        max_batches: most batches per client and round; 0 for no limit.
+        augment: ``none``, or ``crop_flip`` for images, see `crop_flip`.
+    """
+
+    epochs: int = 1
+    batch_size: int = 32
+    lr: float = 0.1
+    server_lr: float = 0.0
+    lr_decay: float = 1.0
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    max_batches: int = 0
+    augment: str = "none"
+
+    @property
+    def optimizer_slots(self) -> int:
+        """Tensors that the optimizer keeps for each parameter."""
+        return (1 if self.momentum else 0) if self.optimizer == "sgd" else 2
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"train.optimizer={self.optimizer}: takes {', '.join(OPTIMIZERS)}")
+        if self.augment not in AUGMENTS:
+            raise ValueError(f"train.augment={self.augment}: takes {', '.join(AUGMENTS)}")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("max_batches", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"train.{name}={getattr(self, name)}: takes {least} or more")
+        for name in ("lr", "server_lr", "momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"train.{name}={getattr(self, name)}: takes 0 or more, and finite")
+        if not 0 < self.lr_decay <= 1:
+            raise ValueError(f"train.lr_decay={self.lr_decay}: takes a number in (0, 1]")
+
+    def of_server(self) -> "LocalTraining":
+        """Return the same as the server's part of a cut network trains."""
+        return replace(self, lr=self.server_lr or self.lr)
+
+    def in_round(self, server_round: int) -> "LocalTraining":
+        """Return the same with the learning rates of a round, counted from 1."""
+        factor = self.lr_decay ** (server_round - 1)
+        return replace(self, lr=self.lr * factor, server_lr=self.server_lr * factor)
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's samples: rows of tensors that all clients of a worker share.
+
+    Attributes:
+        x: (N, …) float32 inputs of the whole training set.
+        y: (N,) int64 classes.
+        rows: (n,) int64 rows that are this client's.
+    """
+
+    x: Tensor
+    y: Tensor
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The random streams of one client in one round."""
+
+    seed: int
+    server_round: int
+    partition: int
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a new generator at the start of the stream called ``purpose``."""
+        seed = derive_seed(self.seed, purpose, self.server_round, self.partition)
+        return torch.Generator().manual_seed(seed)
+
+    def seed_dropout(self) -> None:
+        """Put torch's default generator, which dropout uses, at the start of this stream."""
+        seed = derive_seed(self.seed, "dropout", self.server_round, self.partition)
+        # torch.manual_seed would also take a stack trace for each accelerator that is not there.
+        torch.default_generator.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client half returns.
+
+    Attributes:
+        arrays: what goes up, by name: model state, or packed codes as (n,) uint8.
+        num_examples: samples the client has, its weight in the average.
+        loss: mean training loss per sample over the round.
+        work: what it took, without the arrays of either direction, which are counted as they lie.
+        metrics: what a method adds.
+        crosses: names of the arrays that would cross the network, in both directions; None for
+            all. The others travel in the simulation's messages alone and are not counted.
+    """
+
+    arrays: dict[str, Tensor]
+    num_examples: int
+    loss: float
+    work: Work = field(default_factory=Work)
+    metrics: dict[str, float] = field(default_factory=dict)
+    crosses: frozenset[str] | None = None
+
+
+def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
+    """Copy ``arrays`` into the parameters and buffers of ``model``, which keeps none of them.
+
+    Raises:
+        ValueError: the names or shapes are not those of the model.
+    """
+    state = model.state_dict()
+    if state.keys() != arrays.keys():
+        odd = sorted(state.keys() ^ arrays.keys())
+        raise ValueError(f"the arrays are not those of the model: {', '.join(odd[:5])}")
+    for name, tensor in state.items():
+        if tensor.shape != arrays[name].shape:
+            shapes = f"{tuple(arrays[name].shape)}, not {tuple(tensor.shape)}"
+            raise ValueError(f"the arrays are not those of the model: {name} is {shapes}")
+        tensor.copy_(arrays[name])
+
+
+def batches(rows: Tensor, settings: LocalTraining, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the rows of each batch of a round, shuffled anew in each epoch.
+
+    A last batch of a single sample joins the batch before it, because batch normalisation cannot
+    normalise one value.
+    """
+    sizes = epoch_sizes(len(rows), settings.batch_size)
+    remaining = settings.max_batches or math.inf
+    for _ in range(settings.epochs):
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        for chunk in order.split(sizes):
+            if remaining <= 0:
+                return
+            remaining -= 1
+            yield chunk
+
+
+def batch_sizes(num_examples: int, settings: LocalTraining) -> list[int]:
+    """Return the sizes of the batches of a round, as `batches` yields them."""
+    sizes = epoch_sizes(num_examples, settings.batch_size) * settings.epochs
+    return sizes[: settings.max_batches or None]
+
+
+def epoch_sizes(num_examples: int, batch_size: int) -> list[int]:
+    """Return the sizes of the batches of one pass: a rest of one joins the batch before it."""
+    full, rest = divmod(num_examples, batch_size)
+    if rest == 1 < batch_size and full:
+        return [*[batch_size] * (full - 1), batch_size + 1]
+    return [batch_size] * full + [rest] * (rest > 0)
+
+
+def samples(
+    data: ClientData, settings: LocalTraining, streams: Streams
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of a round: inputs (B, …) and classes (B,)."""
+    generator = None if settings.augment == "none" else streams.generator("augment")
+    for rows in batches(data.rows, settings, streams.generator("batches")):
+        x = data.x[rows]
+        yield x if generator is None else crop_flip(x, generator), data.y[rows]
+
+
+def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each image of (B, C, H, W) at random and mirror half of them, as is usual for CIFAR.
+
+    An eighth of the side is added around (4 pixels around 32×32), of zeros, which are the mean
+    colour of standardised images; a window of the old size is cut out of it, each as likely.
+
+    Raises:
+        ValueError: ``x`` are no images.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"train.augment=crop_flip: takes images, got samples of {x.shape[1:]}")
+    count, channels, height, width = x.shape
+    top, left = height // 8, width // 8
+    padded = F.pad(x, (left, left, top, top))
+    down = torch.randint(2 * top + 1, (count, 1), generator=generator)
+    right = torch.randint(2 * left + 1, (count, 1), generator=generator)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    across = torch.arange(width)
+    rows = down + torch.arange(height)  # (B, H)
+    columns = right + torch.where(mirrored, across.flip(0), across)  # (B, W)
+    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (B, H, W)
+    pixels = pixels.reshape(count, 1, -1).expand(-1, channels, -1)
+    return padded.reshape(count, channels, -1).gather(2, pixels).reshape(x.shape)
+
+
+def make_optimizer(models: Iterable[nn.Module], settings: LocalTraining) -> torch.optim.Optimizer:
+    """Return a new optimizer over what trains in ``models``; steps get no weight decay.
+
+    One update at most halves or doubles a step. Its gradient says where to go, not how far: on a
+    client with few samples of few classes, momentum carries a step to where all weights round to
+    0, or past 0, and nothing comes back from there.
+
+    Args:
+        models: parts of one network.
+        settings: kind of optimizer and its settings.
+    """
+    named = [(name, p) for m in models for name, p in m.named_parameters() if p.requires_grad]
+    steps = [p for name, p in named if is_step(name)]
+    others = [p for name, p in named if not is_step(name)]
+    groups = [{"params": others}]
+    if steps:
+        groups.append({"params": steps, "weight_decay": 0.0})  # type: ignore[dict-item]
+    decay, lr = settings.weight_decay, settings.lr
+    optimizer: torch.optim.Optimizer
+    if settings.optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            groups, lr, momentum=settings.momentum, weight_decay=decay, fused=True
+        )
+    else:
+        kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+        optimizer = kind(groups, lr, weight_decay=decay, fused=True)
+    if steps:
+        _limit(optimizer, [step.data for step in steps])
+    return optimizer
+
+
+def _limit(optimizer: torch.optim.Optimizer, steps: list[Tensor]) -> None:
+    """Let no update more than halve or double ``steps``."""
+    before = [step.clone() for step in steps]
+
+    def remember(*_: object) -> None:
+        torch._foreach_copy_(before, steps)
+
+    def limit(*_: object) -> None:
+        torch._foreach_mul_(before, 0.5)
+        torch._foreach_clamp_min_(steps, before)
+        torch._foreach_mul_(before, 4)
+        torch._foreach_clamp_max_(steps, before)
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(limit)
+
+
+def train_epochs(
+    model: nn.Module,
+    data: ClientData,
+    settings: LocalTraining,
+    streams: Streams,
+    proximal_mu: float = 0.0,
+) -> float:
+    """Train ``model`` in place on one client's data; return the mean loss per sample.
+
+    ``proximal_mu`` adds FedProx's term to what is minimised, not to what is returned.
+
+    Raises:
+        FloatingPointError: the loss or a weight is no finite number any more.
+    """
+    streams.seed_dropout()
+    begin_training([model], len(data))
+    optimizer = make_optimizer([model], settings)
+    proximal = Proximal(model, proximal_mu) if proximal_mu > 0 else None
+    total, count = 0.0, 0
+    for x, y in samples(data, settings, streams):
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        if proximal is not None:
+            proximal.add_gradient()
+        optimizer.step()
+        total += float(loss.detach()) * len(y)
+        count += len(y)
+    end_training([model], total / count, settings)
+    return total / count
+
+
+def begin_training(models: Iterable[nn.Module], num_examples: int) -> None:
+    """Put parts of a network into training mode, at the start of a client's round.
+
+    Of one sample batch normalisation has no statistics: it takes the running ones.
+    """
+    for model in models:
+        model.train()
+        if num_examples == 1:
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+
+def end_training(models: Sequence[nn.Module], loss: float | None, settings: LocalTraining) -> None:
+    """Keep quantizers' steps from 0, and refuse what is no finite number any more.
+
+    Args:
+        models: parts of a network at the end of a client's round.
+        loss: their mean loss; None is not looked at.
+        settings: how they trained.
+
+    Raises:
+        FloatingPointError: the loss or a weight; names the rates of this round.
+    """
+    for model in models:
+        for name, parameter in model.named_parameters():
+            if is_step(name):
+                parameter.data.clamp_(min=MIN_STEP)
+    finite = (loss is None or math.isfinite(loss)) and all(
+        bool(torch.isfinite(p.detach().sum())) for model in models for p in model.parameters()
+    )
+    if not finite:
+        what = "a weight of the server's part is no number" if loss is None else f"loss {loss}"
+        rates = f"train.lr={settings.lr}"
+        if settings.server_lr:
+            rates += f", train.server_lr={settings.server_lr}"
+        raise FloatingPointError(
+            f"training diverged: {what} with {rates}, train.optimizer={settings.optimizer}"
+        )

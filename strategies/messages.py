@@ -1,0 +1,191 @@
+"""What travels in Flower messages: the only file that names record keys."""
+
+import math
+import traceback
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, fields
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.common.constant import ErrorCode
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fleet.work import Work
+from strategies.client.training import Update
+
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+ROUND = "server-round"
+SEED = "seed"
+NUM_EXAMPLES = "num-examples"  # Flower's own weight key, so that its strategies can average replies
+LOSS = "train-loss"
+PROXIMAL_MU = "proximal-mu"  # as Flower's FedProx calls it
+ALONE = "alone"  # where the client trains without network
+PARTITION = "partition-id"
+BYTES_UP, BYTES_DOWN, PEAK_BYTES = "work.bytes-up", "work.bytes-down", "work.peak-bytes"
+FLOPS = "work.flops."
+EXTRA = "extra."
+
+Settings = TypeVar("Settings")
+
+
+# Arrays ---------------------------------------------------------------------------------------
+
+
+def to_record(arrays: Mapping[str, Tensor | NDArray[Any]]) -> ArrayRecord:
+    """Turn named tensors or numpy arrays into a record, in the same order."""
+    return ArrayRecord({name: Array(_as_numpy(value)) for name, value in arrays.items()})
+
+
+def to_arrays(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """Inverse of `to_record`, as numpy arrays."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    """Inverse of `to_record`, as tensors."""
+    return {name: torch.from_numpy(array) for name, array in to_arrays(record).items()}
+
+
+def payload_bytes(record: ArrayRecord, names: Collection[str] | None = None) -> int:
+    """Bytes of the values themselves, without Flower's framing and numpy's headers.
+
+    Args:
+        record: arrays by name.
+        names: those that count; None for all.
+    """
+    return sum(
+        math.prod(array.shape) * np.dtype(array.dtype).itemsize
+        for name, array in record.items()
+        if names is None or name in names
+    )
+
+
+def _as_numpy(value: Tensor | NDArray[Any]) -> NDArray[Any]:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().contiguous().numpy()
+    return np.ascontiguousarray(value) if value.ndim else np.asarray(value)
+
+
+# Settings: dataclasses as flat keys -------------------------------------------------------------
+
+
+def pack_settings(**groups: Any) -> dict[str, bool | int | float | str]:
+    """Flatten dataclasses into config keys: ``train=LocalTraining()`` gives ``train.lr`` …
+
+    Values must be of the types a ConfigRecord takes; None is not one of them.
+    """
+    return {
+        f"{group}.{name}": value
+        for group, settings in groups.items()
+        for name, value in asdict(settings).items()
+    }
+
+
+def unpack_settings(config: Mapping[str, Any], group: str, kind: type[Settings]) -> Settings:
+    """Inverse of `pack_settings` for one group; keys that are not there keep their defaults."""
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    prefix = f"{group}."
+    given = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
+    return kind(**{name: value for name, value in given.items() if name in names})
+
+
+def of_network(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from which ``prepare`` makes what a client trains: all but those of the training.
+
+    What they make may stay for as long as they are the same, over rounds and clients.
+    """
+    own = (ROUND, SEED, ALONE, PROXIMAL_MU)
+    return {k: v for k, v in config.items() if k not in own and not k.startswith("train.")}
+
+
+def proximal_mu(config: Mapping[str, Any]) -> float:
+    """Return FedProx's μ as it came with a round's settings; 0 where it did not."""
+    return float(config.get(PROXIMAL_MU, 0.0))
+
+
+# Server to client -----------------------------------------------------------------------------
+
+
+def request(arrays: ArrayRecord, config: ConfigRecord, server_round: int) -> RecordDict:
+    """Content of a train message: the model and what to do with it."""
+    config[ROUND] = server_round
+    return RecordDict({ARRAYS: arrays, CONFIG: config})
+
+
+def read_request(message: Message) -> tuple[ArrayRecord, ConfigRecord, int]:
+    """Arrays, config and round of a train message."""
+    config = message.content.config_records[CONFIG]
+    return message.content.array_records[ARRAYS], config, int(cast(int, config[ROUND]))
+
+
+# Client to server -----------------------------------------------------------------------------
+
+
+def reply(message: Message, update: Update) -> Message:
+    """Answer a train message."""
+    arrays, received = to_record(update.arrays), message.content.array_records[ARRAYS]
+    metrics: dict[str, Any] = {
+        NUM_EXAMPLES: update.num_examples,
+        LOSS: update.loss,
+        BYTES_UP: update.work.bytes_up + payload_bytes(arrays, update.crosses),
+        BYTES_DOWN: update.work.bytes_down + payload_bytes(received, update.crosses),
+        PEAK_BYTES: update.work.peak_bytes,
+        **{FLOPS + precision: count for precision, count in update.work.flops.items()},
+        **{EXTRA + name: value for name, value in update.metrics.items()},
+    }
+    content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord(metrics)})
+    return Message(content, reply_to=message)
+
+
+def read_reply(message: Message) -> Update:
+    """Inverse of `reply`; the arrays are tensors that share the message's memory."""
+    metrics = cast(Mapping[str, float], message.content.metric_records[METRICS])
+
+    def under(prefix: str) -> dict[str, float]:
+        return {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+
+    return Update(
+        arrays=to_tensors(message.content.array_records[ARRAYS]),
+        num_examples=int(metrics[NUM_EXAMPLES]),
+        loss=metrics[LOSS],
+        work=Work(
+            bytes_up=int(metrics[BYTES_UP]),
+            bytes_down=int(metrics[BYTES_DOWN]),
+            flops=under(FLOPS),
+            peak_bytes=int(metrics[PEAK_BYTES]),
+        ),
+        metrics=under(EXTRA),
+    )
+
+
+def error_reply(message: Message, error: BaseException) -> Message:
+    """Answer with the traceback of what went wrong."""
+    reason = "".join(traceback.format_exception(error))
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def introduction(message: Message, partition: int, num_examples: int) -> Message:
+    """Answer a query: which partition this node holds, and how much data."""
+    content = RecordDict(
+        {METRICS: MetricRecord({PARTITION: partition, NUM_EXAMPLES: num_examples})}
+    )
+    return Message(content, reply_to=message)
+
+
+def read_introduction(message: Message) -> tuple[int, int]:
+    """Partition id and number of samples of the node that answered a query."""
+    metrics = cast(Mapping[str, int], message.content.metric_records[METRICS])
+    return metrics[PARTITION], metrics[NUM_EXAMPLES]

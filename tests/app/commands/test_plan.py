@@ -1,0 +1,48 @@
+"""The table of what cuts cost on devices."""
+
+import pytest
+
+from app.commands import plan
+from app.config.composition import compose
+from fleet.clock import parallel
+from fleet.devices import tables
+from fleet.phases import phases
+
+CHOSEN = ["model=lenet5", "data=mnist", "train.batch_size=10", "train.momentum=0"]
+
+
+def test_a_batch_of_lenet5_by_hand() -> None:
+    found = {row.name: row.work for row in plan.rows(compose(CHOSEN))}
+    total = found["stage1"].total()
+    conv = 2 * 28 * 28 * 6 * 25  # per sample; its backward pass has no use for the input's gradient
+    assert total.flops == {"fp32": 10 * 2 * conv}
+    assert total.bytes_up == 10 * (6 * 14 * 14 * 4 + 1)  # and a byte for the label
+    assert total.bytes_down == 10 * 6 * 14 * 14 * 4
+    (batch,) = found["stage1"].batches
+    rest = 2 * (10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10)
+    assert batch.exchanges[0].server.flops == {"fp32": 10 * 3 * rest}
+    whole = found[plan.WHOLE]
+    assert whole.total().flops == {"fp32": 10 * (2 * conv + 3 * rest)}
+    assert whole.total().bytes_up == 0
+    assert found["stage1"].peak_bytes < found["stage4"].peak_bytes < whole.peak_bytes
+    link, server = tables().link("wifi"), tables().device("server")
+    turns = parallel([phases(found["stage1"], tables().device("phone_mid"), link, server)])
+    # 47,050 B at 26.3 Mbit/s, 47,040 B at 34.5, 10.5 ms each; 4.7 MFLOP at 1.514 GFLOP/s.
+    assert turns[0] is not None
+    assert turns[0].end_s == pytest.approx(0.0143 + 0.0109 + 2 * 0.0105 + 0.0031, abs=0.002)
+
+
+def test_output_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["model=cnn", "fleet=iot", "fleet.objective=joules"]) == 0
+    printed = capsys.readouterr().out
+    assert "jetson_nano" in printed
+    assert "fixed: 85.73 Mbit/s down" in printed
+    assert printed.count("*") == 2 * 4  # a best cut for each link and device
+    for overrides, message in (
+        (["fleet=x"], "error: fleet=x: takes flagship, iot, mobile, trace, uniform"),
+        (["fleet.objective=x"], "error: fleet.objective=x: takes seconds, joules"),
+        (["fleet=trace"], "error: fleet=trace: takes either fleet.population or fleet.capacity"),
+        (["model=nothing"], "error: model=nothing: takes cnn, "),
+    ):
+        assert plan.main(overrides) == 1
+        assert capsys.readouterr().err.startswith(message)
