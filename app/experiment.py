@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app import build_fleet as fleets
+from app import build_fleet
 from app import data_sources as sources
 from app.config.composition import MODEL_KEYS
 from app.config.schema import Config, DataConfig
@@ -31,11 +31,8 @@ from models import build as models_build
 from models.build import build, check_batch_of_one, smallest_input
 from models.weights import load_weights
 from strategies.client.training import ClientData
-from strategies.server.aggregation import AVERAGES
-from strategies.server.cuts import SplitStrategy
+from strategies.server.cuts import SplitSettings
 from strategies.server.loop import FederatedStrategy
-from strategies.server.schedules import on_base
-from strategies.server.server_optimizer import ServerSettings
 
 
 def dataset(config: Config) -> Dataset:
@@ -136,42 +133,57 @@ def strategy_class(config: Config) -> type[FederatedStrategy]:
     name = str(config.strategy["_target_"]).rpartition(".")[2]
     found = getattr(method(config), name)
     assert isinstance(found, type) and issubclass(found, FederatedStrategy)
-    if "base" not in config.strategy:
-        return found
-    assert issubclass(found, SplitStrategy)
-    base = config.strategy["base"]
-    return on_base(found, "null" if base is None else str(base))
+    return found
 
 
 def strategy(config: Config) -> FederatedStrategy:
-    """Return the server half, ready to start."""
+    """Return the method as a strategy, ready to start."""
+    import typing
+
+    from privacy.settings import PrivacySettings
+    from quant.settings import QuantSettings
+
     kind = strategy_class(config)
-    common = ("_target_", "name", "average", "base", *ServerSettings.names())
-    own = {k: v for k, v in config.strategy.items() if k not in common}
-    settings = {
-        "quant.bits": ("spec", config.quant.spec(kind.default_bits)),
-        "quant.wire": ("wire", config.quant.wire),
-        "quant.side": ("side", config.quant.side),
-        "split.cut": ("cut", config.split.cut),
-        "split.tail": ("tail", config.split.tail),
-        "link": ("link", config.link.settings()),
-        "privacy": ("privacy", config.privacy.settings()),
-        "prune.ratio": ("prune", config.prune.settings(config.rounds)),
-        "fleet.objective": ("objective", config.fleet.objective),
-        "evaluate.clients": ("evaluate_clients", config.evaluate.clients),
+    own = {k: v for k, v in config.strategy.items() if k not in ("_target_", "name")}
+    q = config.quant
+    groups = {
+        "quant": QuantSettings(
+            q.bits,
+            q.weight_bits,
+            q.act_bits,
+            q.edge_bits,
+            q.learn_step,
+            q.per_channel,
+            q.wire,
+            q.side,
+        ),
+        "split": SplitSettings(config.split.cut, config.split.tail),
+        "link": config.link.settings(),
+        "privacy": PrivacySettings(config.privacy.dcor_weight, config.privacy.epsilon),
+        "prune": config.prune.settings(config.rounds),
+        "objective": config.fleet.objective,
+        "evaluate_clients": config.evaluate.clients,
     }
-    own |= {name: value for key, (name, value) in settings.items() if key in kind.reads}
+    hints = typing.get_type_hints(kind.__init__)
+    args = {}
+    for name, hint in hints.items():
+        if name in groups:
+            args[name] = groups[name]
+        elif name in ("averaging", "settings"):
+            cls = typing.get_args(hint)[0]
+            import dataclasses
+
+            names = {f.name for f in dataclasses.fields(cls)}
+            args[name] = cls(**{k: v for k, v in own.items() if k in names})
     return kind(
         train=config.train.settings(),
         clients_per_round=config.clients.per_round,
         seed=config.seed,
-        average=AVERAGES[config.strategy["average"]],
         evaluate_every=config.evaluate.every,
-        fleet=fleets.make(config),
+        fleet=build_fleet.make(config),
         over_select=config.fleet.over_select,
         num_clients=config.clients.total,
-        server=ServerSettings.of(config.strategy),
-        **own,
+        **args,
     )
 
 
@@ -207,9 +219,7 @@ def check_drawn(config: Config, method: FederatedStrategy) -> None:
         ValueError: names the key.
         FileNotFoundError: the data are not there.
     """
-    drawn = strategy(config)
-    method.redraw(drawn.fleet, num_examples(config))
-    method.check_fleet()
+    strategy(config).check_fleet(method.prepared(), num_examples(config))
 
 
 def prepare(config: Config, method: FederatedStrategy) -> nn.Module:
@@ -218,11 +228,9 @@ def prepare(config: Config, method: FederatedStrategy) -> nn.Module:
     Raises:
         ValueError: the method cannot train this network; names the key.
     """
-    if not method.num_examples:  # what is known before a client is asked
-        method.num_examples = num_examples(config)
     if "prune.source" in method.reads and config.prune.source_content:
         _check_source(config.prune.source, config.prune.source_content)
-    return method.prepare(network(config), input_shape(config))
+    return method.prepare(network(config), input_shape(config), num_examples(config))
 
 
 def _check_source(source: str | None, content: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save_file
 from torch import nn
@@ -22,9 +22,10 @@ from app.config.composition import config_hash, from_run_config, relevant
 from app.config.errors import explain
 from app.config.schema import Config
 from strategies import messages
-from strategies.server.checkpoint import Checkpoint, Checkpoints
+from strategies.server.checkpoint import Checkpoints
 from strategies.server.discovery import wait_for_nodes
 from strategies.server.loop import FederatedStrategy
+from strategies.server.method import ServerState
 from tracking.jsonl import ROUNDS, JsonlSink, read
 from tracking.progress import ProgressSink, Show
 from tracking.record import Sink
@@ -131,7 +132,7 @@ def run(
     is_continued = (folder / CONFIG).exists()
     resume_from = claim(folder, config)
     take(folder, config, is_continued)
-    model = experiment.prepare(config, strategy)
+    model, data = experiment.prepare(config, strategy), experiment.dataset(config)
     done = list(resume_from.records) if resume_from else []
     sinks: list[Sink] = [
         JsonlSink(folder, done),
@@ -146,7 +147,7 @@ def run(
             grid,
             messages.to_record(model.state_dict()),
             num_rounds=config.rounds,
-            evaluate_fn=lambda r, arrays: None if r == 0 else evaluate(config, strategy, arrays),
+            test=lambda network: test(network, data.test_x, data.test_y),
             sinks=sinks,
             checkpoints=checkpoints,
             resume_from=resume_from,
@@ -162,14 +163,6 @@ def run(
         for sink in sinks:
             sink.finish(summary)
     return summary
-
-
-def evaluate(config: Config, strategy: FederatedStrategy, arrays: ArrayRecord) -> MetricRecord:
-    """Accuracy, mean cross-entropy and the method's own of ``arrays`` on the held-out test set."""
-    data = experiment.dataset(config)
-    state = messages.to_tensors(arrays)
-    metrics = strategy.evaluate(state, lambda network: test(network, data.test_x, data.test_y))
-    return MetricRecord(dict(metrics))
 
 
 @torch.no_grad()
@@ -189,7 +182,7 @@ class FolderTakenError(ValueError):
     """A run's folder holds something that this run must not touch."""
 
 
-def claim(folder: Path, config: Config) -> Checkpoint | None:
+def claim(folder: Path, config: Config) -> ServerState | None:
     """Return the checkpoint in ``folder`` that this run continues from, if any.
 
     Raises:
@@ -251,9 +244,9 @@ def identity(config: Config) -> dict[str, Any]:
 
 def describe(config: Config, strategy: FederatedStrategy, folder: Path) -> dict[str, Any]:
     """Return summary.json: totals over rounds.jsonl, the client's model, and what ran."""
-    parts = strategy.device_costs()
-    whole = strategy.network_cost()
-    batch, slots = config.train.batch_size, strategy.train.optimizer_slots
+    network, train = strategy.prepared().in_round(config.rounds), strategy.rounds.train
+    parts, whole = network.device_costs(), network.cost()
+    batch, slots = train.batch_size, train.optimizer_slots
     return {
         **summarise(folder, config.target_accuracy),
         "client_params": sum(part.params for part in parts),
@@ -264,7 +257,7 @@ def describe(config: Config, strategy: FederatedStrategy, folder: Path) -> dict[
         "network_params": whole.params,
         "network_flops_per_sample": whole.flops_forward + whole.flops_backward,
         "network_peak_train_bytes": whole.peak_train_bytes(batch, slots),
-        **strategy.describe(),
+        **network.describe(train),
         "strategy": config.strategy["name"],
         "model": experiment.model_name(config),
         "data": config.data.name,

@@ -13,28 +13,42 @@ Only the abstracts were at hand; binarized_split.md lists what is ours.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from fleet.clock import Rule
 from fleet.seeds import derive_seed
-from models.cost import Cost
 from models.split import cut_many
 from privacy.attacks import reconstruct
 from privacy.leakage import channel_leakage, laplace_noise
-from quant.binary import ESTIMATORS, BinarySpec, binarize, clip_latent
+from privacy.settings import PrivacySettings
+from quant.binary import BinarySpec, binarize, clip_latent
 from quant.codec import LinkSettings
 from strategies import messages
 from strategies.client import split_loop as split_learning
 from strategies.client.split_loop import Guard, Halves, Split
-from strategies.client.training import ClientData, LocalTraining, Streams, Update, epoch_sizes
+from strategies.client.training import ClientData, Streams, Update, epoch_sizes
 from strategies.messages import unpack_settings
-from strategies.server.cuts import Joined, SplitStrategy, part_costs
-from strategies.server.loop import FederatedStrategy, Test
-from strategies.server.workload import Pieces
+from strategies.server.aggregation import AverageSettings, Averaging
+from strategies.server.cuts import (
+    Candidate,
+    Cut,
+    CutNetwork,
+    Joined,
+    PartCosts,
+    Place,
+    SplitSettings,
+    Tested,
+    part_costs,
+)
+from strategies.server.loop import FederatedStrategy
+from strategies.server.method import Clients, Method, RoundArguments, RoundSettings, Test
+from strategies.server.schedules import BaseSettings
+from strategies.server.wires import Latent, device_part
 
 BINARIZE = ("client", "both", "none")
 PROBES = 500  # test samples that leakage is measured on: dCor's cost is quadratic in them
@@ -42,156 +56,145 @@ PAIRS = 1500  # others, at most, that the attacker's decoder learns from
 KEPT_VALUES = 2**24  # of all that crossed for these samples: wide cuts keep fewer of them,
 FEWEST = 200  # but not fewer than so many
 ATTACK_EPOCHS = 20
-LEAST_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
 class Binarized:
-    """What is binary.
-
-    Attributes:
-        what: ``client`` (the device's part), ``both`` (the whole network) or ``none``.
-        estimator: gradient of the activations' sign, see `quant.binary`.
-        scale: whether each channel is scaled by its mean |weight|.
-    """
+    """What is binary: ``client`` (the device's part), ``both`` (the whole network) or ``none``."""
 
     what: str = "client"
-    estimator: str = "clip"
-    scale: bool = False
 
     def __post_init__(self) -> None:
         if self.what not in BINARIZE:
             raise ValueError(f"strategy.binarize={self.what}: takes {', '.join(BINARIZE)}")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"strategy.estimator={self.estimator}: takes {', '.join(ESTIMATORS)}")
-        if not isinstance(self.scale, bool):
-            raise ValueError(f"strategy.scale={self.scale}: takes true or false")
-
-    def spec(self) -> BinarySpec:
-        """Return what `binarize` takes."""
-        return BinarySpec(estimator=self.estimator, scale=self.scale)
 
 
 @dataclass(frozen=True)
-class Privacy:
-    """What is done against leakage.
+class BinarizedSettings(BaseSettings):
+    """The method's own keys of the group strategy."""
 
-    Attributes:
-        dcor_weight: λ; 0 for no leak loss.
-        epsilon: ε of the noise; 0 for none.
-        attack: whether each evaluation reconstructs inputs; leaves training as it is.
-    """
-
-    dcor_weight: float = 0.0
-    epsilon: float = 0.0
-    attack: bool = True
+    binarize: str = field(
+        default="client",
+        metadata={
+            "help": "what is binary: client (the device's part), both (the whole network), none"
+        },
+    )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dcor_weight < float("inf"):
-            raise ValueError(f"privacy.dcor_weight={self.dcor_weight}: takes 0 or more, and finite")
-        if not (self.epsilon == 0 or LEAST_EPSILON <= self.epsilon < float("inf")):
-            raise ValueError(
-                f"privacy.epsilon={self.epsilon}: takes a number from {LEAST_EPSILON:g}, or null"
-            )
+        super().__post_init__()
+        Binarized(self.binarize)  # checks itself
 
 
-class BinarizedSplit(SplitStrategy):
-    """Server half; `strategies.server.schedules.on_base` puts it on a base.
+class BinarizedSplit(FederatedStrategy):
+    """A cut network whose device part, or all of it, is binary, on the schedule of a base.
 
     Args:
-        binarize: what is binary: ``client``, ``both`` or ``none``.
-        estimator: gradient of the activations' sign.
-        scale: whether channels are scaled by their mean |weight|.
+        settings: what is binary, and whose schedule it is.
         privacy: leak loss and noise.
-        common: arguments of `SplitStrategy`. Where the device's part is binary, ``link.up=fp32``
-            stands for ``sign``: ±1 is one bit.
+        split: where the network is cut.
+        link: codecs at the cut. Where the device's part is binary, ``up=fp32`` stands for
+            ``sign``: ±1 is one bit.
+        averaging: how clients are averaged.
+        objective: what ``split.cut=auto`` makes least.
+        rounds: as `RoundSettings`.
     """
 
-    reads: ClassVar[tuple[str, ...]] = (
-        "split.cut", "link", "fleet.objective", "train.server_lr", "privacy",
-    )  # fmt: skip
-    takes_mapping: ClassVar[bool] = False
+    reads = ("split.cut", "link", "fleet.objective", "train.server_lr", "privacy")
+    needs_colocation = True
 
     def __init__(
         self,
         *,
-        binarize: str = "client",
-        estimator: str = "clip",
-        scale: bool = False,
-        privacy: Privacy | None = None,
-        **common: Any,
+        settings: BinarizedSettings | None = None,
+        privacy: PrivacySettings | None = None,
+        split: SplitSettings | None = None,
+        link: LinkSettings | None = None,
+        averaging: AverageSettings | None = None,
+        objective: str = "seconds",
+        **rounds: Unpack[RoundArguments],
     ) -> None:
-        self.binarized = Binarized(binarize, estimator, scale)
-        self.privacy = privacy or Privacy()
-        train = common.get("train") or LocalTraining()
-        if train.batch_size == 1 and (self.privacy.dcor_weight or self.privacy.epsilon):
+        settings, privacy = settings or BinarizedSettings(), privacy or PrivacySettings()
+        link, common = link or LinkSettings(), RoundSettings(**rounds)
+        if common.train.batch_size == 1 and (privacy.dcor_weight or privacy.epsilon):
             raise ValueError(
                 "train.batch_size=1: privacy.dcor_weight and privacy.epsilon take 2 or more, they "
                 "compare the samples of a batch"
             )
-        link = common.get("link") or LinkSettings()
-        if binarize != "none" and link.up == "fp32":
-            common["link"] = replace(link, up="sign")
-        super().__init__(**common)
+        if settings.binarize != "none" and link.up == "fp32":
+            link = replace(link, up="sign")
+        binarized = Binarized(settings.binarize)
+        measured = partial(tested_and_probed, privacy, common.train.batch_size, common.seed)
+        method = Method(
+            network=BinaryCut(Cut.of(split, link, None, objective), binarized, measured),
+            schedule=settings.schedule,
+            wire=Latent(device_part),
+            aggregate=Averaging.over_a_cut(averaging),
+            settings=messages.pack_settings(binarized=binarized, privacy=privacy),
+        )
+        super().__init__(method, **rounds)
 
-    def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
-        """Cut the network and binarize its parts.
 
-        Raises:
-            ValueError: as `SplitStrategy`, or a layer has no binary form.
-        """
-        super().prepare(model, input_shape)
-        for split in self._halves:
-            try:
-                self._halves[split] = parts = binarized(model, split, self.binarized)
-            except ValueError as error:
-                raise ValueError(
-                    f"split.cut={split.cut} strategy.binarize={self.binarized.what}: {error}"
-                ) from error
-            self._names[split] = parts.device_names()
-        self._costs = {}
-        return FederatedStrategy.prepare(self, Whole(parts), input_shape)
+# The network --------------------------------------------------------------------------------------
 
-    def costs_at(
+
+@dataclass(frozen=True)
+class BinaryCut:
+    """Cuts the user's network and binarizes its parts.
+
+    Attributes:
+        cut: how it is cut.
+        binarized: what is binary.
+        tested: how the network is tested.
+    """
+
+    cut: Cut
+    binarized: Binarized
+    tested: Tested
+
+    def check(self, rounds: RoundSettings) -> None:
+        """As `Cut`."""
+        self.cut.check(rounds)
+
+    def prepare(
         self,
         model: nn.Module,
         input_shape: tuple[int, ...],
-        pieces: Pieces,
-        name: str,
-        tail: str,
-    ) -> tuple[list[Cost], Cost]:
-        """Of the parts as they are binarized there."""
-        return part_costs(binarized(model, Split(name), self.binarized), input_shape)
+        clients: Clients,
+        rounds: RoundSettings,
+        rule: Rule,
+    ) -> CutNetwork:
+        """Cut the network and binarize its parts.
 
-    def client_config(self) -> dict[str, bool | int | float | str]:
-        """As `SplitStrategy`, what is binary, and the measures against leakage."""
-        own = messages.pack_settings(binarized=self.binarized, privacy=self.privacy)
-        return super().client_config() | own
+        Raises:
+            ValueError: as `Cut`, or a layer has no binary form.
+        """
 
-    def describe(self) -> dict[str, float]:
-        """As `SplitStrategy`; bit widths are the device's."""
+        def costs_at(candidate: Candidate) -> PartCosts:
+            parts = binarized(candidate.model, Split(candidate.name), self.binarized)
+            return part_costs(parts, candidate.input_shape)
+
+        network = replace(self.cut, costs_at=costs_at).prepare(
+            model, input_shape, clients, rounds, rule
+        )
+        place = network.only()
+        try:
+            parts = binarized(model, place.split, self.binarized)
+        except ValueError as error:
+            raise ValueError(
+                f"split.cut={place.split.cut} strategy.binarize={self.binarized.what}: {error}"
+            ) from error
         bits = 32 if self.binarized.what == "none" else 1
-        return super().describe() | {"weight_bits": bits, "act_bits": bits}
-
-    def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
-        """Test what crosses, noise and all, and measure what it says about the input."""
-        (parts,) = self._halves.values()
-        noise, draw = (
-            torch.Generator().manual_seed(derive_seed(self.seed, f"privacy {purpose}"))
-            for purpose in ("noise", "probes")
+        return network.with_parts(
+            Whole(parts),
+            replace(place, parts=parts, names=parts.device_names()),
+            described={"weight_bits": bits, "act_bits": bits},
+            tested=self.tested,
         )
-        disguise = partial(
-            noisy, epsilon=self.privacy.epsilon, batch=self.train.batch_size, generator=noise
-        )
-        network = Observed(parts, arrays, self.link, disguise, draw)
-        accuracy, loss = test(network)
-        found = leakage(network.x, network.z, self.privacy.attack, self.seed)
-        return {"accuracy": accuracy, "loss": loss, **found}
 
 
 def binarized(model: nn.Module, split: Split, settings: Binarized) -> Halves:
     """Cut ``model``, with the parts binarized that are to be."""
-    spec = settings.spec()
+    spec = BinarySpec()
     if settings.what == "both":
         model = binarize(model, spec, sign_output=False)
     first, server = cut_many(model, [split.cut])
@@ -221,6 +224,30 @@ class Whole(nn.Module):
         """Of all parts."""
         for part in self.parts:
             yield from part.named_parameters(remove_duplicate=False)
+
+
+# What an evaluation measures ----------------------------------------------------------------------
+
+
+def tested_and_probed(
+    privacy: PrivacySettings,
+    batch: int,
+    seed: int,
+    network: CutNetwork,
+    place: Place,
+    arrays: Mapping[str, Tensor],
+    test: Test,
+) -> dict[str, float]:
+    """Test what crosses, noise and all, and measure what it says about the input."""
+    noise, draw = (
+        torch.Generator().manual_seed(derive_seed(seed, f"privacy {purpose}"))
+        for purpose in ("noise", "probes")
+    )
+    disguise = partial(noisy, epsilon=privacy.epsilon, batch=batch, generator=noise)
+    observed = Observed(place.parts, arrays, network.link, disguise, draw)
+    accuracy, loss = test(observed)
+    found = leakage(observed.x, observed.z, seed)
+    return {"accuracy": accuracy, "loss": loss, **found}
 
 
 class Observed(Joined):
@@ -287,27 +314,26 @@ def picked(kept: Tensor, new: Tensor, rows: Tensor) -> Tensor:
     return found
 
 
-def noisy(z: Tensor, epsilon: float, batch: int, generator: torch.Generator) -> Tensor:
-    """``z`` with the noise that batches of ``batch`` have in training; as it is where ε is 0."""
+def noisy(z: Tensor, epsilon: float | None, batch: int, generator: torch.Generator) -> Tensor:
+    """``z`` with the noise that batches of ``batch`` have in training; as it is without ε."""
     if not epsilon:
         return z
     parts = z.split(epoch_sizes(len(z), batch))
     return torch.cat([laplace_noise(part, epsilon, generator) for part in parts])
 
 
-def leakage(x: Tensor, z: Tensor, attack: bool, seed: int) -> dict[str, float]:
+def leakage(x: Tensor, z: Tensor, seed: int) -> dict[str, float]:
     """What ``z`` (n, …) says about ``x`` (n, …); nothing of fewer than four samples."""
     if len(x) < 4:
         return {}
     probes = min(PROBES, len(x) // 2)
     channels = channel_leakage(x[:probes], z[:probes])
     found = {"dcor_max": float(channels.max()), "dcor_mean": float(channels.mean())}
-    if attack:
-        pairs, unseen = (z[probes:], x[probes:]), (z[:probes], x[:probes])
-        drawn = reconstruct(pairs, unseen, ATTACK_EPOCHS, derive_seed(seed, "privacy attack"))
-        found |= {"attack_mse": drawn.mse, "attack_mean_mse": drawn.mean_mse}
-        if drawn.ssim is not None:
-            found["attack_ssim"] = drawn.ssim
+    pairs, unseen = (z[probes:], x[probes:]), (z[:probes], x[:probes])
+    drawn = reconstruct(pairs, unseen, ATTACK_EPOCHS, derive_seed(seed, "privacy attack"))
+    found |= {"attack_mse": drawn.mse, "attack_mean_mse": drawn.mean_mse}
+    if drawn.ssim is not None:
+        found["attack_ssim"] = drawn.ssim
     return found
 
 
@@ -317,7 +343,7 @@ def leakage(x: Tensor, z: Tensor, attack: bool, seed: int) -> dict[str, float]:
 class Shield(Guard):
     """Keeps latent weights in [−1, 1], and what crosses from saying too much."""
 
-    def __init__(self, privacy: Privacy, generator: torch.Generator) -> None:
+    def __init__(self, privacy: PrivacySettings, generator: torch.Generator) -> None:
         self._privacy = privacy
         self._generator = generator
 
@@ -356,6 +382,6 @@ def train(
     streams: Streams,
 ) -> Update:
     """Client half: split learning's, shielded."""
-    privacy = unpack_settings(config, "privacy", Privacy)
+    privacy = unpack_settings(config, "privacy", PrivacySettings)
     guard = Shield(privacy, streams.generator("privacy"))
     return split_learning.train(model, arrays, data, config, streams, guard)

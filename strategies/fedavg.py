@@ -5,6 +5,7 @@ and send their weights; the server takes w = Σ (nᵢ/Σn)·wᵢ.
 """
 
 from collections.abc import Mapping
+from typing import Unpack
 
 from torch import Tensor, nn
 
@@ -17,19 +18,34 @@ from strategies.client.training import (
     train_epochs,
 )
 from strategies.messages import proximal_mu, unpack_settings
-from strategies.server.checkpoint import Arrays
+from strategies.server.aggregation import Averaging, AveragingSettings
 from strategies.server.loop import FederatedStrategy
+from strategies.server.method import Method, RoundArguments
+from strategies.server.networks import Whole
+from strategies.server.schedules import PARALLEL
+from strategies.server.wires import Latent
 
 
 class FedAvg(FederatedStrategy):
-    """Server half. Arguments as in `FederatedStrategy`."""
+    """The whole network on every client, in parallel, averaged.
 
-    def state(self) -> Arrays:
-        """None: the global model is all there is."""
-        return {}
+    Args:
+        averaging: how clients are averaged, FedProx's μ, and a server optimizer.
+        rounds: as `RoundSettings`.
+    """
 
-    def load_state(self, state: Arrays) -> None:
-        """Nothing to take back."""
+    def __init__(
+        self, *, averaging: AveragingSettings | None = None, **rounds: Unpack[RoundArguments]
+    ) -> None:
+        averaging = averaging or AveragingSettings()
+        method = Method(
+            network=Whole(),
+            schedule=PARALLEL,
+            wire=Latent(),
+            aggregate=Averaging.of(averaging),
+            settings=averaging.client_settings(),
+        )
+        super().__init__(method, **rounds)
 
 
 def prepare(model: nn.Module, config: Mapping[str, object]) -> nn.Module:

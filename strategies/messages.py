@@ -21,7 +21,6 @@ from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fleet.work import Work
 from strategies.client.training import Update
 
 ARRAYS = "arrays"
@@ -34,8 +33,7 @@ LOSS = "train-loss"
 PROXIMAL_MU = "proximal-mu"  # as Flower's FedProx calls it
 ALONE = "alone"  # where the client trains without network
 PARTITION = "partition-id"
-BYTES_UP, BYTES_DOWN, PEAK_BYTES = "work.bytes-up", "work.bytes-down", "work.peak-bytes"
-FLOPS = "work.flops."
+BYTES_UP, BYTES_DOWN = "cut.bytes-up", "cut.bytes-down"
 EXTRA = "extra."
 
 Settings = TypeVar("Settings")
@@ -85,12 +83,14 @@ def _as_numpy(value: Tensor | NDArray[Any]) -> NDArray[Any]:
 def pack_settings(**groups: Any) -> dict[str, bool | int | float | str]:
     """Flatten dataclasses into config keys: ``train=LocalTraining()`` gives ``train.lr`` …
 
-    Values must be of the types a ConfigRecord takes; None is not one of them.
+    Values must be of the types a ConfigRecord takes. None is not one of them: it is left out, and
+    stands for the default of its key.
     """
     return {
         f"{group}.{name}": value
         for group, settings in groups.items()
         for name, value in asdict(settings).items()
+        if value is not None
     }
 
 
@@ -136,17 +136,14 @@ def read_request(message: Message) -> tuple[ArrayRecord, ConfigRecord, int]:
 
 def reply(message: Message, update: Update) -> Message:
     """Answer a train message."""
-    arrays, received = to_record(update.arrays), message.content.array_records[ARRAYS]
     metrics: dict[str, Any] = {
         NUM_EXAMPLES: update.num_examples,
         LOSS: update.loss,
-        BYTES_UP: update.work.bytes_up + payload_bytes(arrays, update.crosses),
-        BYTES_DOWN: update.work.bytes_down + payload_bytes(received, update.crosses),
-        PEAK_BYTES: update.work.peak_bytes,
-        **{FLOPS + precision: count for precision, count in update.work.flops.items()},
+        BYTES_UP: update.bytes_up,
+        BYTES_DOWN: update.bytes_down,
         **{EXTRA + name: value for name, value in update.metrics.items()},
     }
-    content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord(metrics)})
+    content = RecordDict({ARRAYS: to_record(update.arrays), METRICS: MetricRecord(metrics)})
     return Message(content, reply_to=message)
 
 
@@ -161,14 +158,15 @@ def read_reply(message: Message) -> Update:
         arrays=to_tensors(message.content.array_records[ARRAYS]),
         num_examples=int(metrics[NUM_EXAMPLES]),
         loss=metrics[LOSS],
-        work=Work(
-            bytes_up=int(metrics[BYTES_UP]),
-            bytes_down=int(metrics[BYTES_DOWN]),
-            flops=under(FLOPS),
-            peak_bytes=int(metrics[PEAK_BYTES]),
-        ),
+        bytes_up=int(metrics[BYTES_UP]),
+        bytes_down=int(metrics[BYTES_DOWN]),
         metrics=under(EXTRA),
     )
+
+
+def reply_bytes(message: Message, names: Collection[str] | None = None) -> int:
+    """Bytes of the arrays in a reply that cross the network; None counts all."""
+    return payload_bytes(message.content.array_records[ARRAYS], names)
 
 
 def error_reply(message: Message, error: BaseException) -> Message:

@@ -4,6 +4,7 @@ Hydra checks names and types against `app.config.schema`; `validate` checks valu
 together.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -29,9 +30,9 @@ from app.config.errors import explain, nearest
 from app.config.schema import ClientsConfig, Config, PruneConfig, flatten, known_keys
 from data.partition import SCHEMES
 from quant.layers import BIT_WIDTHS, FULL_PRECISION
+from quant.settings import WIRES
 from strategies.client.proximal import check_mu
 from strategies.client.split_loop import SIDES
-from strategies.oqfl import WIRES
 from strategies.server.aggregation import AVERAGES
 from strategies.server.server_optimizer import ServerSettings
 
@@ -200,7 +201,6 @@ def validate(config: Config) -> None:
     if config.privacy.epsilon == 0:
         raise ValueError("privacy.epsilon=0.0: takes a positive number, or null for no noise")
     config.privacy.settings()
-    ServerSettings.of(config.strategy)  # checks itself
     check_mu(config.strategy.get("proximal_mu", 0.0))
     if min(data.shape, default=0) < 1 or data.num_classes < 1:
         raise ValueError(
@@ -290,7 +290,11 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("data.alpha")
     if config.train.optimizer != "sgd":
         unread.add("train.momentum")
-    unread |= {f"strategy.{name}" for name in ServerSettings.of(config.strategy).unread()}
+    names = [f.name for f in dataclasses.fields(ServerSettings)]
+    server = ServerSettings(**{n: config.strategy[n] for n in names if n in config.strategy})
+    unread |= {f"strategy.{name}" for name in server.unread()}
+    if "prune.ratio" in reads:
+        flat["prune.frozen"] = False
     # Through JSON, so that what is compared with a file is equal to what was written to it.
     return {
         key: json.loads(json.dumps(value))

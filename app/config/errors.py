@@ -1,5 +1,6 @@
 """Whatever is wrong becomes one line that names the key, what it got and what it takes."""
 
+import dataclasses
 import difflib
 import re
 
@@ -56,7 +57,14 @@ _KINDS = {
 def nearest(key: str) -> str:
     """Return a hint with the nearest existing keys, or nothing."""
     known = list(known_keys())
-    known += [f"strategy.{name}" for name in ("average", "proximal_mu", *ServerSettings.names())]
+    known += [
+        f"strategy.{name}"
+        for name in (
+            "average",
+            "proximal_mu",
+            *[f.name for f in dataclasses.fields(ServerSettings)],
+        )
+    ]
     if key in known:
         return "; other methods take it, this one does not"
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)

@@ -8,9 +8,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from privacy.settings import PrivacySettings as Privacy
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec
-from strategies.binarized_split import Privacy
 from strategies.client.training import LocalTraining
 from strategies.server.bottleneck import PruneSettings
 
@@ -135,7 +135,7 @@ class PrivacyConfig:
 
     def settings(self) -> Privacy:
         """Return what the strategies take."""
-        return Privacy(self.dcor_weight, self.epsilon or 0.0, self.attack)
+        return Privacy(self.dcor_weight, self.epsilon)
 
 
 @dataclass
@@ -167,7 +167,6 @@ class PruneConfig:
             importance=self.importance,
             rounds=last,
             stages=self.stages,
-            frozen=self.frozen,
             source=self.source or "",
             pretrain_rounds=default if self.pretrain_rounds is None else self.pretrain_rounds,
         )

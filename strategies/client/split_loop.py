@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fleet.work import Work
 from models.split import cut_many
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec, quantize
@@ -52,12 +51,10 @@ class Split:
         cut: name of the cut point; what comes before it is on the device.
         tail: name of the second cut point, after which the network is on the device again; empty
             where the server has all that follows the first.
-        private: whether the device's part stays with its client and crosses at no time.
     """
 
     cut: str
     tail: str = ""
-    private: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,6 @@ def train(
     Only the device's part crosses the network; the server's is in the message because it is here
     that it is simulated.
     """
-    split = unpack_settings(config, "split", Split)
     settings = unpack_settings(config, "train", LocalTraining)
     link = Link(
         unpack_settings(config, "link", LinkSettings),
@@ -157,8 +153,8 @@ def train(
         arrays={name: state[name] for name in arrays},
         num_examples=len(data),
         loss=loss,
-        work=Work(bytes_up=link.bytes_up, bytes_down=link.bytes_down),
-        crosses=frozenset() if split.private else model.device_names(),
+        bytes_up=link.bytes_up,
+        bytes_down=link.bytes_down,
     )
 
 

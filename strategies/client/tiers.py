@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fleet.work import Work
 from models.exits import ExitHead, ExitSpec, exit_head, exit_name
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec
@@ -92,9 +91,9 @@ def train(
         arrays={name: state[name] for name in arrays},
         num_examples=len(data),
         loss=edge_loss if loss is None else loss,
-        work=Work(bytes_up=link.bytes_up, bytes_down=link.bytes_down),
+        bytes_up=link.bytes_up,
+        bytes_down=link.bytes_down,
         metrics={EDGE_LOSS: edge_loss},
-        crosses=frozenset() if is_alone else model.halves.device_names() | mine.keys(),
     )
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fleet.seeds import derive_seed
-from fleet.work import Work
 from quant.functional import MIN_STEP
 from quant.layers import is_step
 from strategies.client.proximal import Proximal
@@ -122,18 +121,17 @@ class Update:
         arrays: what goes up, by name: model state, or packed codes as (n,) uint8.
         num_examples: samples the client has, its weight in the average.
         loss: mean training loss per sample over the round.
-        work: what it took, without the arrays of either direction, which are counted as they lie.
+        bytes_up: what the device sent over the cut, where there is one.
+        bytes_down: what it was sent over the cut.
         metrics: what a method adds.
-        crosses: names of the arrays that would cross the network, in both directions; None for
-            all. The others travel in the simulation's messages alone and are not counted.
     """
 
     arrays: dict[str, Tensor]
     num_examples: int
     loss: float
-    work: Work = field(default_factory=Work)
+    bytes_up: int = 0
+    bytes_down: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    crosses: frozenset[str] | None = None
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:

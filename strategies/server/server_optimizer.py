@@ -20,8 +20,8 @@ Only what trains is stepped, see `ServerOptimizer.step`.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from quant.functional import MIN_STEP
 from quant.layers import initialised_flag, is_step
 from strategies import messages
-from strategies.server.checkpoint import Arrays
+from strategies.server.method import Arrays
 
 NONE = "none"
 # The settings that each one reads.
@@ -49,23 +49,20 @@ PREFIX = "server_optimizer."  # of its arrays in a checkpoint
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What the server does with the average; names are those under ``strategy`` in conf/.
+    """What the server does with the average: keys of the group strategy."""
 
-    Attributes:
-        server_optimizer: ``none``, ``fedavgm``, ``fedadam`` or ``fedyogi``.
-        server_learning_rate: η; None takes Flower's: 1, 0.1, 0.01.
-        server_momentum: β of ``fedavgm``.
-        beta_1: of ``fedadam`` and ``fedyogi``, as are the next two.
-        beta_2: decay of the squares.
-        tau: added to √v; the larger, the less adaptive.
-    """
-
-    server_optimizer: str = NONE
-    server_learning_rate: float | None = None
-    server_momentum: float = 0.9
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    tau: float = 1e-3
+    server_optimizer: str = field(
+        default=NONE, metadata={"help": "none, fedavgm, fedadam, fedyogi (fedavg, oqfl)"}
+    )
+    server_learning_rate: float | None = field(
+        default=None, metadata={"help": "of the server optimizer; null: Flower's, 1, 0.1, 0.01"}
+    )
+    server_momentum: float = field(default=0.9, metadata={"help": "fedavgm: momentum"})
+    beta_1: float = field(default=0.9, metadata={"help": "fedadam, fedyogi: decay of the mean"})
+    beta_2: float = field(default=0.99, metadata={"help": "fedadam, fedyogi: of the squares"})
+    tau: float = field(
+        default=1e-3, metadata={"help": "fedadam, fedyogi: the larger, the less adaptive"}
+    )
 
     def __post_init__(self) -> None:
         if self.server_optimizer not in SERVER_OPTIMIZERS:
@@ -82,20 +79,15 @@ class ServerSettings:
         if not (is_number(self.tau) and 0 < self.tau < math.inf):
             raise ValueError(f"strategy.tau={self.tau}: takes a finite number above 0")
 
-    @classmethod
-    def of(cls, strategy: Mapping[str, Any]) -> "ServerSettings":
-        """Take what is ours from a strategy's configuration; what is absent keeps its default."""
-        return cls(**{name: strategy[name] for name in cls.names() if name in strategy})
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """All settings."""
-        return tuple(f.name for f in fields(cls))
+    @property
+    def is_used(self) -> bool:
+        """Whether there is an optimizer at all."""
+        return self.server_optimizer != NONE
 
     def unread(self) -> tuple[str, ...]:
         """Settings that the chosen optimizer does not read."""
         read = ("server_optimizer", *SERVER_OPTIMIZERS[self.server_optimizer])
-        return tuple(name for name in self.names() if name not in read)
+        return tuple(f.name for f in fields(ServerSettings) if f.name not in read)
 
 
 def is_number(value: object) -> bool:
@@ -116,8 +108,8 @@ class ServerOptimizer:
         self._names: list[str] = []  # in the order of FedAvgM's list
 
     def step(
-        self, server_round: int, before: ArrayRecord, average: Arrays, trained: Sequence[str]
-    ) -> Arrays:
+        self, server_round: int, before: Arrays, average: Arrays, trained: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
         """Return the new global model.
 
         Args:
@@ -133,8 +125,7 @@ class ServerOptimizer:
         self._names = sorted(trained)
         stepped = {name: average[name] for name in self._names}
         current = {
-            name: before[name].numpy() if _is_set(name, before) else average[name]
-            for name in self._names
+            name: before[name] if _is_set(name, before) else average[name] for name in self._names
         }
         if isinstance(self._flower, flower.FedAvgM):
             self._flower.current_arrays = messages.to_record(current)
@@ -149,7 +140,7 @@ class ServerOptimizer:
             for name, old in average.items()
         }
 
-    def state(self) -> Arrays:
+    def state(self) -> dict[str, NDArray[Any]]:
         """Return the memory: one array per kind and parameter, shaped like it; at first none."""
         if isinstance(self._flower, flower.FedAvgM):
             vector = self._flower.momentum_vector
@@ -176,8 +167,8 @@ class ServerOptimizer:
             self._flower.v_t = _under(f"{PREFIX}v_t.", state) or None
 
 
-def _is_set(name: str, before: ArrayRecord) -> bool:
-    return not is_step(name) or bool(before[initialised_flag(name)].numpy())
+def _is_set(name: str, before: Arrays) -> bool:
+    return not is_step(name) or bool(before[initialised_flag(name)])
 
 
 def _finish(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -186,7 +177,7 @@ def _finish(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any
     return np.maximum(typed, dtype.type(MIN_STEP)) if is_step(name) else typed
 
 
-def _under(prefix: str, state: Arrays) -> Arrays:
+def _under(prefix: str, state: Arrays) -> dict[str, NDArray[Any]]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
