@@ -13,7 +13,6 @@ from app.config.composition import from_omegaconf
 from app.config.schema import Config
 from app.server import MODEL
 from strategies.client.training import load_arrays
-from strategies.server.cuts import SplitStrategy
 
 
 def load_config(run: Path) -> Config:
@@ -40,7 +39,7 @@ def refuse_private(config: Config, run: Path) -> None:
         ValueError: names the strategy.
     """
     kind = experiment.strategy_class(config)
-    if issubclass(kind, SplitStrategy) and kind.is_private:
+    if kind.is_private:
         raise ValueError(
             f"{run}: strategy={config.strategy['name']}: each client has a half of its own; takes "
             "a run that trains one network for all"

@@ -130,6 +130,7 @@ class BinarizedSplit(FederatedStrategy):
             wire=Latent(device_part),
             aggregate=Averaging.over_a_cut(averaging),
             settings=messages.pack_settings(binarized=binarized, privacy=privacy),
+            needs_prepare="a network that is cut",
         )
         super().__init__(method, **rounds)
 

@@ -66,6 +66,7 @@ class Deprune(FederatedStrategy):
             wire=Latent(device_part),
             aggregate=Averaging.over_a_cut(averaging),
             report=active_channels,
+            needs_prepare="a network that is cut",
         )
         super().__init__(method, **rounds)
 

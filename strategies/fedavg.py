@@ -38,12 +38,14 @@ class FedAvg(FederatedStrategy):
         self, *, averaging: AveragingSettings | None = None, **rounds: Unpack[RoundArguments]
     ) -> None:
         averaging = averaging or AveragingSettings()
+        aggregate = Averaging.of(averaging)
         method = Method(
             network=Whole(),
             schedule=PARALLEL,
             wire=Latent(),
-            aggregate=Averaging.of(averaging),
+            aggregate=aggregate,
             settings=averaging.client_settings(),
+            needs_prepare=aggregate.needs_prepare,
         )
         super().__init__(method, **rounds)
 

@@ -157,6 +157,7 @@ class Hierarchical(FederatedStrategy):
             private=PartsOfAlone(evaluate_clients),
             outage=outage,
             report=functools.partial(edge_report, outage),
+            needs_prepare="a network that is cut",
         )
         super().__init__(method, **rounds)
 
@@ -232,9 +233,9 @@ class CutWithExit:
             place,
             settings={**network.settings, **messages.pack_settings(exit=spec)},
             described={**network.described, **down},
-            tested=functools.partial(tested_at_both_exits, spec, name),
+            tested=tested_at_both_exits,
             alone_work=alone_round if self.may_be_alone else None,
-            tested_alone=functools.partial(tested_at_the_edge, spec, name),
+            tested_alone=tested_at_the_edge,
             whole_cost=cost_of_tiers,
         )
 
@@ -263,41 +264,30 @@ def cost_of_tiers(network: CutNetwork) -> Cost:
     return joined([device[0], server, *device[1:]])
 
 
-def tiers_of(parts: Halves, spec: ExitSpec, name: str, arrays: Mapping[str, Tensor]) -> Tiers:
+def tiers_in(network: CutNetwork, arrays: Mapping[str, Tensor]) -> Tiers:
     """Return both parts and the exit, with these arrays of the global model."""
-    tiers = Tiers(parts, exit_head(spec, 0), name)
+    place = network.only()
+    spec = ExitSpec(**messages.under("exit.", network.settings))
+    own = place.names - place.parts.device_names()
+    tiers = Tiers(place.parts, exit_head(spec, 0), next(iter(own)).partition(".")[0])
     tiers.load(arrays)
     return tiers
 
 
-def edge_of(tiers: Tiers) -> nn.Module:
-    """Return the network that the device has: its part and its exit, (B, …) → (B, classes)."""
-    return nn.Sequential(tiers.halves.device[0], tiers.exit)
-
-
 def tested_at_both_exits(
-    spec: ExitSpec,
-    name: str,
-    network: CutNetwork,
-    place: Place,
-    arrays: Mapping[str, Tensor],
-    test: Test,
+    network: CutNetwork, place: Place, arrays: Mapping[str, Tensor], test: Test
 ) -> dict[str, float]:
     """Accuracy and loss of the cloud's exit, through the link, and of the edge's."""
-    edge = tested_at_the_edge(spec, name, network, place, arrays, test)
+    edge = tested_at_the_edge(network, place, arrays, test)
     return tested_through_the_link(network, place, arrays, test) | edge
 
 
 def tested_at_the_edge(
-    spec: ExitSpec,
-    name: str,
-    network: CutNetwork,
-    place: Place,
-    arrays: Mapping[str, Tensor],
-    test: Test,
+    network: CutNetwork, place: Place, arrays: Mapping[str, Tensor], test: Test
 ) -> dict[str, float]:
-    """Accuracy and loss of the edge's exit."""
-    accuracy, loss = test(edge_of(tiers_of(place.parts, spec, name, arrays)))
+    """Accuracy and loss of what the device has without network: its part and its exit."""
+    tiers = tiers_in(network, arrays)
+    accuracy, loss = test(nn.Sequential(tiers.halves.device[0], tiers.exit))
     return {"edge_accuracy": accuracy, EDGE_LOSS: loss}
 
 

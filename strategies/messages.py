@@ -97,9 +97,13 @@ def pack_settings(**groups: Any) -> dict[str, bool | int | float | str]:
 def unpack_settings(config: Mapping[str, Any], group: str, kind: type[Settings]) -> Settings:
     """Inverse of `pack_settings` for one group; keys that are not there keep their defaults."""
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    prefix = f"{group}."
-    given = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
+    given = under(f"{group}.", config)
     return kind(**{name: value for name, value in given.items() if name in names})
+
+
+def under(prefix: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings whose names begin with ``prefix``, without it."""
+    return {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
 
 
 def of_network(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,17 +154,13 @@ def reply(message: Message, update: Update) -> Message:
 def read_reply(message: Message) -> Update:
     """Inverse of `reply`; the arrays are tensors that share the message's memory."""
     metrics = cast(Mapping[str, float], message.content.metric_records[METRICS])
-
-    def under(prefix: str) -> dict[str, float]:
-        return {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
-
     return Update(
         arrays=to_tensors(message.content.array_records[ARRAYS]),
         num_examples=int(metrics[NUM_EXAMPLES]),
         loss=metrics[LOSS],
         bytes_up=int(metrics[BYTES_UP]),
         bytes_down=int(metrics[BYTES_DOWN]),
-        metrics=under(EXTRA),
+        metrics=under(EXTRA, metrics),
     )
 
 

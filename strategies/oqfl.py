@@ -74,12 +74,14 @@ class OQFL(FederatedStrategy):
         **rounds: Unpack[RoundArguments],
     ) -> None:
         quant, averaging = quant or QuantSettings(), averaging or AveragingSettings()
+        aggregate = Averaging.of(averaging)
         method = Method(
             network=Quantized(quant.spec(DEFAULT_BITS)),
             schedule=PARALLEL,
             wire=wire_of(quant.wire),
-            aggregate=Averaging.of(averaging),
+            aggregate=aggregate,
             settings=averaging.client_settings(),
+            needs_prepare=aggregate.needs_prepare or ("" if quant.wire == "latent" else "OQFL"),
         )
         super().__init__(method, **rounds)
 
@@ -129,8 +131,7 @@ class Codes:
         self, network: Network | None, arrays: Arrays, partition: int, server_round: int, seed: int
     ) -> Arrays:
         """The global weights, as codes where the server sends codes."""
-        if network is None:
-            raise RuntimeError("OQFL needs prepare() before start() to pack codes")
+        assert network is not None, "codes need prepare()"
         if not self.both_ways:
             return arrays
         generator = torch.Generator().manual_seed(derive_seed(seed, "wire.down", server_round))

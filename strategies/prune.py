@@ -83,6 +83,7 @@ class Prune(FederatedStrategy):
             wire=Latent(device_part),
             aggregate=Averaging.over_a_cut(averaging),
             report=active_channels,
+            needs_prepare="a network that is cut",
         )
         super().__init__(method, **rounds)
 

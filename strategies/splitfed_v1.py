@@ -49,5 +49,6 @@ class SplitFedV1(FederatedStrategy):
             schedule=PARALLEL,
             wire=Latent(device_part),
             aggregate=Averaging.over_a_cut(averaging),
+            needs_prepare="a network that is cut",
         )
         super().__init__(method, **rounds)

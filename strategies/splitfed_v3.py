@@ -51,6 +51,7 @@ class SplitFedV3(FederatedStrategy):
 
     reads = (*READS, "evaluate.clients")
     needs_colocation = True
+    is_private = True
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class SplitFedV3(FederatedStrategy):
             wire=Latent(nothing),
             aggregate=Averaging.over_a_cut(averaging),
             private=OwnParts(evaluate_clients),
+            needs_prepare="a network that is cut",
         )
         super().__init__(method, **rounds)
 

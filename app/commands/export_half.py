@@ -20,7 +20,8 @@ from app.run_folder import fill, load_weights
 from app.server import EVALUATION_BATCH
 from models.split import cut
 from quant.binary_export import load_packed, pack_half, save_packed
-from strategies.binarized_split import BinarizedSplit, binarized
+from strategies.binarized_split import BinarizedSplit
+from strategies.server.cuts import CutNetwork
 
 PACKED_HALF = "packed_half.safetensors"
 
@@ -104,8 +105,9 @@ def device_half(run: Path, config: Config) -> tuple[nn.Module, str]:
     strategy = experiment.strategy(config)
     assert isinstance(strategy, BinarizedSplit)
     experiment.prepare(config, strategy)
-    split = strategy.split_of(0)
-    half = binarized(experiment.network(config), split, strategy.binarized).device[0]
+    network = strategy.prepared().in_round(1)
+    assert isinstance(network, CutNetwork)
+    split, half = network.only().split, network.only().parts.device[0]
     weights = {n: w for n, w in load_weights(run).items() if n in half.state_dict()}
     return fill(half, weights, run), split.cut
 

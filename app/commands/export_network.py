@@ -24,7 +24,6 @@ from app.server import EVALUATION_BATCH, MODEL
 from quant.export import Network, SizeReport, is_ours, load_packed, save_packed, size_report
 from quant.layers import FULL_PRECISION, QuantSpec, quantize
 from quant.onnx_export import load_onnx, save_onnx
-from strategies.server.cuts import SplitStrategy
 
 PACKED, ONNX = "packed.safetensors", "model.onnx"
 MOST_POINTS = 0.1
@@ -170,9 +169,9 @@ def tested_through(config: Config) -> str:
     """Return the keys that change what crosses the cut when a run is tested."""
     kind = experiment.strategy_class(config)
     given: dict[str, Any] = {}
-    if issubclass(kind, SplitStrategy):
+    if "link" in kind.reads:
         codecs = {"link.up": config.link.up}
-        if kind.is_u_shaped:  # else only gradients go down
+        if "split.tail" in kind.reads:  # else only gradients go down
             codecs["link.down"] = config.link.down
         given |= {key: codec for key, codec in codecs.items() if codec != "fp32"}
     if "privacy" in kind.reads and config.privacy.epsilon:

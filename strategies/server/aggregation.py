@@ -114,6 +114,11 @@ class Averaging:
             return Averaging(settings.function)
         return Averaging(settings.function, settings)
 
+    @property
+    def needs_prepare(self) -> str:
+        """What cannot go without knowing which parameters train."""
+        return "strategy.server_optimizer" if self.optimizer.is_used else ""
+
     @staticmethod
     def over_a_cut(settings: AverageSettings | None) -> "Averaging":
         """The same for a network that is cut.
@@ -133,11 +138,7 @@ class Averaging:
     def __call__(
         self, state: ServerState, results: Sequence[Result], trained: Sequence[str] | None
     ) -> ServerState:
-        """Return the state with the new global model.
-
-        Raises:
-            RuntimeError: the optimizer does not know what trains.
-        """
+        """Return the state with the new global model."""
         averaged = combine(
             [result.arrays for result in results],
             [result.weight for result in results],
@@ -148,8 +149,7 @@ class Averaging:
         new = {**state.arrays, **averaged}
         if not self.optimizer.is_used:
             return state.with_arrays(new)
-        if trained is None:
-            raise RuntimeError("strategy.server_optimizer needs prepare() before start()")
+        assert trained is not None, "a server optimizer needs prepare()"
         optimizer = ServerOptimizer(self.optimizer)
         optimizer.load_state(state.extra)
         stepped = optimizer.step(state.round + 1, state.arrays, new, trained)

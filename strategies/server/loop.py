@@ -271,6 +271,8 @@ class FederatedStrategy(Strategy):
     # Whether the server's part runs beside each client: then not on SuperNodes, where it would
     # leave the server.
     needs_colocation: ClassVar[bool] = False
+    # Whether each client keeps a part of its own, so that the global model is nobody's.
+    is_private: ClassVar[bool] = False
 
     def __init__(self, method: Method, **rounds: Unpack[RoundArguments]) -> None:
         self.method = method
@@ -419,9 +421,13 @@ class FederatedStrategy(Strategy):
         """Ask every node which partition it holds and how much data, and return what a run needs.
 
         Raises:
+            RuntimeError: the method needs `prepare`, which was not called.
             ValueError: two nodes hold the same partition, or there are more nodes than clients.
             RuntimeError: a node answers with an error, too few nodes come, or nobody has data.
         """
+        needs = self.method.needs_prepare or ("a fleet" if self.rounds.fleet else "")
+        if needs and self.network is None:
+            raise RuntimeError(f"{needs} needs prepare() before start()")
         found = introductions(grid, self.rounds.num_clients, timeout)
         clients = Clients({p: who.num_examples for p, who in found.items()}, self.rounds.fleet)
         nodes = {partition: who.node for partition, who in found.items()}

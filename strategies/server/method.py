@@ -370,6 +370,7 @@ class Method:
     Attributes:
         settings: of the method's own, for its client half.
         report: what rounds' records say beside the common fields.
+        needs_prepare: what cannot go without `prepare`; empty where the caller's arrays will do.
     """
 
     network: Recipe
@@ -380,3 +381,4 @@ class Method:
     outage: Outage | None = None
     settings: Settings = field(default_factory=dict)
     report: Report = no_report
+    needs_prepare: str = ""

@@ -60,8 +60,7 @@ class Planner:
         wanted = num_selected(self.rounds.clients_per_round, len(with_data))
         count = num_asked(wanted, self.rounds.over_select, len(with_data))
         asked = order(select(with_data, count, seed, server_round), seed, server_round)
-        if network is None:
-            raise RuntimeError("a fleet needs prepare() before start()")
+        assert network is not None, "a fleet needs prepare()"
         plan = fleet.plan(
             asked, self.phases(network), self.method.schedule.rule, server_round, now_s, wanted,
             self.alone_phases(network),

@@ -174,7 +174,7 @@ def _is_set(name: str, before: Arrays) -> bool:
 def _finish(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """FedAdam returns float64 for float32, and any optimizer may go below the smallest step."""
     typed = np.asarray(array, dtype=dtype)
-    return np.maximum(typed, dtype.type(MIN_STEP)) if is_step(name) else typed
+    return np.asarray(np.maximum(typed, dtype.type(MIN_STEP))) if is_step(name) else typed
 
 
 def _under(prefix: str, state: Arrays) -> dict[str, NDArray[Any]]:

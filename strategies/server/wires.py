@@ -21,8 +21,7 @@ def everything(network: Network | None, partition: int) -> None:
 
 def device_part(network: Network | None, partition: int) -> frozenset[str] | None:
     """The device's arrays cross; the server's stay where they are."""
-    if network is None:
-        raise RuntimeError("a method over a cut needs prepare() before start()")
+    assert network is not None, "a network that is cut needs prepare()"
     return network.on_device(partition)
 
 
