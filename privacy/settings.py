@@ -11,10 +11,10 @@ class PrivacySettings:
     """The group privacy of the configuration."""
 
     dcor_weight: float = field(
-        default=0.0, metadata={"help": "weight of the leak loss (binarized_split)"}
+        default=0.0, metadata={"help": "binarized_split: weight of the leak loss"}
     )
     epsilon: float | None = field(
-        default=None, metadata={"help": "ε of the Laplace noise (binarized_split); null: no noise"}
+        default=None, metadata={"help": "binarized_split: ε of the Laplace noise; null: no noise"}
     )
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ passes it on as an uncut network would.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Generator, Tensor
@@ -37,6 +37,7 @@ from quant.sparse import TopK
 AFFINE_BITS = {"int8": 8, "int4": 4, "int2": 2}
 CODECS = ("fp32", "fp16", *AFFINE_BITS, "sign", "topk", "randtopk")
 ROUNDINGS = ("nearest", "stochastic")
+ALPHA = 0.1  # randtopk: chance that a place goes to a value outside the top k
 __all__ = ["CODECS", "ROUNDINGS", "Codec", "LinkSettings", "Packet", "make_codec"]
 
 
@@ -90,23 +91,23 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class LinkSettings:
-    """The group link of the configuration.
+    """The group link of the configuration."""
 
-    Attributes:
-        up: codec of what the device sends.
-        down: codec of what comes back.
-        k: share of a sample's values that topk and randtopk keep.
-        alpha: randtopk's chance that a place goes to a value outside the top k.
-        per_channel: intN with a range per channel, where a channel has more than one value.
-        rounding: of intN.
-    """
-
-    up: str = "fp32"
-    down: str = "fp32"
-    k: float = 0.1
-    alpha: float = 0.1
-    per_channel: bool = False
-    rounding: str = "nearest"
+    up: str = field(
+        default="fp32",
+        metadata={
+            "help": "codec of what the device sends: fp32, fp16, int8, int4, int2, sign, topk, "
+            "randtopk"
+        },
+    )
+    down: str = field(default="fp32", metadata={"help": "codec of what comes back: the same"})
+    k: float = field(
+        default=0.1, metadata={"help": "topk, randtopk: share of a sample's values that is kept"}
+    )
+    per_channel: bool = field(
+        default=False, metadata={"help": "intN: a range per channel of more than one value"}
+    )
+    rounding: str = field(default="nearest", metadata={"help": "intN: nearest, stochastic"})
 
     def __post_init__(self) -> None:
         for key, accepted in (("up", CODECS), ("down", CODECS), ("rounding", ROUNDINGS)):
@@ -114,8 +115,6 @@ class LinkSettings:
                 raise ValueError(f"link.{key}={getattr(self, key)}: takes {', '.join(accepted)}")
         if not 0 < self.k <= 1:
             raise ValueError(f"link.k={self.k}: takes a share in (0, 1]")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"link.alpha={self.alpha}: takes a probability in [0, 1]")
 
     def codecs(self) -> tuple[Codec, Codec]:
         """Codecs up and down. Activations' signs are ±1, gradients' are scaled."""
@@ -142,5 +141,5 @@ def make_codec(name: str, settings: LinkSettings | None = None, scaled_sign: boo
         case "topk":
             return TopK(settings.k)
         case "randtopk":
-            return TopK(settings.k, settings.alpha)
+            return TopK(settings.k, ALPHA)
     raise ValueError(f"{name} is no codec: there are {', '.join(CODECS)}")

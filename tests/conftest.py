@@ -21,8 +21,8 @@ import torch
 from safetensors.numpy import load_file
 
 from app.config.composition import compose
-from app.config.schema import Config
 from app.engine import Simulator, Workers
+from app.experiment import Experiment, resolve
 from fleet.phases import Phases
 from fleet.work import ClientWork
 from strategies.server.cuts import CutNetwork
@@ -72,9 +72,9 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-def small(*overrides: str) -> Config:
+def small(*overrides: str) -> Experiment:
     """A small experiment."""
-    return compose([*SMALL, *overrides])
+    return resolve(compose([*SMALL, *overrides]))
 
 
 def simulate(folder: Path, *overrides: str, simulator: Simulator | None = None) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class AveragingSettings(ServerSettings, AverageSettings):
 
     proximal_mu: float = field(
         default=0.0,
-        metadata={"help": "FedProx: clients minimise loss + mu/2·‖w − w_global‖² (fedavg, oqfl)"},
+        metadata={"help": "FedProx: clients minimise loss + mu/2·‖w − w_global‖²"},
     )
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ class ServerSettings:
     """What the server does with the average: keys of the group strategy."""
 
     server_optimizer: str = field(
-        default=NONE, metadata={"help": "none, fedavgm, fedadam, fedyogi (fedavg, oqfl)"}
+        default=NONE, metadata={"help": "none, fedavgm, fedadam, fedyogi"}
     )
     server_learning_rate: float | None = field(
         default=None, metadata={"help": "of the server optimizer; null: Flower's, 1, 0.1, 0.01"}

@@ -1,6 +1,5 @@
 """OQFL: codes on the wire, bytes by hand, and FedAvg at 32 bits."""
 
-import json
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -194,13 +193,14 @@ def run(*overrides, prepare=True):
             "train.max_batches=3", "train.lr=0.05", f"rounds={ROUNDS}", *overrides,
         ]
     )  # fmt: skip
+    config = experiment.resolve(config)
     strategy, sink = experiment.strategy(config), Memory()
     if not prepare:  # which a fleet needs
         strategy.rounds = replace(strategy.rounds, fleet=None)
     network = experiment.network(config)
     shape = (1, 8, 8)
     model = strategy.prepare(network, shape) if prepare else quantize(network, config.quant.spec(4))
-    nodes = SerialGrid(CLIENTS, {"config": json.dumps(asdict(config))}, client.app)
+    nodes = SerialGrid(CLIENTS, experiment.run_config(config), client.app)
     result = strategy.start(nodes, messages.to_record(model.state_dict()), ROUNDS, sinks=[sink])
     return messages.to_arrays(result.arrays), sink, model
 
