@@ -1,4 +1,4 @@
-"""ClientApp: answers who it is, and runs the strategy's client half on one client's data.
+"""ClientApp: answers who it is, and runs the method's client half on one client's data.
 
 The same app runs in our engine's workers, in Flower's simulation and on a SuperNode. What depends
 on the run alone (config, data, network) is made once per process; the round's arrays are unpacked
@@ -7,7 +7,7 @@ once per process and round.
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
@@ -18,7 +18,8 @@ from app import experiment
 from app.config.composition import from_run_config
 from app.config.schema import Config
 from strategies import messages
-from strategies.client.training import Streams
+from strategies.client.simulated import train_simulated
+from strategies.contract import ClientHalf, Settings, Streams, Task
 
 app = ClientApp()
 
@@ -42,12 +43,14 @@ def train(message: Message, context: Context) -> Message:
         run = _key(context.run_config)
         partition = _partition(context)
         record, settings, server_round = messages.read_request(message)
-        update = experiment.method(_config(run)).train(
+        data = experiment.client_data(_config(run), partition)
+        streams = Streams(int(str(settings[messages.SEED])), server_round, partition)
+        update = train_simulated(
+            _client(run),
             _model(run, _key(messages.of_network(settings))),
             _latest.tensors(record),
-            experiment.client_data(_config(run), partition),
-            settings,
-            Streams(int(str(settings[messages.SEED])), server_round, partition),
+            data,
+            Task(cast(Settings, settings), streams, len(data)),
         )
     except Exception as error:
         return messages.error_reply(message, error)
@@ -75,14 +78,18 @@ def _config(run: tuple[tuple[str, Any], ...]) -> Config:
     return from_run_config(dict(run))
 
 
+@functools.lru_cache(maxsize=4)
+def _client(run: tuple[tuple[str, Any], ...]) -> ClientHalf[Any]:
+    return experiment.strategy_class(_config(run)).client
+
+
 @functools.lru_cache(maxsize=8)
 def _model(run: tuple[tuple[str, Any], ...], settings: tuple[tuple[str, Any], ...]) -> Any:
     """Return the one model of this process, which every client loads its arrays into.
 
-    It is what the method's ``prepare`` returns and its ``train`` takes.
+    It is what the client half's ``prepare`` returns and its ``train`` takes.
     """
-    config = _config(run)
-    return experiment.method(config).prepare(experiment.network(config), dict(settings))
+    return _client(run).prepare(experiment.network(_config(run)), dict(settings))
 
 
 class _Latest:

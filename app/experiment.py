@@ -30,7 +30,7 @@ from fleet.seeds import derive_seed
 from models import build as models_build
 from models.build import build, check_batch_of_one, smallest_input
 from models.weights import load_weights
-from strategies.client.training import ClientData
+from strategies.contract import ClientData
 from strategies.server.aggregation import AVERAGES
 from strategies.server.cuts import SplitStrategy
 from strategies.server.loop import FederatedStrategy
@@ -58,7 +58,7 @@ def client_data(config: Config, client: int) -> ClientData:
     if not 0 <= client < len(rows):
         raise ValueError(f"clients.total={len(rows)}: there is no client {client}")
     whole = dataset(config)
-    return ClientData(whole.train_x, whole.train_y, rows[client])
+    return ClientData(whole.train_x, whole.train_y, rows[client], whole.num_classes)
 
 
 def division(config: Config) -> list[Tensor]:
@@ -127,7 +127,7 @@ def model_name(config: Config) -> str:
 
 
 def method(config: Config) -> ModuleType:
-    """Return the file of the strategy, which holds its client half."""
+    """Return the file of the strategy."""
     return importlib.import_module(str(config.strategy["_target_"]).rpartition(".")[0])
 
 

@@ -28,9 +28,9 @@ from privacy.leakage import channel_leakage, laplace_noise
 from quant.binary import ESTIMATORS, BinarySpec, binarize, clip_latent
 from quant.codec import LinkSettings
 from strategies import messages
-from strategies.client import split_loop as split_learning
-from strategies.client.split_loop import Guard, Halves, Split
-from strategies.client.training import ClientData, LocalTraining, Streams, Update, epoch_sizes
+from strategies.client.split_loop import Halves, Hooks, Split, SplitClient
+from strategies.client.training import LocalTraining, epoch_sizes
+from strategies.contract import Settings, Task
 from strategies.messages import unpack_settings
 from strategies.server.cuts import Joined, SplitStrategy, part_costs
 from strategies.server.loop import FederatedStrategy, Test
@@ -95,6 +95,61 @@ class Privacy:
             )
 
 
+# The client half ----------------------------------------------------------------------------------
+
+
+class Shield(Hooks):
+    """Keeps latent weights in [−1, 1], and what crosses from saying too much."""
+
+    def __init__(self, privacy: Privacy, generator: torch.Generator) -> None:
+        self._privacy = privacy
+        self._generator = generator
+
+    def on_activations(self, z: Tensor) -> Tensor:
+        """Add noise."""
+        epsilon = self._privacy.epsilon
+        return laplace_noise(z, epsilon, self._generator) if epsilon else z
+
+    def extra_loss(self, x: Tensor, z: Tensor) -> Tensor | None:
+        """λ · (mean + max dCor)/2; a batch of one has none.
+
+        The mean alone leaves the channel that gives most away as it is: its share is small.
+        """
+        weight = self._privacy.dcor_weight
+        if not weight or len(x) < 2:
+            return None
+        channels = channel_leakage(x, z)
+        return weight * (channels.mean() + channels.max()) / 2
+
+    def after_step(self, part: nn.Module) -> None:
+        """Clip."""
+        clip_latent(part)
+
+
+def shield(task: Task) -> Shield:
+    """What the settings say is done against leakage."""
+    privacy = unpack_settings(task.settings, "privacy", Privacy)
+    return Shield(privacy, task.streams.generator("privacy"))
+
+
+def cut_binarized(model: nn.Module, settings: Settings) -> Halves:
+    """Cut the network, with the parts binarized that the settings say."""
+    split = unpack_settings(settings, "split", Split)
+    return binarized(model, split, unpack_settings(settings, "binarized", Binarized))
+
+
+def binarized(model: nn.Module, split: Split, settings: Binarized) -> Halves:
+    """Cut ``model``, with the parts binarized that are to be."""
+    spec = settings.spec()
+    if settings.what == "both":
+        model = binarize(model, spec, sign_output=False)
+    first, server = cut_many(model, [split.cut])
+    return Halves((binarize(first, spec) if settings.what == "client" else first,), server)
+
+
+# The server half ---------------------------------------------------------------------------------
+
+
 class BinarizedSplit(SplitStrategy):
     """Server half; `strategies.server.schedules.on_base` puts it on a base.
 
@@ -107,6 +162,7 @@ class BinarizedSplit(SplitStrategy):
             stands for ``sign``: ±1 is one bit.
     """
 
+    client = SplitClient(cut_binarized, shield, clip_latent)
     reads: ClassVar[tuple[str, ...]] = (
         "split.cut", "link", "fleet.objective", "train.server_lr", "privacy",
     )  # fmt: skip
@@ -189,15 +245,6 @@ class BinarizedSplit(SplitStrategy):
         return {"accuracy": accuracy, "loss": loss, **found}
 
 
-def binarized(model: nn.Module, split: Split, settings: Binarized) -> Halves:
-    """Cut ``model``, with the parts binarized that are to be."""
-    spec = settings.spec()
-    if settings.what == "both":
-        model = binarize(model, spec, sign_output=False)
-    first, server = cut_many(model, [split.cut])
-    return Halves((binarize(first, spec) if settings.what == "client" else first,), server)
-
-
 class Whole(nn.Module):
     """The parts as one network, whose state has the parts' names."""
 
@@ -258,7 +305,7 @@ class Observed(Joined):
     def forward(self, x: Tensor) -> Tensor:
         """(B, …) → (B, classes)."""
         first, server = self.parts
-        z = self._link.send_up(self._disguise(first(x))).values
+        z = self._up.transmit(self._disguise(first(x)).detach(), None)[0]
         self._keep(x, z)
         output: Tensor = server(z)
         return output
@@ -309,53 +356,3 @@ def leakage(x: Tensor, z: Tensor, attack: bool, seed: int) -> dict[str, float]:
         if drawn.ssim is not None:
             found["attack_ssim"] = drawn.ssim
     return found
-
-
-# The client half ----------------------------------------------------------------------------------
-
-
-class Shield(Guard):
-    """Keeps latent weights in [−1, 1], and what crosses from saying too much."""
-
-    def __init__(self, privacy: Privacy, generator: torch.Generator) -> None:
-        self._privacy = privacy
-        self._generator = generator
-
-    def disguise(self, z: Tensor) -> Tensor:
-        """Add noise."""
-        epsilon = self._privacy.epsilon
-        return laplace_noise(z, epsilon, self._generator) if epsilon else z
-
-    def leak(self, x: Tensor, z: Tensor) -> Tensor | None:
-        """λ · (mean + max dCor)/2; a batch of one has none.
-
-        The mean alone leaves the channel that gives most away as it is: its share is small.
-        """
-        weight = self._privacy.dcor_weight
-        if not weight or len(x) < 2:
-            return None
-        channels = channel_leakage(x, z)
-        return weight * (channels.mean() + channels.max()) / 2
-
-    def stepped(self, part: nn.Module) -> None:
-        """Clip."""
-        clip_latent(part)
-
-
-def prepare(model: nn.Module, config: Mapping[str, Any]) -> Halves:
-    """Clients train the binarized parts."""
-    split = unpack_settings(config, "split", Split)
-    return binarized(model, split, unpack_settings(config, "binarized", Binarized))
-
-
-def train(
-    model: Halves,
-    arrays: Mapping[str, Tensor],
-    data: ClientData,
-    config: Mapping[str, Any],
-    streams: Streams,
-) -> Update:
-    """Client half: split learning's, shielded."""
-    privacy = unpack_settings(config, "privacy", Privacy)
-    guard = Shield(privacy, streams.generator("privacy"))
-    return split_learning.train(model, arrays, data, config, streams, guard)

@@ -6,15 +6,19 @@ at hand: the bottleneck, its schedules and its criteria are our reading of it (d
 
 from typing import ClassVar
 
-from strategies.client.split_loop import train
-from strategies.server.bottleneck import BottleneckStrategy, between, prepare, stage
-
-__all__ = ["Deprune", "prepare", "train"]
+from strategies.client.split_loop import SplitClient
+from strategies.server.bottleneck import (
+    BottleneckStrategy,
+    between,
+    cut_with_bottleneck,
+    stage,
+)
 
 
 class Deprune(BottleneckStrategy):
     """Server half; `strategies.server.schedules.on_base` puts it on a base."""
 
+    client = SplitClient(cut_with_bottleneck)
     reads: ClassVar[tuple[str, ...]] = (*BottleneckStrategy.reads, "prune.schedule")
 
     def active(self, server_round: int) -> int:

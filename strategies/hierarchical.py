@@ -9,7 +9,7 @@ same time, and the device trains on where there is no network. Its exit answers 
 
 The exit is in the global model as ``exit.…``, a child that is added to the network (with
 underscores after the name while the network has one called so), and trains, is averaged and is
-counted with the device's part. The client half is in hierarchical_learning.py.
+counted with the device's part. What clients do is in client/tiers.py.
 """
 
 import copy
@@ -31,7 +31,7 @@ from models.cost import Cost, cost, joined
 from models.exits import ExitSpec, exit_head, exit_name
 from strategies import messages
 from strategies.client.split_loop import Split
-from strategies.client.tiers import EDGE_LOSS, Tiers, prepare, train
+from strategies.client.tiers import EDGE_LOSS, Tiers, TiersClient
 from strategies.server.checkpoint import Arrays
 from strategies.server.cuts import Chain, SplitStrategy, shuffled
 from strategies.server.loop import FederatedStrategy, Test, Variant
@@ -39,8 +39,6 @@ from strategies.server.private_halves import by_owner, flattened, replaced
 from strategies.server.results import Outcome, all_failed, report_failures
 from strategies.server.tiers_workload import alone_round, hierarchical_round
 from strategies.server.workload import Pieces
-
-__all__ = ["Hierarchical", "prepare", "train"]
 
 SHARED, REPLICATED = "shared", "replicated"
 
@@ -65,6 +63,7 @@ class Hierarchical(Chain):
         common: arguments of `SplitStrategy`.
     """
 
+    client = TiersClient()
     reads: ClassVar[tuple[str, ...]] = (*SplitStrategy.reads, "evaluate.clients")
 
     def __init__(

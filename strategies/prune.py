@@ -16,12 +16,15 @@ from torch import nn
 from models.bottleneck import ENCODER_WEIGHT
 from models.exits import exit_name
 from quant.layers import FULL_PRECISION
-from strategies.client.split_loop import train
+from strategies.client.split_loop import SplitClient
 from strategies.client.training import load_arrays
-from strategies.server.bottleneck import BottleneckStrategy, between, prepare, stage
+from strategies.server.bottleneck import (
+    BottleneckStrategy,
+    between,
+    cut_with_bottleneck,
+    stage,
+)
 from strategies.server.results import check_shapes
-
-__all__ = ["Prune", "prepare", "train"]
 
 MODEL, SUMMARY = "model.safetensors", "summary.json"
 PRIVATE = ("splitfed_v3",)  # methods whose model is an average that nobody trains from or tests
@@ -30,6 +33,7 @@ PRIVATE = ("splitfed_v3",)  # methods whose model is an average that nobody trai
 class Prune(BottleneckStrategy):
     """Server half; `strategies.server.schedules.on_base` puts it on a base."""
 
+    client = SplitClient(cut_with_bottleneck)
     reads: ClassVar[tuple[str, ...]] = (
         *BottleneckStrategy.reads, "prune.source", "prune.source_content",
         "prune.pretrain_rounds",

@@ -5,14 +5,14 @@ each client to the next, through the server.
 """
 
 from fleet.clock import Rule, sequential
-from strategies.client.split_loop import prepare, train
+from strategies.client.split_loop import SplitClient
 from strategies.server.cuts import Chain
-
-__all__ = ["Split", "prepare", "train"]
 
 
 class Split(Chain):
     """Server half: both halves are handed on, in the order of partition ids."""
+
+    client = SplitClient()
 
     def rule(self) -> Rule:
         """One after another."""

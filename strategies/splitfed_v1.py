@@ -6,13 +6,12 @@ clients' samples. With exact links this is FedAvg bit for bit, wherever each cli
 
 from typing import ClassVar
 
-from strategies.client.split_loop import prepare, train
+from strategies.client.split_loop import SplitClient
 from strategies.server.cuts import SplitStrategy
-
-__all__ = ["SplitFedV1", "prepare", "train"]
 
 
 class SplitFedV1(SplitStrategy):
     """Server half; averages by name, so that clients may be cut at different places."""
 
+    client = SplitClient()
     takes_mapping: ClassVar[bool] = True

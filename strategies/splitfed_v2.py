@@ -7,10 +7,8 @@ order of the round's own; the devices' halves all begin as the round did and are
 from collections.abc import Sequence
 
 from fleet.clock import Rule, queued
-from strategies.client.split_loop import prepare, train
+from strategies.client.split_loop import SplitClient
 from strategies.server.cuts import Chain, shuffled
-
-__all__ = ["SplitFedV2", "prepare", "train"]
 
 
 class SplitFedV2(Chain):
@@ -18,6 +16,8 @@ class SplitFedV2(Chain):
 
     A client that fails in mid-chain leaves it as that client found it.
     """
+
+    client = SplitClient()
 
     def rule(self) -> Rule:
         """Devices at once, the server one client after another."""

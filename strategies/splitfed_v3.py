@@ -15,14 +15,12 @@ from torch import Tensor
 
 from fleet.selection import select
 from strategies import messages
-from strategies.client.split_loop import prepare, train
+from strategies.client.split_loop import SplitClient
 from strategies.server.checkpoint import Arrays
 from strategies.server.cuts import SplitStrategy
 from strategies.server.loop import Test
 from strategies.server.private_halves import by_owner, flattened, replaced
 from strategies.server.results import Outcome
-
-__all__ = ["SplitFedV3", "prepare", "train"]
 
 INITIAL = "initial"
 
@@ -38,6 +36,7 @@ class SplitFedV3(SplitStrategy):
         common: arguments of `SplitStrategy`.
     """
 
+    client = SplitClient()
     reads: ClassVar[tuple[str, ...]] = (*SplitStrategy.reads, "evaluate.clients")
     takes_mapping: ClassVar[bool] = True
     is_private: ClassVar[bool] = True

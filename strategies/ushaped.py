@@ -6,14 +6,13 @@ labels. Clients train in parallel; all parts are averaged as in SplitFed V1.
 
 from typing import ClassVar
 
-from strategies.client.split_loop import prepare, train
+from strategies.client.split_loop import SplitClient
 from strategies.server.cuts import SplitStrategy
-
-__all__ = ["UShaped", "prepare", "train"]
 
 
 class UShaped(SplitStrategy):
     """Server half."""
 
+    client = SplitClient()
     reads: ClassVar[tuple[str, ...]] = (*SplitStrategy.reads, "split.tail")
     is_u_shaped: ClassVar[bool] = True

@@ -5,21 +5,15 @@ and its sampling uses the global `random`). A round leaves a RoundRecord and one
 client. A client that fails is shown with its traceback, counted, and takes no part in the average;
 if all fail, the run ends with `AllClientsFailedError`. Checkpoints are written and continued from.
 
-A method's file holds a subclass of `FederatedStrategy` and the client half as two functions that
-`app.client` calls:
-
-    def prepare(model, config) -> M                              what a client trains
-    def train(model: M, arrays, data, config, streams) -> Update one round on one client
-
-What `prepare` returns serves all rounds: it gets the settings but for those of the training
-(`messages.of_network`).
+A method's file holds a subclass of `FederatedStrategy`, whose attribute ``client`` is what its
+clients do (`strategies.contract.ClientHalf`).
 """
 
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -35,7 +29,8 @@ from models.cost import Cost, cost
 from quant.layers import QuantSpec
 from strategies import messages
 from strategies.client.proximal import check_mu
-from strategies.client.training import LocalTraining, Update, load_arrays
+from strategies.client.training import LocalTraining, load_arrays
+from strategies.contract import ClientHalf, Update
 from strategies.server.aggregation import Average, combine, mean
 from strategies.server.checkpoint import Arrays, Checkpoint, Checkpoints
 from strategies.server.discovery import introductions
@@ -82,6 +77,8 @@ class FederatedStrategy(FedAvg):
     reads: ClassVar[tuple[str, ...]] = ()
     # Bit width where quant.bits is null.
     default_bits: ClassVar[int] = 32
+    # What its clients do.
+    client: ClassVar[ClientHalf[Any]]
     # Whether the server half runs beside each client: then not on SuperNodes, where it would leave
     # the server.
     needs_colocation: ClassVar[bool] = False
@@ -495,6 +492,9 @@ class FederatedStrategy(FedAvg):
         else:
             try:
                 update = messages.read_reply(reply)
+                record = reply.content.array_records[messages.ARRAYS]
+                sent = messages.payload_bytes(record, self.crosses(partition))
+                update = replace(update, bytes_up=update.bytes_up + sent)
                 state = self.decode(update)
                 check_shapes(state, self._shapes)
             except (KeyError, ValueError, TypeError) as problem:
@@ -502,4 +502,4 @@ class FederatedStrategy(FedAvg):
         num_examples = self.num_examples[partition]
         if update is None:
             return Outcome(partition, num_examples, bytes_down, error=error)
-        return Outcome(partition, num_examples, update.work.bytes_down, update, state)
+        return Outcome(partition, num_examples, bytes_down + update.bytes_down, update, state)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from flwr.app import MetricRecord
 
 from fleet.plan import Member, RoundPlan
-from strategies.client.training import Update
+from strategies.contract import Update
 from strategies.server.checkpoint import Arrays
 from tracking.record import ClientRecord, RoundRecord
 
@@ -81,7 +81,7 @@ def round_record(
         num_clients=len(updates),
         num_failed=len(outcomes) - len(updates),
         num_dropped=0 if plan is None else len(plan.members) - len(plan.participants),
-        bytes_up=sum(update.work.bytes_up for update in updates),
+        bytes_up=sum(update.bytes_up for update in updates),
         bytes_down=sum(outcome.bytes_down for outcome in outcomes),
         sim_s=None if plan is None else plan.sim_s,
         energy_j=None if plan is None else plan.energy_j,
@@ -132,7 +132,7 @@ def client_record(
         status="failed" if update is None else member.status if member else "ok",
         num_examples=outcome.num_examples,
         loss=None if update is None else update.loss,
-        bytes_up=0 if update is None else update.work.bytes_up,
+        bytes_up=0 if update is None else update.bytes_up,
         bytes_down=outcome.bytes_down,
         sim_s=member.sim_s if member else None,
         energy_j=member.energy_j if member else None,

@@ -17,7 +17,7 @@ from privacy.attacks import reconstruct
 from privacy.leakage import channel_leakage
 from quant.binary import binary_layers
 from strategies import binarized_split
-from strategies.client.training import Streams
+from strategies.contract import Streams
 
 ARM = ("strategy=binarized_split", "split.cut=stage2")
 
@@ -211,10 +211,10 @@ def test_the_leak_loss_is_of_the_mean_and_of_the_worst_channel() -> None:
     channels = channel_leakage(x, z)
     assert channels.argmax() == 0 and channels[0] == pytest.approx(1.0, rel=1e-5)
     expected = 3 * (channels.sum() / 3 + channels[0]) / 2
-    assert float(shield.leak(x, z)) == pytest.approx(float(expected), rel=1e-6)
-    assert shield.leak(x[:1], z[:1]) is None
+    assert float(shield.extra_loss(x, z)) == pytest.approx(float(expected), rel=1e-6)
+    assert shield.extra_loss(x[:1], z[:1]) is None
     no_weight = binarized_split.Shield(binarized_split.Privacy(), torch.Generator())
-    assert no_weight.leak(x, z) is None
+    assert no_weight.extra_loss(x, z) is None
 
 
 def test_a_rest_of_one_joins_the_batch_before_it_and_has_noise() -> None:

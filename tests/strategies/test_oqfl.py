@@ -17,7 +17,8 @@ from models.cnn import CNN
 from quant.layers import QuantSpec, is_step, quantize, weight_quantizers
 from quant.packing import packed_bytes, unpack
 from strategies import messages, oqfl
-from strategies.client.training import LocalTraining, Update
+from strategies.client.training import LocalTraining
+from strategies.contract import Update
 from strategies.oqfl import OQFL, Wire, decode_weights, encode_weights
 
 ROUNDS, CLIENTS = 2, 5

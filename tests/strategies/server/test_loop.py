@@ -12,9 +12,9 @@ from flwr.serverapp.strategy import Strategy
 
 from app.engine import SerialGrid
 from fleet.selection import select
-from fleet.work import Work
 from strategies import messages
-from strategies.client.training import LocalTraining, Update
+from strategies.client.training import LocalTraining
+from strategies.contract import Update
 from strategies.fedavg import FedAvg
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.loop import FederatedStrategy
@@ -27,7 +27,7 @@ class DivergedError(ArithmeticError):
     pass
 
 
-def make_app(sizes=SIZES, fails=(), partition_of=lambda node: node, work=None, log=None):
+def make_app(sizes=SIZES, fails=(), partition_of=lambda node: node, at_cut=(0, 0), log=None):
     """Clients that add partition + round/10 to every weight, and report partition as their loss.
 
     ``fails``: (round, partition) pairs; a round of None fails in all.
@@ -51,9 +51,7 @@ def make_app(sizes=SIZES, fails=(), partition_of=lambda node: node, work=None, l
             name: t + partition + server_round / 10 if t.is_floating_point() else t
             for name, t in messages.to_tensors(record).items()
         }
-        return messages.reply(
-            message, Update(arrays, sizes[partition], float(partition), work or Work())
-        )
+        return messages.reply(message, Update(arrays, sizes[partition], float(partition), *at_cut))
 
     return app
 
@@ -404,10 +402,10 @@ def test_sinks_get_each_round_before_the_next_begins():
     assert spies[0].ends == []  # who made the sinks ends them
 
 
-def test_bytes_are_payload_plus_the_work_s_own():
+def test_bytes_are_payload_plus_what_crossed_at_the_cut():
     payload = 6 * 4 + 8 + 4  # w, n, s
     sink = Memory()
-    app = make_app(work=Work(bytes_up=1000, bytes_down=7))
+    app = make_app(at_cut=(1000, 7))
     FedAvg(clients_per_round=3).start(grid(app), initial(), num_rounds=2, sinks=[sink])
     for record, clients in zip(sink.rounds, sink.clients, strict=True):
         assert {c.bytes_up for c in clients} == {payload + 1000}
