@@ -39,7 +39,8 @@ from models.weights import load_weights
 from privacy.settings import PrivacySettings
 from quant.codec import LinkSettings
 from quant.settings import QuantSettings
-from strategies.client.training import ClientData, LocalTraining
+from strategies.client.training import LocalTraining
+from strategies.contract import ClientData
 from strategies.server.bottleneck import PruneSettings
 from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
@@ -262,7 +263,7 @@ def client_data(parts: Parts, client: int) -> ClientData:
     if not 0 <= client < len(rows):
         raise ValueError(f"clients.total={len(rows)}: there is no client {client}")
     whole = dataset(parts)
-    return ClientData(whole.train_x, whole.train_y, rows[client])
+    return ClientData(whole.train_x, whole.train_y, rows[client], whole.num_classes)
 
 
 def division(parts: Parts) -> list[Tensor]:
@@ -332,14 +333,9 @@ def check_network(experiment: Experiment) -> None:
 # The method ---------------------------------------------------------------------------------------
 
 
-def method(parts: Parts) -> ModuleType:
-    """Return the file of the method, which holds its client half."""
-    return importlib.import_module(parts.target.rpartition(".")[0])
-
-
-def strategy_class(experiment: Experiment) -> type[FederatedStrategy]:
+def method_class(parts: Parts) -> type[FederatedStrategy]:
     """Return the method's class."""
-    return methods.method_class(experiment.target)
+    return methods.method_class(parts.target)
 
 
 def strategy(experiment: Experiment) -> FederatedStrategy:
@@ -350,7 +346,7 @@ def strategy(experiment: Experiment) -> FederatedStrategy:
     Raises:
         ValueError: settings that the method cannot take together; names the key.
     """
-    kind = strategy_class(experiment)
+    kind = method_class(experiment)
     groups = ("train", "quant", "split", "link", "prune", "privacy", "fleet", "objective",
               "clients_per_round", "over_select", "seed")  # fmt: skip
     given = {name: getattr(experiment, name) for name in groups} | dict(experiment.own)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from app.config.composition import from_stored
-from app.experiment import Experiment, resolve, strategy_class
+from app.experiment import Experiment, method_class, resolve
 from strategies.client.training import load_arrays
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.method import ServerState
@@ -104,7 +104,7 @@ def refuse_private(experiment: Experiment, run: Path) -> None:
     Raises:
         ValueError: names the strategy.
     """
-    kind = strategy_class(experiment)
+    kind = method_class(experiment)
     if kind.is_private:
         raise ValueError(
             f"{run}: strategy={experiment.method}: each client has a half of its own; takes "

@@ -79,7 +79,7 @@ def prepare(grid: Grid, run_config: Mapping[str, Any]) -> tuple[Experiment, Prep
         raise ValueError(f"nodes_timeout_s={timeout_s!r}: takes seconds, 0 or more")
     chosen = experiment.resolve(from_run_config(run_config))
     is_simulated = runtime.is_simulated(grid)
-    if experiment.strategy_class(chosen).needs_colocation and not is_simulated:
+    if experiment.method_class(chosen).needs_colocation and not is_simulated:
         raise ValueError(
             f"strategy={chosen.method}: cannot run on SuperNodes: its server half runs "
             "beside each client and would leave the server; python main.py and Flower's simulation "

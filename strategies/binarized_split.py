@@ -29,9 +29,9 @@ from privacy.settings import PrivacySettings
 from quant.binary import BinarySpec, binarize, clip_latent
 from quant.codec import LinkSettings
 from strategies import messages
-from strategies.client import split_loop as split_learning
-from strategies.client.split_loop import Guard, Halves, Split
-from strategies.client.training import ClientData, Streams, Update, epoch_sizes
+from strategies.client.split_loop import Halves, Hooks, Split, SplitClient
+from strategies.client.training import epoch_sizes
+from strategies.contract import Settings, Task
 from strategies.messages import unpack_settings
 from strategies.server.aggregation import AverageSettings, Averaging
 from strategies.server.cuts import (
@@ -85,6 +85,61 @@ class BinarizedSettings(BaseSettings):
         Binarized(self.binarize)  # checks itself
 
 
+# The client half ----------------------------------------------------------------------------------
+
+
+class Shield(Hooks):
+    """Keeps latent weights in [−1, 1], and what crosses from saying too much."""
+
+    def __init__(self, privacy: PrivacySettings, generator: torch.Generator) -> None:
+        self._privacy = privacy
+        self._generator = generator
+
+    def on_activations(self, z: Tensor) -> Tensor:
+        """Add noise."""
+        epsilon = self._privacy.epsilon
+        return laplace_noise(z, epsilon, self._generator) if epsilon else z
+
+    def extra_loss(self, x: Tensor, z: Tensor) -> Tensor | None:
+        """λ · (mean + max dCor)/2; a batch of one has none.
+
+        The mean alone leaves the channel that gives most away as it is: its share is small.
+        """
+        weight = self._privacy.dcor_weight
+        if not weight or len(x) < 2:
+            return None
+        channels = channel_leakage(x, z)
+        return weight * (channels.mean() + channels.max()) / 2
+
+    def after_step(self, part: nn.Module) -> None:
+        """Clip."""
+        clip_latent(part)
+
+
+def shield(task: Task) -> Shield:
+    """What the settings say is done against leakage."""
+    privacy = unpack_settings(task.settings, "privacy", PrivacySettings)
+    return Shield(privacy, task.streams.generator("privacy"))
+
+
+def cut_binarized(model: nn.Module, settings: Settings) -> Halves:
+    """Cut the network, with the parts binarized that the settings say."""
+    split = unpack_settings(settings, "split", Split)
+    return binarized(model, split, unpack_settings(settings, "binarized", Binarized))
+
+
+def binarized(model: nn.Module, split: Split, settings: Binarized) -> Halves:
+    """Cut ``model``, with the parts binarized that are to be."""
+    spec = BinarySpec()
+    if settings.what == "both":
+        model = binarize(model, spec, sign_output=False)
+    first, server = cut_many(model, [split.cut])
+    return Halves((binarize(first, spec) if settings.what == "client" else first,), server)
+
+
+# The method ---------------------------------------------------------------------------------------
+
+
 class BinarizedSplit(FederatedStrategy):
     """A cut network whose device part, or all of it, is binary, on the schedule of a base.
 
@@ -99,6 +154,7 @@ class BinarizedSplit(FederatedStrategy):
         rounds: as `RoundSettings`.
     """
 
+    client = SplitClient(cut_binarized, shield, clip_latent)
     reads = ("split.cut", "link", "fleet.objective", "train.server_lr", "privacy")
     needs_colocation = True
 
@@ -193,15 +249,6 @@ class BinaryCut:
         )
 
 
-def binarized(model: nn.Module, split: Split, settings: Binarized) -> Halves:
-    """Cut ``model``, with the parts binarized that are to be."""
-    spec = BinarySpec()
-    if settings.what == "both":
-        model = binarize(model, spec, sign_output=False)
-    first, server = cut_many(model, [split.cut])
-    return Halves((binarize(first, spec) if settings.what == "client" else first,), server)
-
-
 class Whole(nn.Module):
     """The parts as one network, whose state has the parts' names."""
 
@@ -286,7 +333,7 @@ class Observed(Joined):
     def forward(self, x: Tensor) -> Tensor:
         """(B, …) → (B, classes)."""
         first, server = self.parts
-        z = self._link.send_up(self._disguise(first(x))).values
+        z = self._up.transmit(self._disguise(first(x)).detach(), None)[0]
         self._keep(x, z)
         output: Tensor = server(z)
         return output
@@ -336,53 +383,3 @@ def leakage(x: Tensor, z: Tensor, seed: int) -> dict[str, float]:
     if drawn.ssim is not None:
         found["attack_ssim"] = drawn.ssim
     return found
-
-
-# The client half ----------------------------------------------------------------------------------
-
-
-class Shield(Guard):
-    """Keeps latent weights in [−1, 1], and what crosses from saying too much."""
-
-    def __init__(self, privacy: PrivacySettings, generator: torch.Generator) -> None:
-        self._privacy = privacy
-        self._generator = generator
-
-    def disguise(self, z: Tensor) -> Tensor:
-        """Add noise."""
-        epsilon = self._privacy.epsilon
-        return laplace_noise(z, epsilon, self._generator) if epsilon else z
-
-    def leak(self, x: Tensor, z: Tensor) -> Tensor | None:
-        """λ · (mean + max dCor)/2; a batch of one has none.
-
-        The mean alone leaves the channel that gives most away as it is: its share is small.
-        """
-        weight = self._privacy.dcor_weight
-        if not weight or len(x) < 2:
-            return None
-        channels = channel_leakage(x, z)
-        return weight * (channels.mean() + channels.max()) / 2
-
-    def stepped(self, part: nn.Module) -> None:
-        """Clip."""
-        clip_latent(part)
-
-
-def prepare(model: nn.Module, config: Mapping[str, Any]) -> Halves:
-    """Clients train the binarized parts."""
-    split = unpack_settings(config, "split", Split)
-    return binarized(model, split, unpack_settings(config, "binarized", Binarized))
-
-
-def train(
-    model: Halves,
-    arrays: Mapping[str, Tensor],
-    data: ClientData,
-    config: Mapping[str, Any],
-    streams: Streams,
-) -> Update:
-    """Client half: split learning's, shielded."""
-    privacy = unpack_settings(config, "privacy", PrivacySettings)
-    guard = Shield(privacy, streams.generator("privacy"))
-    return split_learning.train(model, arrays, data, config, streams, guard)

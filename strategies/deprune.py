@@ -9,7 +9,7 @@ from typing import Unpack
 
 from quant.codec import LinkSettings
 from quant.settings import QuantSettings
-from strategies.client.split_loop import train
+from strategies.client.split_loop import SplitClient
 from strategies.server.aggregation import AverageSettings, Averaging
 from strategies.server.bottleneck import (
     NARROW_READS,
@@ -17,7 +17,7 @@ from strategies.server.bottleneck import (
     PruneSettings,
     active_channels,
     between,
-    prepare,
+    cut_with_bottleneck,
     stage,
 )
 from strategies.server.cuts import Cut, SplitSettings
@@ -25,8 +25,6 @@ from strategies.server.loop import FederatedStrategy
 from strategies.server.method import Method, RoundArguments
 from strategies.server.schedules import BaseSettings
 from strategies.server.wires import Latent, device_part
-
-__all__ = ["Deprune", "prepare", "train"]
 
 
 class Deprune(FederatedStrategy):
@@ -43,6 +41,7 @@ class Deprune(FederatedStrategy):
         rounds: as `RoundSettings`.
     """
 
+    client = SplitClient(cut_with_bottleneck)
     reads = (*NARROW_READS, "prune.schedule")
     needs_colocation = True
 

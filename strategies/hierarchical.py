@@ -32,7 +32,7 @@ from quant.codec import LinkSettings
 from quant.settings import QuantSettings
 from strategies import messages
 from strategies.client.split_loop import Halves
-from strategies.client.tiers import EDGE_LOSS, Tiers, prepare, train
+from strategies.client.tiers import EDGE_LOSS, Tiers, TiersClient
 from strategies.server.aggregation import AverageSettings, Averaging
 from strategies.server.cuts import (
     READS,
@@ -61,8 +61,6 @@ from strategies.server.private_halves import forget_half, half_of, keep_half, re
 from strategies.server.schedules import Chain, Parallel
 from strategies.server.wires import Latent, device_part
 from strategies.server.workload import alone_round, hierarchical_round
-
-__all__ = ["Hierarchical", "prepare", "train"]
 
 SHARED, REPLICATED = "shared", "replicated"
 
@@ -128,6 +126,7 @@ class Hierarchical(FederatedStrategy):
         rounds: as `RoundSettings`.
     """
 
+    client = TiersClient()
     reads = (*READS, "evaluate.clients")
     needs_colocation = True
 

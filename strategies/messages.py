@@ -21,7 +21,7 @@ from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strategies.client.training import Update
+from strategies.contract import Update
 
 ARRAYS = "arrays"
 CONFIG = "config"

@@ -27,14 +27,8 @@ from quant.layers import QuantSpec, quantize, weight_quantizers
 from quant.packing import pack, packed_bytes, unpack
 from quant.settings import QUANTIZERS, WIRES, QuantSettings
 from strategies import messages
-from strategies.client.training import (
-    ClientData,
-    LocalTraining,
-    Streams,
-    Update,
-    load_arrays,
-    train_epochs,
-)
+from strategies.client.training import LocalTraining, load_arrays, train_epochs
+from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
 from strategies.messages import proximal_mu, unpack_settings
 from strategies.server.aggregation import Averaging, AveragingSettings
 from strategies.server.loop import FederatedStrategy
@@ -44,7 +38,6 @@ from strategies.server.method import (
     Method,
     Network,
     RoundArguments,
-    Settings,
     Wire,
 )
 from strategies.server.networks import Quantized
@@ -52,6 +45,38 @@ from strategies.server.schedules import PARALLEL
 from strategies.server.wires import Latent, state_bytes
 
 DEFAULT_BITS = 4
+
+
+class OQFLClient:
+    """A `ClientHalf` that trains weights and quantizers' steps, and sends them or their codes."""
+
+    def prepare(self, model: nn.Module, settings: Settings) -> nn.Module:
+        """The quantized network."""
+        return quantize(model, unpack_settings(settings, "quant", QuantSpec))
+
+    def train(
+        self,
+        model: nn.Module,
+        arrays: Mapping[str, Tensor],
+        data: ClientData,
+        task: Task,
+        server: ServerHalf | None,
+    ) -> Update:
+        """Load the global model, train weights and steps, send them or their codes."""
+        wire = unpack_settings(task.settings, "wire", WireSettings).name
+        load_arrays(model, decode_weights(arrays, model) if wire == "codes_both" else arrays)
+        settings = unpack_settings(task.settings, "train", LocalTraining)
+        loss = train_epochs(model, data, settings, task.streams, proximal_mu(task.settings))
+        if wire == "latent":
+            sent = model.state_dict()
+        else:
+            sent = encode_weights(model, task.streams.generator("wire"))
+        return Update(arrays=sent, num_examples=len(data), loss=loss)
+
+    def colocated(
+        self, model: nn.Module, arrays: Mapping[str, Tensor], task: Task, packed: bool = False
+    ) -> None:
+        """Nothing is cut."""
 
 
 class OQFL(FederatedStrategy):
@@ -63,6 +88,7 @@ class OQFL(FederatedStrategy):
         rounds: as `RoundSettings`.
     """
 
+    client = OQFLClient()
     reads = (*QUANTIZERS, "quant.wire")
     default_bits = DEFAULT_BITS
 
@@ -162,32 +188,6 @@ def coded_bytes(model: nn.Module) -> int:
         else tensor.numel() * tensor.element_size()
         for name, tensor in state.items()
     )
-
-
-def prepare(model: nn.Module, config: Mapping[str, object]) -> nn.Module:
-    """Clients train the quantized network."""
-    return quantize(model, unpack_settings(config, "quant", QuantSpec))
-
-
-def train(
-    model: nn.Module,
-    arrays: Mapping[str, Tensor],
-    data: ClientData,
-    config: Mapping[str, object],
-    streams: Streams,
-) -> Update:
-    """Client half: load the global model, train weights and steps, send them or their codes."""
-    wire = unpack_settings(config, "wire", WireSettings).name
-    if wire == "codes_both":
-        arrays = decode_weights(arrays, model)
-    load_arrays(model, arrays)
-    settings = unpack_settings(config, "train", LocalTraining)
-    loss = train_epochs(model, data, settings, streams, proximal_mu(config))
-    if wire == "latent":
-        sent = model.state_dict()
-    else:
-        sent = encode_weights(model, streams.generator("wire"))
-    return Update(arrays=sent, num_examples=len(data), loss=loss)
 
 
 def encode_weights(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from models.exits import exit_name
 from quant.codec import LinkSettings
 from quant.layers import FULL_PRECISION
 from quant.settings import QuantSettings
-from strategies.client.split_loop import train
+from strategies.client.split_loop import SplitClient
 from strategies.client.training import load_arrays
 from strategies.server.aggregation import AverageSettings, Averaging
 from strategies.server.bottleneck import (
@@ -28,7 +28,7 @@ from strategies.server.bottleneck import (
     PruneSettings,
     active_channels,
     between,
-    prepare,
+    cut_with_bottleneck,
     stage,
 )
 from strategies.server.cuts import Cut, SplitSettings
@@ -37,8 +37,6 @@ from strategies.server.method import Method, RoundArguments
 from strategies.server.results import check_shapes
 from strategies.server.schedules import BaseSettings
 from strategies.server.wires import Latent, device_part
-
-__all__ = ["Prune", "prepare", "train"]
 
 MODEL, SUMMARY = "model.safetensors", "summary.json"
 PRIVATE = ("splitfed_v3",)  # methods whose model is an average that nobody trains from or tests
@@ -58,6 +56,7 @@ class Prune(FederatedStrategy):
         rounds: as `RoundSettings`.
     """
 
+    client = SplitClient(cut_with_bottleneck)
     reads = (*NARROW_READS, "prune.source", "prune.source_content", "prune.pretrain_rounds")
     needs_colocation = True
 

@@ -8,15 +8,13 @@ from typing import Unpack
 
 from quant.codec import LinkSettings
 from quant.settings import QuantSettings
-from strategies.client.split_loop import prepare, train
+from strategies.client.split_loop import SplitClient
 from strategies.server.aggregation import AverageSettings, Averaging
 from strategies.server.cuts import READS, Cut, SplitSettings
 from strategies.server.loop import FederatedStrategy
 from strategies.server.method import Method, RoundArguments
 from strategies.server.schedules import SEQUENTIAL
 from strategies.server.wires import Latent, device_part
-
-__all__ = ["Split", "prepare", "train"]
 
 
 class Split(FederatedStrategy):
@@ -31,6 +29,7 @@ class Split(FederatedStrategy):
         rounds: as `RoundSettings`.
     """
 
+    client = SplitClient()
     reads = READS
     needs_colocation = True
 

@@ -13,7 +13,7 @@ import torch
 from fleet.selection import select
 from quant.codec import LinkSettings
 from quant.settings import QuantSettings
-from strategies.client.split_loop import prepare, train
+from strategies.client.split_loop import SplitClient
 from strategies.server.aggregation import AverageSettings, Averaging
 from strategies.server.cuts import READS, Cut, CutNetwork, SplitSettings
 from strategies.server.loop import FederatedStrategy
@@ -31,8 +31,6 @@ from strategies.server.private_halves import device_names, half_of, keep_half, r
 from strategies.server.schedules import PARALLEL
 from strategies.server.wires import Latent, nothing
 
-__all__ = ["SplitFedV3", "prepare", "train"]
-
 INITIAL = "initial"
 
 
@@ -49,6 +47,7 @@ class SplitFedV3(FederatedStrategy):
         rounds: as `RoundSettings`.
     """
 
+    client = SplitClient()
     reads = (*READS, "evaluate.clients")
     needs_colocation = True
     is_private = True

@@ -32,7 +32,7 @@ from fleet.devices import tables
 from fleet.phases import compute_seconds, transfer_seconds
 from models.exits import Point, Price, by_confidence
 from quant.codec import LinkSettings
-from quant.link import Link, label_bytes
+from quant.link import label_bytes
 from strategies.client.tiers import Tiers
 from strategies.hierarchical import Hierarchical, tiers_in
 from strategies.server.cuts import CutNetwork
@@ -76,14 +76,14 @@ def curve(run: Path, thresholds: Sequence[float], device: str, link: str) -> lis
 @torch.no_grad()
 def logits(tiers: Tiers, link: LinkSettings, x: Tensor) -> tuple[Tensor, Tensor]:
     """(N, classes) logits of exit and cloud; each sample crosses as a packet of its own."""
-    wire, (device, server) = Link(link), tiers.halves.parts
+    (codec, _), (device, server) = link.codecs(), tiers.halves.parts
     for part in (device, server, tiers.exit):
         part.eval()
     edge, cloud = [], []
     for inputs in x.split(EVALUATION_BATCH):
         z = device(inputs)
         edge.append(tiers.exit(z))
-        sent = torch.cat([wire.send_up(sample).values for sample in z.split(1)])
+        sent = torch.cat([codec.transmit(sample, None)[0] for sample in z.split(1)])
         cloud.append(server(sent))
     return torch.cat(edge), torch.cat(cloud)
 

@@ -49,7 +49,7 @@ class HalfExport:
 
 def has_binary_half(chosen: Experiment) -> bool:
     """Whether a run's device had a half of one bit."""
-    is_ours = issubclass(experiment.strategy_class(chosen), BinarizedSplit)
+    is_ours = issubclass(experiment.method_class(chosen), BinarizedSplit)
     return is_ours and chosen.own["settings"].binarize != "none"
 
 

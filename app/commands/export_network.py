@@ -155,7 +155,7 @@ def load_model(run: Path, chosen: Experiment) -> tuple[nn.Module, QuantSpec]:
             has a half of its own.
     """
     refuse_private(chosen, run)
-    kind = experiment.strategy_class(chosen)
+    kind = experiment.method_class(chosen)
     spec = QuantSpec(FULL_PRECISION, FULL_PRECISION)
     if "quant.bits" in kind.reads:
         spec = chosen.quant.spec(kind.default_bits)
@@ -167,7 +167,7 @@ def load_model(run: Path, chosen: Experiment) -> tuple[nn.Module, QuantSpec]:
 
 def tested_through(chosen: Experiment) -> str:
     """Return the keys that change what crosses the cut when a run is tested."""
-    kind = experiment.strategy_class(chosen)
+    kind = experiment.method_class(chosen)
     given: dict[str, Any] = {}
     if "link" in kind.reads:
         codecs = {"link.up": chosen.link.up}

@@ -18,7 +18,8 @@ from quant.functional import MIN_STEP
 from quant.layers import initialised_flag, is_step
 from strategies import messages
 from strategies.client.proximal import check_mu
-from strategies.server.method import Arrays, Masks, Result, ServerState, Settings
+from strategies.contract import Settings
+from strategies.server.method import Arrays, Masks, Result, ServerState
 from strategies.server.server_optimizer import PREFIX, ServerOptimizer, ServerSettings
 
 Average = Callable[[Sequence[NDArray[np.floating]], Sequence[float]], NDArray[np.floating]]

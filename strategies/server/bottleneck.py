@@ -36,9 +36,9 @@ from models.bottleneck import (
 from models.cost import Cost, cost, joined
 from models.subnetwork import Part
 from strategies import messages
-from strategies.client import split_loop
-from strategies.client.split_loop import Halves, Split, halves
+from strategies.client.split_loop import Halves, Split, cut_as_told, halves
 from strategies.client.training import load_arrays
+from strategies.contract import Settings
 from strategies.messages import unpack_settings
 from strategies.server.cuts import (
     DEFAULT,
@@ -371,10 +371,7 @@ def bottlenecked(parts: Halves, bottleneck: Bottleneck) -> Halves:
     return Halves((device,), decoder)
 
 
-# The client half; `split_loop.train` is the rest of it ----------------------------------------
-
-
-def prepare(model: nn.Module, config: Mapping[str, Any]) -> Halves:
-    """Clients train the parts of the network with the round's bottleneck between them."""
-    bottleneck = unpack_settings(config, "bottleneck", Bottleneck)
-    return bottlenecked(split_loop.prepare(model, config), bottleneck)
+def cut_with_bottleneck(model: nn.Module, settings: Settings) -> Halves:
+    """Cut the network as told, with the round's bottleneck between the parts."""
+    bottleneck = unpack_settings(settings, "bottleneck", Bottleneck)
+    return bottlenecked(cut_as_told(model, settings), bottleneck)

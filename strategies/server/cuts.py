@@ -25,20 +25,13 @@ from models.cost import Cost, cost
 from models.split import at_fraction, before, last_layer
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec
-from quant.link import Link, label_bytes, there_and_back
+from quant.link import label_bytes, there_and_back
 from quant.settings import QUANTIZERS, QuantSettings
 from strategies import messages
 from strategies.client.split_loop import Halves, Side, Split, halves, quantized
 from strategies.client.training import LocalTraining, load_arrays
-from strategies.server.method import (
-    Clients,
-    RoundSettings,
-    ServerState,
-    Settings,
-    Sizes,
-    Test,
-    Variant,
-)
+from strategies.contract import Settings
+from strategies.server.method import Clients, RoundSettings, ServerState, Sizes, Test, Variant
 from strategies.server.workload import Pieces, split_round
 
 CutName = str | float
@@ -259,13 +252,13 @@ class Joined(nn.Module):
         self.parts = nn.ModuleList(parts.parts)
         for part in self.parts:
             load_arrays(part, {name: arrays[name] for name in part.state_dict()})
-        self._link = Link(link)
+        self._up, self._down = link.codecs()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, …) → (B, classes)."""
         first, server, *last = self.parts
-        output: Tensor = server(self._link.send_up(first(x)).values)
-        return last[0](self._link.send_down(output).values) if last else output
+        output: Tensor = server(self._up.transmit(first(x).detach(), None)[0])
+        return last[0](self._down.transmit(output.detach(), None)[0]) if last else output
 
 
 def tested_through_the_link(

@@ -29,6 +29,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from strategies import messages
+from strategies.contract import ClientHalf, Settings
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.discovery import introductions
 from strategies.server.method import (
@@ -41,7 +42,6 @@ from strategies.server.method import (
     RoundArguments,
     RoundSettings,
     ServerState,
-    Settings,
     Test,
     Variant,
 )
@@ -263,7 +263,7 @@ class FederatedStrategy(Strategy):
     """
 
     # The client's side of the method, which `app.client` runs.
-    client: ClassVar[Any]
+    client: ClassVar[ClientHalf[Any]]
     # Keys and groups of the configuration that the method reads beyond the common ones.
     reads: ClassVar[tuple[str, ...]] = ()
     # Bit width where quant.bits is null.

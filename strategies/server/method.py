@@ -24,14 +24,14 @@ from fleet.outages import Outage
 from fleet.plan import Fleet
 from fleet.work import ClientWork
 from models.cost import Cost
-from strategies.client.training import LocalTraining, Update
+from strategies.client.training import LocalTraining
+from strategies.contract import Settings, Update
 from tracking.record import RoundRecord
 
 Arrays = Mapping[str, NDArray[Any]]
 # What a client holds of an array: absent, all of it; False, nothing; else True where it does.
 Masks = Mapping[str, bool | NDArray[Any]]
 Scalar = bool | int | float | str
-Settings = Mapping[str, Scalar]
 # Settings of one client's own; clients with the same ones get one message.
 Variant = tuple[tuple[str, Scalar], ...]
 # Accuracy and mean cross-entropy of a network on the held-out test set.

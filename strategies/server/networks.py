@@ -12,15 +12,8 @@ from models.cost import Cost, cost
 from quant.layers import QuantSpec, quantize
 from strategies import messages
 from strategies.client.training import LocalTraining, load_arrays
-from strategies.server.method import (
-    Clients,
-    RoundSettings,
-    ServerState,
-    Settings,
-    Sizes,
-    Test,
-    Variant,
-)
+from strategies.contract import Settings
+from strategies.server.method import Clients, RoundSettings, ServerState, Sizes, Test, Variant
 from strategies.server.workload import local_round
 
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from fleet.plan import Member, RoundPlan
-from strategies.client.training import Update
+from strategies.contract import Update
 from strategies.server.method import Arrays, Result
 from tracking.record import ClientRecord, RoundRecord
 

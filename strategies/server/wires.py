@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from strategies.server.method import Arrays, Masks, Network, Settings
+from strategies.contract import Settings
+from strategies.server.method import Arrays, Masks, Network
 
 Names = Callable[[Network | None, int], frozenset[str] | None]
 
