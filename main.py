@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 import warnings
-from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 # Hydra then raises its errors instead of printing them, and explain() makes one line of them.
@@ -16,6 +15,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from app import ours_first
 from app.config.composition import CONF, open_model_keys
 from app.config.errors import explain
 from app.jobs import Session
@@ -26,7 +26,7 @@ SHOWS_ONLY = ("help", "hydra_help", "cfg", "info", "shell_completion")
 def main() -> int:
     """Check every job, run them, compare them; return the exit code."""
     flags = get_args_parser().parse_args()
-    sys.path.append(str(Path.cwd()))  # where a user's own networks are
+    ours_first()
     session = Session()
     run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(session.job)
     try:

@@ -8,12 +8,12 @@ found before anything runs.
 
 import functools
 import hashlib
-import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from data.dataset import Dataset
+from targets import locate_module, shown
 
 if TYPE_CHECKING:
     from app.config.schema import DataConfig
@@ -25,10 +25,14 @@ def find(data: "DataConfig") -> ModuleType:
     Raises:
         ValueError: names data.source.
     """
-    try:
-        return importlib.import_module(data.source)
-    except ImportError as error:
-        raise ValueError(f"data.source={data.source}: cannot be imported: {error}") from error
+    key, expected = "data.source", "a module such as my_pkg.my_source or sources/mine.py"
+    source = locate_module(data.source, key, expected)
+    kinds = (("files", "load"), ("describe", "load"))
+    if not any(all(hasattr(source, name) for name in names) for names in kinds):
+        raise ValueError(
+            f"{key}={shown(data.source)}: has neither files and load nor describe and load"
+        )
+    return source
 
 
 def complete(data: "DataConfig") -> None:

@@ -25,7 +25,7 @@ from app.config.composition import MODEL_KEYS
 from app.config.schema import Config, DataConfig
 from data.cache import cached
 from data.dataset import Dataset
-from data.partition import partition
+from data.partition import SCHEMES, own_partition, partition
 from fleet.seeds import derive_seed
 from models import build as models_build
 from models.build import build, check_batch_of_one, smallest_input
@@ -36,6 +36,7 @@ from strategies.server.cuts import SplitStrategy
 from strategies.server.loop import FederatedStrategy
 from strategies.server.schedules import on_base
 from strategies.server.server_optimizer import ServerSettings
+from targets import short_name
 
 
 def dataset(config: Config) -> Dataset:
@@ -123,7 +124,7 @@ def check_network(config: Config) -> None:
 
 def model_name(config: Config) -> str:
     """Return the network's short name: ``models.cnn.CNN`` is ``cnn``."""
-    return str(config.model["_target_"]).rpartition(".")[2].lower()
+    return short_name(str(config.model["_target_"]))
 
 
 def method(config: Config) -> ModuleType:
@@ -265,7 +266,8 @@ def _division(data_json: str, num_clients: int, seed: int) -> list[Tensor]:
     whole = _dataset(data_json, seed)
     labels = whole.train_y.numpy()
     users = whole.train_group.numpy() if whole.train_group is not None else None
-    if data.partition != "natural":
+    own = [] if data.partition in SCHEMES else [inspect.getmodule(own_partition(data.partition))]
+    if data.partition != "natural" and not own:
         users = None
     options = {
         "scheme": data.partition,
@@ -283,7 +285,7 @@ def _division(data_json: str, num_clients: int, seed: int) -> list[Tensor]:
         }
 
     whose = [hashlib.sha256(a.tobytes()).hexdigest() for a in (labels, users) if a is not None]
-    key = f"division-{_digest(options, _code(), whose)}"
+    key = f"division-{_digest(options, _code(*filter(None, own)), whose)}"
     stored = cached(key, divide)
     return list(stored["rows"].split(stored["sizes"].tolist()))
 

@@ -20,24 +20,29 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import to_absolute_path
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from app import build_fleet as fleets
 from app import data_sources as sources
 from app.config.errors import explain, nearest
 from app.config.schema import ClientsConfig, Config, PruneConfig, flatten, known_keys
-from data.partition import SCHEMES
+from data.partition import SCHEMES, check_scheme
 from quant.layers import BIT_WIDTHS, FULL_PRECISION
 from strategies.client.proximal import check_mu
 from strategies.client.split_loop import SIDES
 from strategies.oqfl import WIRES
 from strategies.server.aggregation import AVERAGES
 from strategies.server.server_optimizer import ServerSettings
+from targets import pin, placeless
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 # Keys of ``model`` that are ours and not its constructor's; the last is found, not given.
 MODEL_KEYS = ("_target_", "weights", "replace_head", "weights_content")
+# Keys that may name a file of the user's own code.
+TARGETS = (
+    "model._target_", "strategy._target_", "data.source", "data.partition", "link.up", "link.down",
+)  # fmt: skip
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -68,7 +73,7 @@ def compose(overrides: Sequence[str]) -> Config:
 
 def from_omegaconf(node: DictConfig) -> Config:
     """Turn what Hydra composed into a validated Config."""
-    config = OmegaConf.to_object(node)
+    config = OmegaConf.to_object(_pinned(node))
     assert isinstance(config, Config)
     # Absolute before it goes to workers, which run in folders of their own.
     config.data.root = to_absolute_path(str(Path(config.data.root).expanduser()))
@@ -78,6 +83,17 @@ def from_omegaconf(node: DictConfig) -> Config:
     _complete_model(config.model)
     validate(config)
     return config
+
+
+def _pinned(node: DictConfig) -> DictConfig:
+    """Name files of the user's own code by absolute path and content."""
+    node = node.copy()
+    for key in TARGETS:
+        group, _, name = key.partition(".")
+        with read_write(node), read_write(node[group]):
+            if OmegaConf.select(node, key) is not None:
+                node[group][name] = pin(str(node[group][name]), key)
+    return node
 
 
 def _complete_prune(prune: PruneConfig) -> None:
@@ -177,7 +193,7 @@ def validate(config: Config) -> None:
             f"name={config.name!r}: takes a folder name under runs/, of letters, digits and . _ - /"
         )
     _check_per_round(clients)
-    _one_of("data.partition", data.partition, SCHEMES)
+    check_scheme(data.partition)
     if not 0 < data.alpha < math.inf:
         raise ValueError(f"data.alpha={data.alpha}: takes a finite number above 0")
     _one_of("strategy.average", config.strategy.get("average", "mean"), tuple(AVERAGES))
@@ -286,11 +302,12 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("train.augment")
     if config.train.lr_decay == 1:
         unread.add("train.lr_decay")
-    if config.data.partition != "dirichlet":
+    if config.data.partition in SCHEMES and config.data.partition != "dirichlet":
         unread.add("data.alpha")
     if config.train.optimizer != "sgd":
         unread.add("train.momentum")
     unread |= {f"strategy.{name}" for name in ServerSettings.of(config.strategy).unread()}
+    flat |= {key: placeless(str(flat[key])) for key in TARGETS if flat.get(key) is not None}
     # Through JSON, so that what is compared with a file is equal to what was written to it.
     return {
         key: json.loads(json.dumps(value))
