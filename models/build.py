@@ -65,7 +65,7 @@ def build(
         torch.manual_seed(seed)
         model = factory(**arguments)
     if not isinstance(model, nn.Module):
-        got = f"returns {type(model).__name__}, no torch.nn.Module"
+        got = f"is no torch.nn.Module, but returns {type(model).__name__}"
         raise ValueError(f"model._target_={shown(target)}: {got}; expected {EXPECTED}")
     # Two thirds to nine tenths of the time of a training step on a CPU (benchmarks/quant.py).
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

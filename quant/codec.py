@@ -185,6 +185,8 @@ def make_codec(name: str, settings: LinkSettings | None = None, scaled_sign: boo
             return TopK(settings.k)
         case "randtopk":
             return TopK(settings.k, settings.alpha)
+    if not is_target(name):
+        raise ValueError(f"{name} is no codec: there are {', '.join(CODECS)}")
     kind = _own_codec(name, "codec")
     takes_settings = "settings" in inspect.signature(kind).parameters
     return kind(settings=settings) if takes_settings else kind()
