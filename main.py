@@ -16,17 +16,25 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from app import ours_first
-from app.config.composition import CONF, open_model_keys
+from app.config.composition import open_keys
 from app.config.errors import explain
-from app.jobs import Session
+from app.config.help import help_text
+from app.config.methods import register
+from app.config.schema import CONF
 
-SHOWS_ONLY = ("help", "hydra_help", "cfg", "info", "shell_completion")
+SHOWS_ONLY = ("hydra_help", "cfg", "info", "shell_completion")
 
 
 def main() -> int:
     """Check every job, run them, compare them; return the exit code."""
     flags = get_args_parser().parse_args()
     ours_first()
+    if flags.help:
+        sys.stdout.write(help_text())
+        return 0
+    from app.jobs import Session  # brings Ray, which --help need not wait for
+
+    register()
     session = Session()
     run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(session.job)
     try:
@@ -36,7 +44,7 @@ def main() -> int:
         refuse_other_configs(flags)
         options = [text for text in sys.argv[1:] if text not in flags.overrides]
         overrides = session.prepare(flags.overrides, is_sweep=flags.multirun)
-        sys.argv[1:] = [*options, *open_model_keys(overrides)]
+        sys.argv[1:] = [*options, *open_keys(overrides)]
         run()
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         sys.stderr.write(f"error: {explain(error)}\n")

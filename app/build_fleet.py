@@ -3,32 +3,30 @@
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from app.data_sources import absolute, file_digest
 from fleet.availability import Always, Availability, Diurnal, Intervals, Sometimes, Traced
-from fleet.cost import check_objective
 from fleet.devices import tables
-from fleet.plan import Fleet, num_asked
+from fleet.plan import Fleet
 from fleet.population import Client, assign
+from fleet.settings import WORDS, FleetSettings
 from fleet.traces import match, read_availability, read_capacity
 
-if TYPE_CHECKING:
-    from app.config.schema import Config, FleetConfig
-
 Read = TypeVar("Read")
-WORDS = ("always", "diurnal")
 
 
-def complete(fleet: "FleetConfig") -> None:
+def completed(fleet: FleetSettings) -> FleetSettings:
     """Make the paths of traces that are there absolute, and name what they hold."""
     if fleet.capacity is not None:
-        fleet.capacity = absolute(fleet.capacity)
-        fleet.capacity_content = fleet.capacity_content or _content(fleet.capacity)
+        path = absolute(fleet.capacity)
+        fleet = replace(fleet, capacity=path, capacity_content=_content(path))
     if isinstance(fleet.availability, str) and fleet.availability not in WORDS:
-        fleet.availability = absolute(fleet.availability)
-        fleet.availability_content = fleet.availability_content or _content(fleet.availability)
+        path = absolute(fleet.availability)
+        fleet = replace(fleet, availability=path, availability_content=_content(path))
+    return fleet
 
 
 def _content(path: str) -> str:
@@ -36,7 +34,7 @@ def _content(path: str) -> str:
     return file_digest(path) if Path(path).is_file() else ""
 
 
-def make(config: "Config") -> Fleet:
+def make(fleet: FleetSettings, num_clients: int, seed: int) -> Fleet:
     """Draw the clients' devices and links, and read traces.
 
     Raises:
@@ -44,67 +42,36 @@ def make(config: "Config") -> Fleet:
         FileNotFoundError: there is no such trace.
     """
     return Fleet(
-        clients=_clients(config),
+        clients=_clients(fleet, num_clients, seed),
         server=tables().device("server"),
-        seed=config.seed,
-        availability=_availability(config),
-        deadline_s=math.inf if config.fleet.deadline_s is None else config.fleet.deadline_s,
-        jitter=config.fleet.jitter,
-        tails=config.fleet.tails,
-        kinds=_kinds(config.fleet),
+        seed=seed,
+        availability=_availability(fleet, num_clients, seed),
+        deadline_s=math.inf if fleet.deadline_s is None else fleet.deadline_s,
+        jitter=fleet.jitter,
+        tails=fleet.tails,
+        kinds=_kinds(fleet),
     )
 
 
-def check(fleet: "FleetConfig") -> None:
-    """Check values; whether traces are there is for `make` to say, which alone reads them.
-
-    Raises:
-        ValueError: names the key.
-    """
-    check_objective(fleet.objective)
-    num_asked(1, fleet.over_select, 1)  # checks the factor
-    if (fleet.population is None) == (fleet.capacity is None):
-        raise ValueError(
-            f"fleet={fleet.name}: takes either fleet.population or fleet.capacity; "
-            "fleet=trace needs fleet.capacity=<a FedScale file>"
-        )
+def _clients(fleet: FleetSettings, num_clients: int, seed: int) -> dict[int, Client]:
+    partitions = range(num_clients)
     if fleet.population is not None:
-        tables().population(fleet.population)
-    tables().device(fleet.device)
-    tables().link(fleet.link)
-    given = fleet.availability
-    if isinstance(given, bool) or not isinstance(given, str | float | int):
-        raise ValueError(_takes(given))
-    if not isinstance(given, str):
-        Sometimes(float(given))  # checks itself
-
-
-def _takes(given: object) -> str:
-    return (
-        f"fleet.availability={given}: takes always, a probability, diurnal, or the path of a trace"
-    )
-
-
-def _clients(config: "Config") -> dict[int, Client]:
-    fleet, partitions = config.fleet, range(config.clients.total)
-    if fleet.population is not None:
-        return assign(tables().population(fleet.population), tables(), partitions, config.seed)
+        return assign(tables().population(fleet.population), tables(), partitions, seed)
     assert fleet.capacity is not None  # checked
     if not Path(fleet.capacity).is_file():
         raise FileNotFoundError(f"fleet.capacity={fleet.capacity}: no such file")
     found = _read(_capacity, fleet.capacity, fleet.device, fleet.link)
-    names = match(list(found), partitions, config.seed, fleet.by_id)
+    names = match(list(found), partitions, seed, by_id=False)
     return {partition: found[name] for partition, name in names.items()}
 
 
-def _kinds(fleet: "FleetConfig") -> frozenset[str]:
+def _kinds(fleet: FleetSettings) -> frozenset[str]:
     if fleet.population is None:
         return frozenset({fleet.device})
     return frozenset(tables().population(fleet.population).devices)
 
 
-def _availability(config: "Config") -> Availability:
-    fleet = config.fleet
+def _availability(fleet: FleetSettings, num_clients: int, seed: int) -> Availability:
     given = fleet.availability
     if given == "always":
         return Always()
@@ -113,14 +80,14 @@ def _availability(config: "Config") -> Availability:
     if not isinstance(given, str):
         return Sometimes(float(given))
     if not Path(given).is_file():
-        raise FileNotFoundError(_takes(given))
+        raise FileNotFoundError(fleet.takes_availability())
     if fleet.deadline_s is None:
         raise ValueError(
             f"fleet.availability={given}: a trace needs fleet.deadline_s, so that time passes in a "
             "round that nobody attends"
         )
     spans = _read(_spans, given)
-    names = match(list(spans), range(config.clients.total), config.seed, fleet.by_id)
+    names = match(list(spans), range(num_clients), seed, by_id=False)
     return Traced({partition: spans[name] for partition, name in names.items()})
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from app import experiment
 from app.config.composition import from_run_config
-from app.config.schema import Config
+from app.experiment import PARTS, Parts
 from strategies import messages
 from strategies.client.training import Streams
 
@@ -28,7 +28,7 @@ def query(message: Message, context: Context) -> Message:
     """Answer which partition this node holds and how many samples it has."""
     try:
         partition = _partition(context)
-        data = experiment.client_data(_config(_key(context.run_config)), partition)
+        data = experiment.client_data(_parts(_key(context.run_config)), partition)
     except Exception as error:
         return messages.error_reply(message, error)
     return messages.introduction(message, partition, len(data))
@@ -42,10 +42,10 @@ def train(message: Message, context: Context) -> Message:
         run = _key(context.run_config)
         partition = _partition(context)
         record, settings, server_round = messages.read_request(message)
-        update = experiment.method(_config(run)).train(
+        update = experiment.method(_parts(run)).train(
             _model(run, _key(messages.of_network(settings))),
             _latest.tensors(record),
-            experiment.client_data(_config(run), partition),
+            experiment.client_data(_parts(run), partition),
             settings,
             Streams(int(str(settings[messages.SEED])), server_round, partition),
         )
@@ -71,8 +71,12 @@ def _key(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 @functools.lru_cache(maxsize=4)
-def _config(run: tuple[tuple[str, Any], ...]) -> Config:
-    return from_run_config(dict(run))
+def _parts(run: tuple[tuple[str, Any], ...]) -> Parts:
+    """Our own engine gives the parts themselves; elsewhere ``overrides`` is composed here."""
+    given = dict(run)
+    if isinstance(parts := given.get(PARTS), Parts):
+        return parts
+    return experiment.parts_of(from_run_config(given))
 
 
 @functools.lru_cache(maxsize=8)
@@ -81,8 +85,8 @@ def _model(run: tuple[tuple[str, Any], ...], settings: tuple[tuple[str, Any], ..
 
     It is what the method's ``prepare`` returns and its ``train`` takes.
     """
-    config = _config(run)
-    return experiment.method(config).prepare(experiment.network(config), dict(settings))
+    parts = _parts(run)
+    return experiment.method(parts).prepare(experiment.network(parts), dict(settings))
 
 
 class _Latest:

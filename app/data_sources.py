@@ -8,18 +8,17 @@ found before anything runs.
 
 import functools
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data.dataset import Dataset
+from data.settings import DataSettings
 from targets import locate_module, shown
 
-if TYPE_CHECKING:
-    from app.config.schema import DataConfig
 
-
-def find(data: "DataConfig") -> ModuleType:
+def find(data: DataSettings) -> ModuleType:
     """Return the source's module.
 
     Raises:
@@ -35,7 +34,7 @@ def find(data: "DataConfig") -> ModuleType:
     return source
 
 
-def complete(data: "DataConfig") -> None:
+def completed(data: DataSettings) -> DataSettings:
     """Fill in shape, num_classes and content of a source that reads data.path, and check the path.
 
     Raises:
@@ -51,33 +50,35 @@ def complete(data: "DataConfig") -> None:
             )
         if data.content:
             raise ValueError(f"data.content={data.content}: is found at data.path, not given")
-        return
+        return data
     if data.path is None:
         takes = "a .npz file" if data.name == "arrays" else "a name on the Hub or a folder"
         raise ValueError(f"data.path: data={data.name} needs it: {takes}")
-    data.path = absolute(data.path)
-    if data.content:
-        return  # by whoever sent this configuration
-    found = source.describe(data.path, **data.options)
+    path = absolute(data.path)
+    found = source.describe(path, **data.options)
     if not (data.shape or found.shape):
         raise ValueError("data.options.resize=true: needs data.shape, such as data.shape=[3,32,32]")
     if data.shape and found.shape and tuple(data.shape) != found.shape:
-        raise ValueError(f"data.shape={data.shape}: data.path={data.path} holds {found.shape}")
+        raise ValueError(f"data.shape={data.shape}: data.path={path} holds {found.shape}")
     if 0 < data.num_classes < found.num_classes:
         raise ValueError(
-            f"data.num_classes={data.num_classes}: data.path={data.path} has {found.num_classes}"
+            f"data.num_classes={data.num_classes}: data.path={path} has {found.num_classes}"
         )
-    data.shape = list(data.shape or found.shape)
-    data.num_classes = data.num_classes or found.num_classes
-    data.content = found.content
+    return replace(
+        data,
+        path=path,
+        shape=list(data.shape or found.shape),
+        num_classes=data.num_classes or found.num_classes,
+        content=found.content,
+    )
 
 
-def read(data: "DataConfig") -> Dataset:
+def read(data: DataSettings) -> Dataset:
     """Load the data set from its source.
 
     Raises:
         FileNotFoundError: the source's files are not there; says where they were looked for.
-        ValueError: they are damaged, or have changed since `complete` looked at them.
+        ValueError: they are damaged, or have changed since `completed` looked at them.
     """
     source, root = find(data), Path(data.root)
     if data.content:
@@ -90,12 +91,12 @@ def read(data: "DataConfig") -> Dataset:
     return whole
 
 
-def is_by_user(data: "DataConfig") -> bool:
+def is_by_user(data: DataSettings) -> bool:
     """Whether the source sets other users aside for the test."""
     return data.partition == "natural" and hasattr(find(data), "load_by_user")
 
 
-def fingerprint(data: "DataConfig") -> Any:
+def fingerprint(data: DataSettings) -> Any:
     """Return what changes when the source's files do."""
     if data.content:
         return data.content

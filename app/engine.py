@@ -11,14 +11,13 @@ for `app.runtime`.
 
 import contextlib
 import itertools
-import json
 import logging
 import os
 import time
 from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from ray.exceptions import RayError, RayTaskError
 
 from app import ROOT, client, experiment, server
-from app.config.schema import Config
+from app.experiment import Experiment, Prepared
 from strategies import messages
 from tracking.progress import ProgressSink, Show
 
@@ -404,23 +403,29 @@ class Simulator:
         self._workers: Workers | None = None
 
     def run(
-        self, config: Config, folder: Path, group: str = "", show: Show = ProgressSink
+        self,
+        chosen: Experiment,
+        folder: Path,
+        group: str = "",
+        show: Show = ProgressSink,
+        prepared: Prepared | None = None,
     ) -> dict[str, Any]:
         """Simulate one experiment; arguments and result as `app.server.run`."""
-        experiment.division(config)  # prepared here, so that the workers find it in the cache
-        return server.run(config, self._grid(config), folder, group, show)
+        experiment.division(chosen)  # prepared here, so that the workers find it in the cache
+        return server.run(chosen, self._grid(chosen), folder, group, show, prepared)
 
     def close(self) -> None:
         """End the workers."""
         if self._workers is not None:
             self._workers.close()
 
-    def _grid(self, config: Config) -> LocalGrid:
-        run_config = {"config": json.dumps(asdict(config))}
-        if config.engine.name == "serial":
-            return SerialGrid(config.clients.total, run_config)
-        wanted = (config.engine.workers, config.engine.address)
+    def _grid(self, chosen: Experiment) -> LocalGrid:
+        num_clients, engine = chosen.data.num_clients, chosen.engine
+        run_config = experiment.run_config(chosen)
+        if engine.name == "serial":
+            return SerialGrid(num_clients, run_config)
+        wanted = (engine.workers, engine.address)
         if self._workers is None or (self._workers.count, self._workers.address) != wanted:
             self.close()
             self._workers = Workers(*wanted)
-        return RayGrid(config.clients.total, run_config, self._workers)
+        return RayGrid(num_clients, run_config, self._workers)

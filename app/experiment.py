@@ -1,16 +1,18 @@
-"""From a Config to the things both apps need: data, their division, the network, the strategy.
+"""An experiment: everything that a run needs, resolved once from its configuration.
 
+The configuration ends here; what comes after takes an `Experiment`, and a client's process `Parts`.
 Data and divisions are prepared once per machine (data.cache) and loaded once per process.
 """
 
+import copy
 import functools
 import hashlib
-import importlib
 import importlib.metadata
 import inspect
 import json
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,222 +21,409 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app import build_fleet as fleets
+from app import build_fleet
 from app import data_sources as sources
-from app.config.composition import MODEL_KEYS
-from app.config.schema import Config, DataConfig
+from app.config import methods
+from app.config.composition import MODEL_KEYS, config_hash, relevant
+from app.config.schema import Config, EngineSettings
+from app.evaluation import EvaluateSettings
 from data.cache import cached
 from data.dataset import Dataset
 from data.partition import SCHEMES, own_partition, partition
+from data.settings import DataSettings
+from fleet.plan import Fleet
 from fleet.seeds import derive_seed
 from models import build as models_build
 from models.build import build, check_batch_of_one, smallest_input
 from models.weights import load_weights
-from strategies.client.training import ClientData
-from strategies.server.aggregation import AVERAGES
-from strategies.server.cuts import SplitStrategy
+from privacy.settings import PrivacySettings
+from quant.codec import LinkSettings
+from quant.settings import QuantSettings
+from strategies.client.training import ClientData, LocalTraining
+from strategies.server.bottleneck import PruneSettings
+from strategies.server.checkpoint import CheckpointSettings
+from strategies.server.cuts import SplitSettings
 from strategies.server.loop import FederatedStrategy
-from strategies.server.schedules import on_base
-from strategies.server.server_optimizer import ServerSettings
 from targets import short_name
+from tracking.wandb_sink import WandbSettings
+
+PARTS = "parts"  # in the run config of our own engine
 
 
-def dataset(config: Config) -> Dataset:
+@dataclass(frozen=True)
+class Network:
+    """The network that the user chose.
+
+    Attributes:
+        target: dotted path of its class or function.
+        options: its constructor's.
+        weights: file to start from; None draws them by the seed.
+        weights_content: names what that file holds.
+        replace_head: whether a last layer that differs from the file's keeps its drawn weights.
+        input_shape: of one sample.
+        num_classes: of the data.
+        seed: of the experiment.
+    """
+
+    target: str
+    options: Mapping[str, Any]
+    weights: str | None
+    weights_content: str
+    replace_head: bool
+    input_shape: tuple[int, ...]
+    num_classes: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Short name: ``models.cnn.CNN`` is ``cnn``."""
+        return short_name(self.target)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data and their division.
+
+    Attributes:
+        settings: source and division, completed.
+        num_clients: among whom they are divided.
+        seed: of the experiment.
+    """
+
+    settings: DataSettings
+    num_clients: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a client's process needs of an experiment; equal where `key` is.
+
+    Attributes:
+        key: stands for the other parts.
+        target: dotted path of the method's class.
+        network: how to build the network.
+        data: how to load the data.
+    """
+
+    key: str
+    target: str = field(compare=False)
+    network: Network = field(compare=False)
+    data: Data = field(compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment(Parts):
+    """What a run needs, resolved and checked; the parts have the names that methods take them by.
+
+    Attributes:
+        method: name of the strategy.
+        name: folder under runs/.
+        seed: of every random stream.
+        rounds: how many.
+        target_accuracy: up to which costs are summed as well; None for none.
+        resume: whether an interrupted run is continued.
+        skip_finished: whether a sweep takes over what ran beside it.
+        train: how clients train.
+        quant: which quantizers there are.
+        split: where the network is cut.
+        link: what crosses the cut.
+        prune: what happens to a bottleneck, in numbers of rounds.
+        privacy: what is done against leakage.
+        own: the method's keys of the group strategy, by the parameter that takes each dataclass.
+        clients_per_round: an integer counts clients, a float is a share.
+        fleet: the clients' devices, links and availability.
+        over_select: how many times the clients wanted are asked.
+        objective: what ``split.cut=auto`` minimises.
+        evaluate: when the server evaluates, and on how many clients' halves.
+        engine: where clients run.
+        checkpoint: when the state is written.
+        wandb: Weights & Biases.
+        identity: what the results depend on, as flat keys; config.json holds it.
+        hash: twelve hex digits of it.
+    """
+
+    method: str
+    name: str
+    seed: int
+    rounds: int
+    target_accuracy: float | None
+    resume: bool
+    skip_finished: bool
+    train: LocalTraining
+    quant: QuantSettings
+    split: SplitSettings
+    link: LinkSettings
+    prune: PruneSettings
+    privacy: PrivacySettings
+    own: Mapping[str, Any]
+    clients_per_round: int | float
+    fleet: Fleet
+    over_select: float
+    objective: str
+    evaluate: EvaluateSettings
+    engine: EngineSettings
+    checkpoint: CheckpointSettings
+    wandb: WandbSettings
+    identity: Mapping[str, Any]
+    hash: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A method with the network that it trains, checked: ready to start."""
+
+    strategy: FederatedStrategy
+    model: nn.Module
+
+
+def resolve(config: Config) -> Experiment:
+    """Resolve a validated configuration; draws the fleet and loads no data.
+
+    Raises:
+        ValueError: names the key.
+        FileNotFoundError: a trace is not there.
+    """
+    target = str(config.strategy["_target_"])
+    reads = methods.method_class(target).reads
+    parts = parts_of(config)
+    return Experiment(
+        **{name: getattr(parts, name) for name in ("key", "target", "network", "data")},
+        method=str(config.strategy["name"]),
+        name=config.name,
+        seed=config.seed,
+        rounds=config.rounds,
+        target_accuracy=config.target_accuracy,
+        resume=config.resume,
+        skip_finished=config.sweep.skip_finished,
+        train=config.train,
+        quant=config.quant,
+        split=config.split,
+        link=config.link,
+        prune=config.prune.resolved(config.rounds),
+        privacy=config.privacy,
+        own=methods.settings_of(config.strategy),
+        clients_per_round=config.clients.per_round,
+        fleet=build_fleet.make(config.fleet, config.clients.total, config.seed),
+        over_select=config.fleet.over_select,
+        objective=config.fleet.objective,
+        evaluate=config.evaluate,
+        engine=config.engine,
+        checkpoint=config.checkpoint,
+        wandb=config.tracker.wandb,
+        identity=relevant(config, reads),
+        hash=config_hash(config, reads),
+    )
+
+
+def parts_of(config: Config) -> Parts:
+    """Resolve what a client's process needs."""
+    model = config.model
+    network = Network(
+        target=str(model["_target_"]),
+        options={str(key): value for key, value in model.items() if key not in MODEL_KEYS},
+        weights=model.get("weights"),
+        weights_content=model.get("weights_content", ""),
+        replace_head=model.get("replace_head", False),
+        input_shape=config.data.input_shape,
+        num_classes=config.data.num_classes,
+        seed=config.seed,
+    )
+    data = Data(config.data, config.clients.total, config.seed)
+    target = str(config.strategy["_target_"])
+    key = _digest(target, asdict(network), asdict(data))
+    return Parts(key, target, network, data)
+
+
+def run_config(parts: Parts) -> dict[str, Parts]:
+    """What the ClientApp gets in our own engine, where it composes nothing."""
+    return {PARTS: Parts(parts.key, parts.target, parts.network, parts.data)}
+
+
+# Data ---------------------------------------------------------------------------------------------
+
+
+def dataset(parts: Parts) -> Dataset:
     """Return the data set, from this process, the machine's cache, or its source.
 
     Raises:
         FileNotFoundError: the source's files are not there; says where they were looked for.
         ValueError: the data are not what conf/data says.
     """
-    return _dataset(json.dumps(asdict(config.data)), config.seed)
+    return _dataset(json.dumps(asdict(parts.data.settings)), parts.data.seed)
 
 
-def client_data(config: Config, client: int) -> ClientData:
+def client_data(parts: Parts, client: int) -> ClientData:
     """Return the samples of one client.
 
     Raises:
         ValueError: there is no such client.
     """
-    rows = division(config)
+    rows = division(parts)
     if not 0 <= client < len(rows):
         raise ValueError(f"clients.total={len(rows)}: there is no client {client}")
-    whole = dataset(config)
+    whole = dataset(parts)
     return ClientData(whole.train_x, whole.train_y, rows[client])
 
 
-def division(config: Config) -> list[Tensor]:
+def division(parts: Parts) -> list[Tensor]:
     """Return each client's rows of the training set."""
-    return _division(json.dumps(asdict(config.data)), config.clients.total, config.seed)
+    data = parts.data
+    return _division(json.dumps(asdict(data.settings)), data.num_clients, data.seed)
 
 
-def num_examples(config: Config) -> dict[int, int]:
+def num_examples(parts: Parts) -> dict[int, int]:
     """Return how many samples each client has."""
-    return {partition: len(rows) for partition, rows in enumerate(division(config))}
+    return {partition: len(rows) for partition, rows in enumerate(division(parts))}
 
 
-def input_shape(config: Config) -> tuple[int, ...]:
-    """Return the shape of one sample as the network gets it."""
-    channels, *size = config.data.shape
-    return (channels, *([config.data.image_size] * 2 if config.data.image_size else size))
+# The network --------------------------------------------------------------------------------------
 
 
-def network(config: Config) -> nn.Module:
+def network(parts: Parts) -> nn.Module:
     """Return the network that the user chose, its weights drawn by the seed or from model.weights.
 
     Raises:
         ValueError: the network or its weights do not fit; names the key.
     """
-    shape, num_classes = input_shape(config), config.data.num_classes
-    seed = derive_seed(config.seed, "model")
-    model = build(config.model["_target_"], model_options(config), shape, num_classes, seed)
-    if weights := config.model.get("weights"):
+    return copy.deepcopy(_network(_Keyed(json.dumps(asdict(parts.network)), parts.network)))
+
+
+@dataclass(frozen=True)
+class _Keyed:
+    key: str
+    network: Network = field(compare=False)
+
+
+@functools.lru_cache(maxsize=1)
+def _network(keyed: _Keyed) -> nn.Module:
+    one = keyed.network
+    seed = derive_seed(one.seed, "model")
+    model = build(one.target, one.options, one.input_shape, one.num_classes, seed)
+    if one.weights:
         try:
-            load_weights(model, weights, config.model.get("replace_head", False))
+            load_weights(model, one.weights, one.replace_head)
         except ValueError as error:
             raise ValueError(f"model.weights={error}") from error
     return model
 
 
-def model_options(config: Config) -> dict[str, Any]:
-    """Return what the network's constructor is given."""
-    return {str(key): value for key, value in config.model.items() if key not in MODEL_KEYS}
-
-
-def check_network(config: Config) -> None:
+def check_network(experiment: Experiment) -> None:
     """Refuse a network that cannot take the data.
 
     Raises:
         ValueError: names model and data, and the smallest input that the model takes.
     """
-    shape, num_classes = input_shape(config), config.data.num_classes
-    target = config.model["_target_"]
+    one = experiment.network
     try:
-        models_build.check(network(config), shape, num_classes)
-        if config.train.batch_size == 1:
-            check_batch_of_one(network(config), shape)
+        model = network(experiment)
+        models_build.check(model, one.input_shape, one.num_classes)
+        if experiment.train.batch_size == 1:
+            check_batch_of_one(model, one.input_shape)
     except (ValueError, RuntimeError, TypeError) as error:
         if str(error).startswith(("model.", "train.")):
             raise ValueError(str(error)) from error
-        smallest = smallest_input(target, model_options(config), shape, num_classes)
+        smallest = smallest_input(one.target, one.options, one.input_shape, one.num_classes)
         hint = f"; the smallest it takes is {smallest}" if smallest else ""
         raise ValueError(
-            f"model={model_name(config)} with data={config.data.name}: {error}{hint}"
+            f"model={one.name} with data={experiment.data.settings.name}: {error}{hint}"
         ) from error
 
 
-def model_name(config: Config) -> str:
-    """Return the network's short name: ``models.cnn.CNN`` is ``cnn``."""
-    return short_name(str(config.model["_target_"]))
+# The method ---------------------------------------------------------------------------------------
 
 
-def method(config: Config) -> ModuleType:
-    """Return the file of the strategy, which holds its client half."""
-    return importlib.import_module(str(config.strategy["_target_"]).rpartition(".")[0])
+def method(parts: Parts) -> ModuleType:
+    """Return the file of the method, which holds its client half."""
+    return sys.modules[methods.method_class(parts.target).__module__]
 
 
-def strategy_class(config: Config) -> type[FederatedStrategy]:
-    """Return the strategy's class."""
-    name = str(config.strategy["_target_"]).rpartition(".")[2]
-    found = getattr(method(config), name)
-    assert isinstance(found, type) and issubclass(found, FederatedStrategy)
-    if "base" not in config.strategy:
-        return found
-    assert issubclass(found, SplitStrategy)
-    base = config.strategy["base"]
-    return on_base(found, "null" if base is None else str(base))
+def strategy_class(experiment: Experiment) -> type[FederatedStrategy]:
+    """Return the method's class."""
+    kind = methods.method_class(experiment.target)
+    return methods.class_as_before(kind, experiment.own)
 
 
-def strategy(config: Config) -> FederatedStrategy:
-    """Return the server half, ready to start."""
-    kind = strategy_class(config)
-    common = ("_target_", "name", "average", "base", *ServerSettings.names())
-    own = {k: v for k, v in config.strategy.items() if k not in common}
-    settings = {
-        "quant.bits": ("spec", config.quant.spec(kind.default_bits)),
-        "quant.wire": ("wire", config.quant.wire),
-        "quant.side": ("side", config.quant.side),
-        "split.cut": ("cut", config.split.cut),
-        "split.tail": ("tail", config.split.tail),
-        "link": ("link", config.link.settings()),
-        "privacy": ("privacy", config.privacy.settings()),
-        "prune.ratio": ("prune", config.prune.settings(config.rounds)),
-        "fleet.objective": ("objective", config.fleet.objective),
-        "evaluate.clients": ("evaluate_clients", config.evaluate.clients),
+def strategy(experiment: Experiment) -> FederatedStrategy:
+    """Return the method, ready to be prepared.
+
+    Its constructor gets what it has parameters for, by their names.
+
+    Raises:
+        ValueError: settings that the method cannot take together; names the key.
+    """
+    kind = strategy_class(experiment)
+    groups = ("train", "quant", "split", "link", "prune", "privacy", "fleet", "objective",
+              "clients_per_round", "over_select", "seed")  # fmt: skip
+    given = {name: getattr(experiment, name) for name in groups} | dict(experiment.own)
+    given |= {
+        "num_clients": experiment.data.num_clients,
+        "evaluate_every": experiment.evaluate.every,
+        "evaluate_clients": experiment.evaluate.clients,
     }
-    own |= {name: value for key, (name, value) in settings.items() if key in kind.reads}
-    return kind(
-        train=config.train.settings(),
-        clients_per_round=config.clients.per_round,
-        seed=config.seed,
-        average=AVERAGES[config.strategy["average"]],
-        evaluate_every=config.evaluate.every,
-        fleet=fleets.make(config),
-        over_select=config.fleet.over_select,
-        num_clients=config.clients.total,
-        server=ServerSettings.of(config.strategy),
-        **own,
-    )
+    if methods.is_as_before(kind):
+        return kind(**methods.arguments_as_before(kind, given))
+    taken = methods.parameters(kind)
+    return kind(**{name: value for name, value in given.items() if name in taken})
 
 
-def check(config: Config) -> FederatedStrategy:
+def check(experiment: Experiment) -> Prepared:
     """Refuse what would go wrong later: a method's settings, network, data, cuts, fleet.
 
     Loads the data, and leaves them and their division in the cache.
-
-    Returns:
-        the method, prepared.
 
     Raises:
         ValueError: names the key.
         FileNotFoundError: the data are not there.
     """
-    method = strategy(config)  # its constructor checks what the schema cannot
-    check_network(config)
-    prepare(config, method)
+    method = strategy(experiment)  # its constructor checks what the schema cannot
+    check_network(experiment)
+    model = prepare(experiment, method)
     method.check_fleet()
-    return method
+    return Prepared(method, model)
 
 
-def check_drawn(config: Config, method: FederatedStrategy) -> None:
+def check_drawn(experiment: Experiment, method: FederatedStrategy) -> None:
     """Refuse what would go wrong with the devices and the division that another seed draws.
 
     Leaves that division in the cache, too.
 
     Args:
-        config: differs from one that `check` passed in its seed, and in what is no part of results.
-        method: what `check` returned for that one; gets this one's devices and division.
+        experiment: differs from one that `check` passed in its seed, and in what is no part of
+            results.
+        method: of what `check` returned for that one; gets this one's devices and division.
 
     Raises:
         ValueError: names the key.
         FileNotFoundError: the data are not there.
     """
-    drawn = strategy(config)
-    method.redraw(drawn.fleet, num_examples(config))
+    drawn = strategy(experiment)
+    method.redraw(drawn.fleet, num_examples(experiment))
     method.check_fleet()
 
 
-def prepare(config: Config, method: FederatedStrategy) -> nn.Module:
+def prepare(experiment: Experiment, method: FederatedStrategy) -> nn.Module:
     """Return the global model that ``method`` makes of the user's network.
 
     Raises:
         ValueError: the method cannot train this network; names the key.
     """
     if not method.num_examples:  # what is known before a client is asked
-        method.num_examples = num_examples(config)
-    if "prune.source" in method.reads and config.prune.source_content:
-        _check_source(config.prune.source, config.prune.source_content)
-    return method.prepare(network(config), input_shape(config))
+        method.num_examples = num_examples(experiment)
+    if "prune.source" in method.reads and experiment.prune.source_content:
+        _check_source(experiment.prune)
+    return method.prepare(network(experiment), experiment.network.input_shape)
 
 
-def _check_source(source: str | None, content: str) -> None:
-    """Refuse a source that is not what this configuration was made for.
+def _check_source(prune: PruneSettings) -> None:
+    """Refuse a source that is not what this experiment was made for.
 
     Raises:
         ValueError: names prune.source.
     """
-    file = Path(source or "") / "model.safetensors"
-    if not file.is_file() or sources.file_digest(str(file)) != content:
-        raise ValueError(f"prune.source={source}: has changed since the run began")
+    file = Path(prune.source or "") / "model.safetensors"
+    if not file.is_file() or sources.file_digest(str(file)) != prune.source_content:
+        raise ValueError(f"prune.source={prune.source}: has changed since the run began")
 
 
 # Loading, once per process ------------------------------------------------------------------------
@@ -242,7 +431,7 @@ def _check_source(source: str | None, content: str) -> None:
 
 @functools.lru_cache(maxsize=2)
 def _dataset(data_json: str, seed: int) -> Dataset:
-    data = DataConfig(**json.loads(data_json))
+    data = DataSettings(**json.loads(data_json))
     holds = (sources.fingerprint(data), data.options, data.shape, data.num_classes)
     key = f"{data.name}-{_digest(_code(sources.find(data)), *holds, sources.is_by_user(data))}"
     whole = Dataset.from_tensors(cached(key, lambda: sources.read(data).tensors()))
@@ -262,7 +451,7 @@ def _dataset(data_json: str, seed: int) -> Dataset:
 
 @functools.lru_cache(maxsize=8)
 def _division(data_json: str, num_clients: int, seed: int) -> list[Tensor]:
-    data = DataConfig(**json.loads(data_json))
+    data = DataSettings(**json.loads(data_json))
     whole = _dataset(data_json, seed)
     labels = whole.train_y.numpy()
     users = whole.train_group.numpy() if whole.train_group is not None else None

@@ -19,17 +19,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from app import experiment
-from app.config.composition import (
-    CONF,
-    NOT_HASHED,
-    compose,
-    config_hash,
-    from_omegaconf,
-    open_model_keys,
-)
-from app.config.schema import Config
+from app.config.composition import NOT_HASHED, compose, from_omegaconf, open_keys
+from app.config.schema import CONF, Config
 from app.engine import Simulator
-from app.server import FolderTakenError, claim, identity, write_json
+from app.experiment import Experiment, Prepared, resolve
+from app.run_folder import CONFIG, FolderTakenError, claim, write_json
 from strategies.server.cuts import AUTO
 from tracking.collect import common, find
 from tracking.jsonl import ROUNDS, read
@@ -59,6 +53,8 @@ class Session:
         self._finished: dict[str, Path] = {}  # by this process
         self._beside: dict[str, Path] | None = None  # before it, in folders beside this one's
         self._folder: Path | None = None  # of the sweep, or of the one run
+        self._resolved: dict[tuple[str, ...], Experiment] = {}  # by the overrides of the job
+        self._prepared: Prepared | None = None  # of the one run: of a sweep it would be too many
 
     def prepare(self, overrides: Sequence[str], is_sweep: bool) -> list[str]:
         """Check every job before any runs, and return the overrides to run with.
@@ -70,29 +66,32 @@ class Session:
             FileNotFoundError: the data are not there.
         """
         overrides = [*preset(overrides, is_sweep), *overrides]
-        open_jobs = [open_model_keys(job) for job in expand(overrides, is_sweep)]
+        open_jobs = [open_keys(job) for job in expand(overrides, is_sweep)]
         configs = [compose(job) for job in open_jobs]
+        found = [resolve(config) for config in configs]
         for first, *others in alike(configs):
-            method = experiment.check(first)
-            for config in others:
-                experiment.check_drawn(config, method)
-        for config in configs:
-            check_online(config.tracker.wandb)
-            check_address(config.engine.address)
-        self._num_jobs, self._is_sweep = len(configs), is_sweep
+            prepared = experiment.check(found[first])
+            for other in others:
+                experiment.check_drawn(found[other], prepared.strategy)
+            self._prepared = None if is_sweep else prepared
+        for one in found:
+            check_online(one.wandb)
+            check_address(one.engine.address)
+        self._resolved = {of_task(job): one for job, one in zip(open_jobs, found, strict=True)}
+        self._num_jobs, self._is_sweep = len(found), is_sweep
         self._shared = common(open_jobs)
         given = given_folder(overrides, is_sweep)
         if given is not None:
-            for number, config in enumerate(configs):
-                claim(given / str(number) if is_sweep else given, config)
-        elif configs[0].resume:
-            found = newest(RUNS / configs[0].name, configs, is_sweep)
+            for number, one in enumerate(found):
+                claim(given / str(number) if is_sweep else given, one)
+        elif found[0].resume:
+            folder = newest(RUNS / found[0].name, found, is_sweep)
             key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
-            if found is None:
-                what = f"there is no run of this experiment under runs/{configs[0].name}"
+            if folder is None:
+                what = f"there is no run of this experiment under runs/{found[0].name}"
                 sys.stderr.write(f"resume=true: {what}; a new one begins\n")
             else:
-                overrides.append(f"{key}='{found}'")
+                overrides.append(f"{key}='{folder}'")
         return overrides
 
     def job(self, node: DictConfig) -> None:
@@ -107,7 +106,8 @@ class Session:
             self._view = self._view or SweepView(self._num_jobs)
             self._view.begin(number, what)
         try:
-            outcome = self._run(from_omegaconf(node), folder)
+            known = self._resolved.get(of_task(hydra.overrides.task))
+            outcome = self._run(known or resolve(from_omegaconf(node)), folder)
         except (Exception, SystemExit) as error:  # a job's exit must not end the others
             log.info("failed", exc_info=True)  # to the log file; the terminal gets one line
             if not isinstance(error, FolderTakenError):  # what is there is not ours to mark
@@ -143,37 +143,42 @@ class Session:
             for failure in self.failed if self._is_sweep else []:
                 sys.stderr.write(f"failed: {failure}\n")
 
-    def _run(self, config: Config, folder: Path) -> str:
+    def _run(self, chosen: Experiment, folder: Path) -> str:
         """Run a job, or return why it need not be run."""
         assert self._folder is not None
         group = "/".join(self._folder.parts[-2:]) if self._is_sweep else ""
-        claim(folder, config)
+        claim(folder, chosen)
         (folder / "error.txt").unlink(missing_ok=True)
-        digest = config_hash(config, experiment.strategy_class(config).reads)
         # The engine does not change results, but who sweeps over it wants to see just that.
-        key = digest + json.dumps(asdict(config.engine)) + config.data.root
+        key = chosen.hash + json.dumps(asdict(chosen.engine)) + chosen.data.settings.root
         outcome = ""
-        if config.resume and is_finished(folder, config):
+        if chosen.resume and is_finished(folder, chosen.rounds):
             outcome = "finished already"
-        elif before := self._finished.get(key) or self._earlier(config, digest):
-            copy_results(before, folder, config.target_accuracy)
-            publish(config, folder, group)
+        elif before := self._finished.get(key) or self._earlier(chosen):
+            copy_results(before, folder, chosen.target_accuracy)
+            publish(chosen, folder, group)
             job = f"job {before.name}" if before.parent == folder.parent else str(before)
             outcome = f"the same experiment as {job}, not run again"
         else:
             show = ProgressSink if self._view is None else self._view.progress
-            self._simulator.run(config, folder, group, show)
+            prepared, self._prepared = self._prepared, None
+            self._simulator.run(chosen, folder, group, show, prepared)
         self._finished.setdefault(key, folder)
         return outcome
 
-    def _earlier(self, config: Config, digest: str) -> Path | None:
+    def _earlier(self, chosen: Experiment) -> Path | None:
         """Return a finished run of the same experiment from beside this sweep, if one will do."""
-        if not config.sweep.skip_finished:
+        if not chosen.skip_finished:
             return None
         if self._beside is None:
             assert self._folder is not None
             self._beside = finished(self._folder.parent)
-        return self._beside.get(digest)
+        return self._beside.get(chosen.hash)
+
+
+def of_task(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The overrides of a job without Hydra's own."""
+    return tuple(sorted(text for text in overrides if not text.lstrip("+~").startswith("hydra")))
 
 
 def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
@@ -221,14 +226,18 @@ def expand(overrides: Sequence[str], is_sweep: bool) -> list[list[str]]:
     return [job for batch in batches for job in batch]
 
 
-def alike(configs: Sequence[Config]) -> list[list[Config]]:
-    """Put those together that have the same network with the same cuts and differ in draws."""
-    groups: dict[str, list[Config]] = {}
-    for config in configs:
+def alike(configs: Sequence[Config]) -> list[list[int]]:
+    """Put those together that have the same network with the same cuts and differ in draws.
+
+    Returns:
+        positions in ``configs``.
+    """
+    groups: dict[str, list[int]] = {}
+    for position, config in enumerate(configs):
         # The best cut is the best for the devices that the seed draws.
         aside = NOT_HASHED if config.split.cut == AUTO else ("seed", *NOT_HASHED)
         parts = {key: part for key, part in asdict(config).items() if key not in aside}
-        groups.setdefault(json.dumps(parts), []).append(config)
+        groups.setdefault(json.dumps(parts), []).append(position)
     return list(groups.values())
 
 
@@ -240,17 +249,17 @@ def given_folder(overrides: Sequence[str], is_sweep: bool) -> Path | None:
     return None if not values or "${" in values[-1] else Path(values[-1])
 
 
-def newest(runs: Path, configs: Sequence[Config], is_sweep: bool) -> Path | None:
+def newest(runs: Path, chosen: Sequence[Experiment], is_sweep: bool) -> Path | None:
     """Return the newest folder under ``runs`` that holds these experiments, or None.
 
     Of a sweep that was interrupted the first jobs are there, each with its own experiment.
     """
-    identities = [identity(config) | {"rounds": None} for config in configs]
+    identities = [{**one.identity, "rounds": None} for one in chosen]
 
     def holds(folder: Path) -> bool:
-        paths = [folder / str(i) / "config.json" for i in range(len(configs))]
+        paths = [folder / str(i) / CONFIG for i in range(len(chosen))]
         if not is_sweep:
-            paths = [folder / "config.json"]
+            paths = [folder / CONFIG]
         there = [
             (path, mine)
             for path, mine in zip(paths, identities, strict=True)
@@ -264,10 +273,10 @@ def newest(runs: Path, configs: Sequence[Config], is_sweep: bool) -> Path | None
     return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
 
 
-def is_finished(folder: Path, config: Config) -> bool:
+def is_finished(folder: Path, rounds: int) -> bool:
     """Whether the folder's run has its summary, of as many rounds as are asked for."""
     path = folder / "summary.json"
-    return path.exists() and bool(json.loads(path.read_text())["rounds"] == config.rounds)
+    return path.exists() and bool(json.loads(path.read_text())["rounds"] == rounds)
 
 
 def finished(above: Path) -> dict[str, Path]:
@@ -292,10 +301,10 @@ def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> N
     write_json(folder / "summary.json", kept | target | {"same_as": same_as})
 
 
-def publish(config: Config, folder: Path, group: str) -> None:
+def publish(chosen: Experiment, folder: Path, group: str) -> None:
     """Give copied results a wandb run of their own, so that the sweep's group is whole."""
     done = [RoundRecord.from_dict(row) for row in read(folder / ROUNDS)]
-    sink = WandbSink(config.tracker.wandb, folder, identity(config), group, done)
+    sink = WandbSink(chosen.wandb, folder, chosen.identity, group, done)
     sink.finish(json.loads((folder / "summary.json").read_text()))
 
 

@@ -1,48 +1,113 @@
-"""A finished run's folder, read back: its configuration and its weights."""
+"""A run's folder: who may write to it, and a finished one read back."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from app import experiment
-from app.config.composition import from_omegaconf
-from app.config.schema import Config
-from app.server import MODEL
+from app.config.composition import from_stored
+from app.experiment import Experiment, resolve, strategy_class
 from strategies.client.training import load_arrays
+from strategies.server.checkpoint import Checkpoint, Checkpoints
 from strategies.server.cuts import SplitStrategy
 
+CONFIG, MODEL, SUMMARY = "config.json", "model.safetensors", "summary.json"
 
-def load_config(run: Path) -> Config:
-    """Return the configuration that a run stored, without the weights that it began with.
 
-    It has others now, and those may be gone.
+class FolderTakenError(ValueError):
+    """A run's folder holds something that this run must not touch."""
+
+
+def claim(folder: Path, experiment: Experiment) -> Checkpoint | None:
+    """Return the checkpoint in ``folder`` that this run continues from, if any.
+
+    Raises:
+        FolderTakenError: it holds a run that is not to be continued, or one of another
+            configuration; names the differing keys.
+    """
+    path = folder / CONFIG
+    if not path.exists() or not path.stat().st_size:  # killed in the moment of taking it
+        return None
+    if not experiment.resume:
+        raise FolderTakenError(
+            f"{folder}: holds a run already; resume=true continues it, another folder starts anew"
+        )
+    mine, theirs = experiment.identity, json.loads(path.read_text())
+    different = [
+        f"{key} (was {theirs.get(key)}, is {mine.get(key)})"
+        for key in sorted(theirs.keys() | mine.keys())
+        if key != "rounds" and theirs.get(key) != mine.get(key)
+    ]
+    if different:
+        raise FolderTakenError(f"resume: {folder} holds another experiment: {', '.join(different)}")
+    found = Checkpoints(folder / "checkpoint").latest()
+    if found is not None and found.round > experiment.rounds:
+        raise FolderTakenError(
+            f"rounds={experiment.rounds}: {folder} is at round {found.round} already"
+        )
+    return found
+
+
+def take(folder: Path, experiment: Experiment, is_continued: bool) -> None:
+    """Mark the folder as this run's, and remove what an earlier, shorter run ended with.
+
+    Args:
+        folder: the run's folder.
+        experiment: the run.
+        is_continued: whether config.json was there already when `claim` allowed to go on.
+
+    Raises:
+        FolderTakenError: another process took it a moment ago.
+    """
+    path, identity = folder / CONFIG, dict(experiment.identity)
+    if is_continued:
+        write_json(path, identity)
+    else:
+        try:
+            with path.open("x") as file:
+                file.write(json.dumps(identity, indent=2) + "\n")
+        except FileExistsError as error:
+            raise FolderTakenError(f"{folder}: another run just took it") from error
+    for name in (SUMMARY, MODEL):
+        (folder / name).unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    part.replace(path)
+
+
+# A finished run -----------------------------------------------------------------------------------
+
+
+def load_experiment(run: Path) -> Experiment:
+    """Return the experiment that a run stored, without the weights that it began with.
 
     Raises:
         ValueError: there is no finished run.
     """
-    for needed in (".hydra/config.yaml", MODEL, "summary.json"):  # the last that a run writes
+    for needed in (".hydra/config.yaml", MODEL, SUMMARY):  # the last that a run writes
         if not (run / needed).exists():
             raise ValueError(f"{run}: no finished run there, {needed} is missing")
-    stored = OmegaConf.load(run / ".hydra" / "config.yaml")
-    for key in ("weights", "replace_head"):
-        stored.model.pop(key, None)
-    return from_omegaconf(OmegaConf.merge(Config, stored))  # type: ignore[arg-type]
+    return resolve(from_stored(run / ".hydra" / "config.yaml"))
 
 
-def refuse_private(config: Config, run: Path) -> None:
+def refuse_private(experiment: Experiment, run: Path) -> None:
     """Refuse a run whose clients keep halves of their own: nobody has tested their average.
 
     Raises:
         ValueError: names the strategy.
     """
-    kind = experiment.strategy_class(config)
+    kind = strategy_class(experiment)
     if issubclass(kind, SplitStrategy) and kind.is_private:
         raise ValueError(
-            f"{run}: strategy={config.strategy['name']}: each client has a half of its own; takes "
+            f"{run}: strategy={experiment.method}: each client has a half of its own; takes "
             "a run that trains one network for all"
         )
 

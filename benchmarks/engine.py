@@ -11,14 +11,12 @@ its part of what it shares (PSS).
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import os
 import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +32,8 @@ from torch import Tensor
 
 from app import client, experiment
 from app.config.composition import compose
-from app.config.schema import Config
 from app.engine import LocalGrid, RayGrid, SerialGrid, Workers, make_context
+from app.experiment import Experiment
 from benchmarks.random_data import load
 from models.lenet5 import LeNet5
 from strategies import messages
@@ -58,14 +56,14 @@ class Clock:
     def finish(self, summary: Mapping[str, Any] | None) -> None: ...
 
 
-def config(num_clients: int) -> Config:
-    return compose(
+def config(num_clients: int) -> Experiment:
+    return experiment.resolve(compose(
         [
             "strategy=fedavg", "model=lenet5", "data=mnist", "data.source=benchmarks.random_data",
             "data.name=random", f"clients.total={num_clients}", "train.epochs=1", "train.lr=0.01",
             "train.momentum=0",
         ]
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def plain(num_clients: int, rounds: int) -> Times:
@@ -111,7 +109,7 @@ def _plain_worker(pipe: Any, rows: Sequence[Tensor]) -> None:
         pipe.send(total)
 
 
-def _start(setup: Config, grid: Grid, rounds: int) -> Times:
+def _start(setup: Experiment, grid: Grid, rounds: int) -> Times:
     clock = Clock()
     strategy = experiment.strategy(setup)
     arrays = messages.to_record(experiment.network(setup).state_dict())
@@ -119,30 +117,30 @@ def _start(setup: Config, grid: Grid, rounds: int) -> Times:
     return clock.times
 
 
-def _ours(make: Callable[[Config, dict[str, str]], LocalGrid], n: int, rounds: int) -> Times:
+def _ours(make: Callable[[Experiment, Mapping[str, Any]], LocalGrid], n: int, rounds: int) -> Times:
     begun = time.perf_counter()
     setup = config(n)
     experiment.division(setup)
-    return [begun, *_start(setup, make(setup, {"config": json.dumps(asdict(setup))}), rounds)]
+    return [begun, *_start(setup, make(setup, experiment.run_config(setup)), rounds)]
 
 
 def ray_grid(num_clients: int, rounds: int) -> Times:
     workers = Workers(CORES)
     try:
-        return _ours(lambda c, run: RayGrid(c.clients.total, run, workers), num_clients, rounds)
+        return _ours(lambda c, run: RayGrid(c.data.num_clients, run, workers), num_clients, rounds)
     finally:
         workers.close()
 
 
 def serial_grid(num_clients: int, rounds: int) -> Times:
-    return _ours(lambda c, run: SerialGrid(c.clients.total, run), num_clients, rounds)
+    return _ours(lambda c, run: SerialGrid(c.data.num_clients, run), num_clients, rounds)
 
 
 def flower(num_clients: int, rounds: int) -> Times:
     """Flower's simulation, with our strategy and our client half."""
     setup = config(num_clients)
     experiment.division(setup)
-    run_config = {"config": json.dumps(asdict(setup))}
+    run_config = experiment.run_config(setup)
     times = [time.perf_counter()]
     server_app, client_app = ServerApp(), ClientApp()
 

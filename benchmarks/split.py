@@ -7,11 +7,9 @@ the median over pairs.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord
@@ -40,12 +38,12 @@ class Method:
     """A method at the start of its next round."""
 
     def __init__(self, overrides: Sequence[str]) -> None:
-        config = compose([*DATA, *overrides])
+        config = experiment.resolve(compose([*DATA, *overrides]))
         self.strategy: FederatedStrategy = experiment.strategy(config)
         model = experiment.prepare(config, self.strategy)
         self.arrays: ArrayRecord = messages.to_record(model.state_dict())
-        run_config: dict[str, Any] = {"config": json.dumps(asdict(config))}
-        self.grid = SerialGrid(config.clients.total, run_config)
+        run_config: dict[str, Any] = experiment.run_config(config)
+        self.grid = SerialGrid(config.data.num_clients, run_config)
         self.strategy.discover(self.grid)
         self.rounds = 0
 

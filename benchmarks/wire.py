@@ -30,7 +30,8 @@ def main() -> None:
     parser.add_argument("--model", default="cnn")
     chosen = parser.parse_args()
     shape = ["data=digits", f"model={chosen.model}", "data.shape=[1,28,28]"]
-    config = compose([*shape, "strategy=oqfl", f"quant.bits={chosen.bits}", "quant.wire=codes"])
+    overrides = [*shape, "strategy=oqfl", f"quant.bits={chosen.bits}", "quant.wire=codes"]
+    config = experiment.resolve(compose(overrides))
     strategy = experiment.strategy(config)
     assert isinstance(strategy, OQFL)
     model = experiment.prepare(config, strategy)

@@ -3,8 +3,32 @@
 import numbers
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from fleet.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class ClientsSettings:
+    """The group clients of the configuration."""
+
+    total: int = field(default=100, metadata={"help": "how many clients there are"})
+    per_round: Any = field(  # int or float, which mean different things
+        default=1.0,
+        metadata={"help": "who takes part: an integer counts, a float in (0, 1] is a share"},
+    )
+
+    def __post_init__(self) -> None:
+        if self.total < 1:
+            raise ValueError(f"clients.total={self.total}: takes 1 or more")
+        value = self.per_round
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value <= (self.total if isinstance(value, int) else 1):
+            raise ValueError(
+                f"clients.per_round={value}: takes an integer from 1 to "
+                f"clients.total={self.total}, or a share in (0, 1]"
+            )
 
 
 def num_selected(per_round: int | float, num_clients: int) -> int:

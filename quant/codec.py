@@ -26,7 +26,7 @@ passes it on as an uncut network would.
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Generator, Tensor
@@ -39,6 +39,7 @@ from targets import is_target, locate, shown
 AFFINE_BITS = {"int8": 8, "int4": 4, "int2": 2}
 CODECS = ("fp32", "fp16", *AFFINE_BITS, "sign", "topk", "randtopk")
 ROUNDINGS = ("nearest", "stochastic")
+ALPHA = 0.1  # randtopk: chance that a place goes to a value outside the top k
 __all__ = ["CODECS", "ROUNDINGS", "Codec", "LinkSettings", "Packet", "make_codec"]
 
 
@@ -92,23 +93,23 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class LinkSettings:
-    """The group link of the configuration.
+    """The group link of the configuration."""
 
-    Attributes:
-        up: codec of what the device sends; a name, or a class of the user's own.
-        down: codec of what comes back.
-        k: share of a sample's values that topk and randtopk keep.
-        alpha: randtopk's chance that a place goes to a value outside the top k.
-        per_channel: intN with a range per channel, where a channel has more than one value.
-        rounding: of intN.
-    """
-
-    up: str = "fp32"
-    down: str = "fp32"
-    k: float = 0.1
-    alpha: float = 0.1
-    per_channel: bool = False
-    rounding: str = "nearest"
+    up: str = field(
+        default="fp32",
+        metadata={
+            "help": "codec of what the device sends: fp32, fp16, int8, int4, int2, sign, topk, "
+            "randtopk, or a class of your own (docs/EXTEND.md)"
+        },
+    )
+    down: str = field(default="fp32", metadata={"help": "codec of what comes back: the same"})
+    k: float = field(
+        default=0.1, metadata={"help": "topk, randtopk: share of a sample's values that is kept"}
+    )
+    per_channel: bool = field(
+        default=False, metadata={"help": "intN: a range per channel of more than one value"}
+    )
+    rounding: str = field(default="nearest", metadata={"help": "intN: nearest, stochastic"})
 
     def __post_init__(self) -> None:
         for key in ("up", "down"):
@@ -117,8 +118,6 @@ class LinkSettings:
             raise ValueError(f"link.rounding={self.rounding}: takes {', '.join(ROUNDINGS)}")
         if not 0 < self.k <= 1:
             raise ValueError(f"link.k={self.k}: takes a share in (0, 1]")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"link.alpha={self.alpha}: takes a probability in [0, 1]")
 
     def codecs(self) -> tuple[Codec, Codec]:
         """Codecs up and down. Activations' signs are ±1, gradients' are scaled."""
@@ -184,7 +183,7 @@ def make_codec(name: str, settings: LinkSettings | None = None, scaled_sign: boo
         case "topk":
             return TopK(settings.k)
         case "randtopk":
-            return TopK(settings.k, settings.alpha)
+            return TopK(settings.k, ALPHA)
     if not is_target(name):
         raise ValueError(f"{name} is no codec: there are {', '.join(CODECS)}")
     kind = _own_codec(name, "codec")

@@ -13,7 +13,7 @@ Only the abstracts were at hand; binarized_split.md lists what is ours.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,7 +25,8 @@ from models.cost import Cost
 from models.split import cut_many
 from privacy.attacks import reconstruct
 from privacy.leakage import channel_leakage, laplace_noise
-from quant.binary import ESTIMATORS, BinarySpec, binarize, clip_latent
+from privacy.settings import PrivacySettings
+from quant.binary import BinarySpec, binarize, clip_latent
 from quant.codec import LinkSettings
 from strategies import messages
 from strategies.client import split_loop as split_learning
@@ -34,6 +35,7 @@ from strategies.client.training import ClientData, LocalTraining, Streams, Updat
 from strategies.messages import unpack_settings
 from strategies.server.cuts import Joined, SplitStrategy, part_costs
 from strategies.server.loop import FederatedStrategy, Test
+from strategies.server.schedules import BaseSettings
 from strategies.server.workload import Pieces
 
 BINARIZE = ("client", "both", "none")
@@ -42,57 +44,33 @@ PAIRS = 1500  # others, at most, that the attacker's decoder learns from
 KEPT_VALUES = 2**24  # of all that crossed for these samples: wide cuts keep fewer of them,
 FEWEST = 200  # but not fewer than so many
 ATTACK_EPOCHS = 20
-LEAST_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
 class Binarized:
-    """What is binary.
-
-    Attributes:
-        what: ``client`` (the device's part), ``both`` (the whole network) or ``none``.
-        estimator: gradient of the activations' sign, see `quant.binary`.
-        scale: whether each channel is scaled by its mean |weight|.
-    """
+    """What is binary: ``client`` (the device's part), ``both`` (the whole network) or ``none``."""
 
     what: str = "client"
-    estimator: str = "clip"
-    scale: bool = False
 
     def __post_init__(self) -> None:
         if self.what not in BINARIZE:
             raise ValueError(f"strategy.binarize={self.what}: takes {', '.join(BINARIZE)}")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"strategy.estimator={self.estimator}: takes {', '.join(ESTIMATORS)}")
-        if not isinstance(self.scale, bool):
-            raise ValueError(f"strategy.scale={self.scale}: takes true or false")
-
-    def spec(self) -> BinarySpec:
-        """Return what `binarize` takes."""
-        return BinarySpec(estimator=self.estimator, scale=self.scale)
 
 
 @dataclass(frozen=True)
-class Privacy:
-    """What is done against leakage.
+class BinarizedSettings(BaseSettings):
+    """The method's own keys of the group strategy."""
 
-    Attributes:
-        dcor_weight: λ; 0 for no leak loss.
-        epsilon: ε of the noise; 0 for none.
-        attack: whether each evaluation reconstructs inputs; leaves training as it is.
-    """
-
-    dcor_weight: float = 0.0
-    epsilon: float = 0.0
-    attack: bool = True
+    binarize: str = field(
+        default="client",
+        metadata={
+            "help": "what is binary: client (the device's part), both (the whole network), none"
+        },
+    )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dcor_weight < float("inf"):
-            raise ValueError(f"privacy.dcor_weight={self.dcor_weight}: takes 0 or more, and finite")
-        if not (self.epsilon == 0 or LEAST_EPSILON <= self.epsilon < float("inf")):
-            raise ValueError(
-                f"privacy.epsilon={self.epsilon}: takes a number from {LEAST_EPSILON:g}, or null"
-            )
+        super().__post_init__()
+        Binarized(self.binarize)  # checks itself
 
 
 class BinarizedSplit(SplitStrategy):
@@ -100,8 +78,6 @@ class BinarizedSplit(SplitStrategy):
 
     Args:
         binarize: what is binary: ``client``, ``both`` or ``none``.
-        estimator: gradient of the activations' sign.
-        scale: whether channels are scaled by their mean |weight|.
         privacy: leak loss and noise.
         common: arguments of `SplitStrategy`. Where the device's part is binary, ``link.up=fp32``
             stands for ``sign``: ±1 is one bit.
@@ -116,13 +92,11 @@ class BinarizedSplit(SplitStrategy):
         self,
         *,
         binarize: str = "client",
-        estimator: str = "clip",
-        scale: bool = False,
-        privacy: Privacy | None = None,
+        privacy: PrivacySettings | None = None,
         **common: Any,
     ) -> None:
-        self.binarized = Binarized(binarize, estimator, scale)
-        self.privacy = privacy or Privacy()
+        self.binarized = Binarized(binarize)
+        self.privacy = privacy or PrivacySettings()
         train = common.get("train") or LocalTraining()
         if train.batch_size == 1 and (self.privacy.dcor_weight or self.privacy.epsilon):
             raise ValueError(
@@ -185,13 +159,13 @@ class BinarizedSplit(SplitStrategy):
         )
         network = Observed(parts, arrays, self.link, disguise, draw)
         accuracy, loss = test(network)
-        found = leakage(network.x, network.z, self.privacy.attack, self.seed)
+        found = leakage(network.x, network.z, self.seed)
         return {"accuracy": accuracy, "loss": loss, **found}
 
 
 def binarized(model: nn.Module, split: Split, settings: Binarized) -> Halves:
     """Cut ``model``, with the parts binarized that are to be."""
-    spec = settings.spec()
+    spec = BinarySpec()
     if settings.what == "both":
         model = binarize(model, spec, sign_output=False)
     first, server = cut_many(model, [split.cut])
@@ -287,27 +261,26 @@ def picked(kept: Tensor, new: Tensor, rows: Tensor) -> Tensor:
     return found
 
 
-def noisy(z: Tensor, epsilon: float, batch: int, generator: torch.Generator) -> Tensor:
-    """``z`` with the noise that batches of ``batch`` have in training; as it is where ε is 0."""
+def noisy(z: Tensor, epsilon: float | None, batch: int, generator: torch.Generator) -> Tensor:
+    """``z`` with the noise that batches of ``batch`` have in training; as it is without ε."""
     if not epsilon:
         return z
     parts = z.split(epoch_sizes(len(z), batch))
     return torch.cat([laplace_noise(part, epsilon, generator) for part in parts])
 
 
-def leakage(x: Tensor, z: Tensor, attack: bool, seed: int) -> dict[str, float]:
+def leakage(x: Tensor, z: Tensor, seed: int) -> dict[str, float]:
     """What ``z`` (n, …) says about ``x`` (n, …); nothing of fewer than four samples."""
     if len(x) < 4:
         return {}
     probes = min(PROBES, len(x) // 2)
     channels = channel_leakage(x[:probes], z[:probes])
     found = {"dcor_max": float(channels.max()), "dcor_mean": float(channels.mean())}
-    if attack:
-        pairs, unseen = (z[probes:], x[probes:]), (z[:probes], x[:probes])
-        drawn = reconstruct(pairs, unseen, ATTACK_EPOCHS, derive_seed(seed, "privacy attack"))
-        found |= {"attack_mse": drawn.mse, "attack_mean_mse": drawn.mean_mse}
-        if drawn.ssim is not None:
-            found["attack_ssim"] = drawn.ssim
+    pairs, unseen = (z[probes:], x[probes:]), (z[:probes], x[:probes])
+    drawn = reconstruct(pairs, unseen, ATTACK_EPOCHS, derive_seed(seed, "privacy attack"))
+    found |= {"attack_mse": drawn.mse, "attack_mean_mse": drawn.mean_mse}
+    if drawn.ssim is not None:
+        found["attack_ssim"] = drawn.ssim
     return found
 
 
@@ -317,7 +290,7 @@ def leakage(x: Tensor, z: Tensor, attack: bool, seed: int) -> dict[str, float]:
 class Shield(Guard):
     """Keeps latent weights in [−1, 1], and what crosses from saying too much."""
 
-    def __init__(self, privacy: Privacy, generator: torch.Generator) -> None:
+    def __init__(self, privacy: PrivacySettings, generator: torch.Generator) -> None:
         self._privacy = privacy
         self._generator = generator
 
@@ -356,6 +329,6 @@ def train(
     streams: Streams,
 ) -> Update:
     """Client half: split learning's, shielded."""
-    privacy = unpack_settings(config, "privacy", Privacy)
+    privacy = unpack_settings(config, "privacy", PrivacySettings)
     guard = Shield(privacy, streams.generator("privacy"))
     return split_learning.train(model, arrays, data, config, streams, guard)

@@ -15,8 +15,8 @@ counted with the device's part. The client half is in hierarchical_learning.py.
 import copy
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -43,6 +43,47 @@ from strategies.server.workload import Pieces
 __all__ = ["Hierarchical", "prepare", "train"]
 
 SHARED, REPLICATED = "shared", "replicated"
+
+
+@dataclass(frozen=True)
+class HierarchicalSettings:
+    """The method's own keys of the group strategy."""
+
+    server_half: str = field(
+        default=SHARED,
+        metadata={
+            "help": "the cloud's part: shared (one, trained client after client), replicated (one "
+            "each, averaged)"
+        },
+    )
+    exit_width: int = field(
+        default=0,
+        metadata={
+            "help": "channels of a convolution in the device's exit; 0: pooling and one linear "
+            "layer"
+        },
+    )
+    pipelined: bool = field(
+        default=False,
+        metadata={"help": "simulated clock: the next batch begins while the cloud has the last"},
+    )
+    outage: Any = field(
+        default=0.0,
+        metadata={"help": "probability of a round without network, or a list of such rounds"},
+    )
+
+    def __post_init__(self) -> None:
+        if self.server_half not in (SHARED, REPLICATED):
+            raise ValueError(
+                f"strategy.server_half={self.server_half}: takes {SHARED}, {REPLICATED}"
+            )
+        if not is_number(self.exit_width, int):
+            raise ValueError(
+                f"strategy.exit_width={self.exit_width}: takes 0, or 2 or more channels"
+            )
+        if not isinstance(self.pipelined, bool):
+            raise ValueError(f"strategy.pipelined={self.pipelined}: takes true or false")
+        Outage.of(self.outage)  # checks itself
 
 
 class Hierarchical(Chain):
@@ -78,12 +119,7 @@ class Hierarchical(Chain):
         **common: object,
     ) -> None:
         super().__init__(**common)  # type: ignore[arg-type]
-        if server_half not in (SHARED, REPLICATED):
-            raise ValueError(f"strategy.server_half={server_half}: takes {SHARED}, {REPLICATED}")
-        if not is_number(exit_width, int):
-            raise ValueError(f"strategy.exit_width={exit_width}: takes 0, or 2 or more channels")
-        if not isinstance(pipelined, bool):
-            raise ValueError(f"strategy.pipelined={pipelined}: takes true or false")
+        HierarchicalSettings(server_half, exit_width, pipelined, outage)  # checks itself
         self.server_half = server_half
         self.pipelined = pipelined
         self.outage = Outage.of(outage)

@@ -85,12 +85,14 @@ def _as_numpy(value: Tensor | NDArray[Any]) -> NDArray[Any]:
 def pack_settings(**groups: Any) -> dict[str, bool | int | float | str]:
     """Flatten dataclasses into config keys: ``train=LocalTraining()`` gives ``train.lr`` …
 
-    Values must be of the types a ConfigRecord takes; None is not one of them.
+    Values must be of the types a ConfigRecord takes. None is not one of them: it is left out, and
+    stands for the default of its key.
     """
     return {
         f"{group}.{name}": value
         for group, settings in groups.items()
         for name, value in asdict(settings).items()
+        if value is not None
     }
 
 

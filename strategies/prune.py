@@ -37,7 +37,7 @@ class Prune(BottleneckStrategy):
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
-        before, last = self.prune.pretrain_rounds, self.prune.rounds
+        before, last = self.prune.pretrain_rounds or 0, self.prune.rounds
         if before >= last:
             raise ValueError(
                 f"prune.pretrain_rounds={before}: takes fewer than prune.rounds={last}"
@@ -61,7 +61,7 @@ class Prune(BottleneckStrategy):
     def active(self, server_round: int) -> int:
         """All channels at first, then down to the target."""
         channels, settings = self.bottleneck.channels, self.prune
-        before = settings.pretrain_rounds
+        before = settings.pretrain_rounds or 0
         if server_round <= before:
             return channels
         now, stages = stage(server_round - before, settings.rounds - before, settings.stages)

@@ -20,8 +20,8 @@ import torch
 from safetensors.numpy import load_file
 
 from app.config.composition import compose
-from app.config.schema import Config
 from app.engine import Simulator, Workers
+from app.experiment import Experiment, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 # Small enough for a test, large enough for everything to happen: several clients, batches, rounds.
@@ -66,9 +66,9 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-def small(*overrides: str) -> Config:
+def small(*overrides: str) -> Experiment:
     """A small experiment."""
-    return compose([*SMALL, *overrides])
+    return resolve(compose([*SMALL, *overrides]))
 
 
 def simulate(folder: Path, *overrides: str, simulator: Simulator | None = None) -> dict[str, Any]:

@@ -43,7 +43,7 @@ ROWS: dict[str, list[tuple[str, ...]]] = {
     "binarized_split": [
         (),
         ("strategy.base=split", "privacy.dcor_weight=0.5", "privacy.epsilon=5"),
-        ("strategy.base=splitfed_v2", "strategy.binarize=both", "strategy.estimator=approx"),
+        ("strategy.base=splitfed_v2", "strategy.binarize=both"),
         ("strategy.binarize=none", "link.up=int8"),
     ],
     "hierarchical": [

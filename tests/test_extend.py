@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL, small
+from omegaconf import OmegaConf
 
 import targets
 from app import experiment
-from app.config.composition import config_hash, relevant
+from app.config.composition import compose, from_stored
 from app.jobs import Session, expand, preset
 from data.partition import partition
 from models.build import build
@@ -169,21 +171,43 @@ def test_identity_is_name_and_content_and_not_the_place(
 ) -> None:
     monkeypatch.chdir(folder)
     relative = small("model._target_=nets/mine.py:MyNet")
-    assert relative.model["_target_"].startswith(f"{folder}/nets/mine.py:MyNet@")
+    assert relative.network.target.startswith(f"{folder}/nets/mine.py:MyNet@")
     text = (folder / "nets" / "mine.py").read_text()
     (tmp_path / "mine.py").write_text(text)
     moved = small(f"model._target_={tmp_path}/mine.py:MyNet")
-    assert config_hash(moved, ()) == config_hash(relative, ())
+    assert moved.hash == relative.hash
     (tmp_path / "mine.py").write_text(text.replace("16", "24"))
     edited = small(f"model._target_={tmp_path}/mine.py:MyNet")
-    assert config_hash(edited, ()) != config_hash(relative, ())
+    assert edited.hash != relative.hash
     # An edited file is loaded anew in the same process.
     assert experiment.network(edited).stage1[0].out_channels == 24  # type: ignore[index, union-attr]
     assert experiment.network(relative).stage1[0].out_channels == 16  # type: ignore[index, union-attr]
     with pytest.raises(ValueError, match=r"model\._target_=.*has changed since the run began"):
         experiment.network(moved)
-    assert experiment.model_name(relative) == "mynet"
-    assert relevant(small(), ())["model._target_"] == "models.cnn.CNN"
+    assert relative.network.name == "mynet"
+    assert small().identity["model._target_"] == "models.cnn.CNN"
+
+
+def test_a_stored_run_finds_its_files_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    config = compose([*SMALL, "model._target_=nets/mine.py:MyNet"])
+    (tmp_path / ".hydra").mkdir()
+    stored = tmp_path / ".hydra" / "config.yaml"
+    raw = asdict(config) | {"model": {"_target_": "nets/mine.py:MyNet"}}
+    OmegaConf.save(OmegaConf.create(raw), stored)
+    OmegaConf.save(
+        OmegaConf.create({"hydra": {"runtime": {"cwd": str(folder)}}}),
+        stored.with_name("hydra.yaml"),
+    )
+    (tmp_path / "config.json").write_text(json.dumps(dict(experiment.resolve(config).identity)))
+    monkeypatch.chdir(tmp_path)
+    assert from_stored(stored).model == config.model
+    other = json.dumps({"model._target_": "mine.py:MyNet@" + 12 * "0"})
+    (tmp_path / "config.json").write_text(other)
+    with pytest.raises(ValueError, match="has changed since the run began"):
+        from_stored(stored)
 
 
 @pytest.mark.parametrize(
@@ -308,21 +332,19 @@ def test_groups_of_a_searchpath(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     conf = folder / "my_conf"
     for group in ("strategy", "experiment", "fleet"):
         (conf / group).mkdir(exist_ok=True)
-    (conf / "strategy" / "mine.yaml").write_text(
-        "defaults: [/averaging@_here_, _self_]\nname: mine\n_target_: strategies.fedavg.FedAvg\n"
-    )
+    (conf / "strategy" / "mine.yaml").write_text("name: mine\n_target_: strategies.fedavg.FedAvg\n")
     text = "# @package _global_\ndefaults: [{override /strategy: mine}]\nrounds: 3\n"
     (conf / "experiment" / "mine.yaml").write_text(text)
     (conf / "fleet" / "mine.yaml").write_text(
         (ROOT / "conf" / "fleet" / "iot.yaml").read_text().replace("name: iot", "name: mine")
     )
     path = f"hydra.searchpath=[file://{conf}]"
-    config = small(path, "experiment=mine", "fleet=mine", "model=mine", "data=noise")
+    config = compose([*SMALL, path, "experiment=mine", "fleet=mine", "model=mine", "data=noise"])
     assert config.strategy["name"] == "mine" and config.fleet.name == "mine"
     assert (config.rounds, config.data.num_classes) == (2, 3)
     given = preset([path, "sweep=widths", "experiment=mine"], is_sweep=True)
     assert given == ["model.width=4,8", "seed=0,1"]
     jobs = expand([path, "data=noise,digits"], is_sweep=True)
-    assert [small(*job).data.num_classes for job in jobs] == [3, 10]
+    assert [small(*job).network.num_classes for job in jobs] == [3, 10]
     with pytest.raises(ValueError, match=r"sweep=none: takes .*widths"):
         Session().prepare([path, "sweep=none"], is_sweep=True)

@@ -10,8 +10,9 @@ import netrc
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from targets import short_name
@@ -21,16 +22,22 @@ from tracking.record import ClientRecord, RoundRecord
 COSTS = ("sim_s", "energy_j", "wall_s")
 CLIENT_FIGURES = ("loss", "sim_s", "energy_j")
 BINS = 32
+MODES = ("offline", "online", "disabled")
 
 log = logging.getLogger(__name__)
 
 
-class WandbSettings(Protocol):
-    """What of the configuration this sink reads."""
+@dataclass(frozen=True)
+class WandbSettings:
+    """The group tracker.wandb of the configuration."""
 
-    mode: str
-    project: str
-    entity: str | None
+    mode: str = field(default="offline", metadata={"help": "offline, online, disabled"})
+    project: str = field(default="cutbit", metadata={"help": "of Weights & Biases"})
+    entity: str | None = field(default=None, metadata={"help": "a user or team; null: your own"})
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"tracker.wandb.mode={self.mode}: takes {', '.join(MODES)}")
 
 
 def check_online(settings: WandbSettings) -> None:

@@ -57,12 +57,12 @@ def rows(overrides: Sequence[str]) -> list[Row]:
     Raises:
         ValueError: wrong overrides, or a network that cannot be cut; one line.
     """
-    config = compose(overrides)
-    experiment.check_network(config)
-    model, shape = experiment.network(config), experiment.input_shape(config)
+    chosen = experiment.resolve(compose(overrides))
+    experiment.check_network(chosen)
+    model, shape = experiment.network(chosen), chosen.network.input_shape
     points = cut_points(model, shape)
     if not points:
-        raise ValueError(f"model={experiment.model_name(config)}: has no cut points")
+        raise ValueError(f"model={chosen.network.name}: has no cut points")
     # Cut everywhere at once: what is before a cut is the sum of the pieces before it.
     pieces = cut_many(model, [point.name for point in points], shape, check=False)
     shapes = [shape, *(point.shape for point in points)]

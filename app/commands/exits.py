@@ -26,8 +26,8 @@ from torch import Tensor
 
 from app import experiment
 from app.config.errors import explain
-from app.run_folder import load_config, load_weights
-from app.server import EVALUATION_BATCH, write_json
+from app.evaluation import EVALUATION_BATCH
+from app.run_folder import load_experiment, load_weights, write_json
 from fleet.devices import tables
 from fleet.phases import compute_seconds, transfer_seconds
 from models.exits import Point, Price, by_confidence
@@ -57,14 +57,14 @@ def curve(run: Path, thresholds: Sequence[float], device: str, link: str) -> lis
         ValueError: there is no such run, device or link.
     """
     torch.set_num_threads(1)
-    config = load_config(run)
-    method = experiment.strategy(config)
+    chosen = load_experiment(run)
+    method = experiment.strategy(chosen)
     if not isinstance(method, Hierarchical):
         raise ValueError(f"{run}: takes a run of strategy=hierarchical, it is one of "
-                         f"strategy={config.strategy['name']}")  # fmt: skip
-    experiment.prepare(config, method)
+                         f"strategy={chosen.method}")  # fmt: skip
+    experiment.prepare(chosen, method)
     tiers = method.tiers(load_weights(run))
-    data = experiment.dataset(config)
+    data = experiment.dataset(chosen)
     edge, cloud = logits(tiers, method.link, data.test_x)
     cost_of = price(method, device, link)
     return by_confidence(edge, cloud, data.test_y, [*thresholds, ALWAYS], cost_of)

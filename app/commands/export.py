@@ -20,7 +20,7 @@ from rich.text import Text
 from app.commands.export_half import HalfExport, export_half, half_table, has_binary_half
 from app.commands.export_network import ONNX, Export, export_network, form_table, size_table
 from app.config.errors import explain
-from app.run_folder import load_config
+from app.run_folder import load_experiment
 from quant.onnx_export import check_packages
 
 
@@ -44,12 +44,12 @@ def export(
     torch.set_num_threads(1)
     if with_onnx:
         check_packages()
-    config = load_config(run)
-    if not has_binary_half(config):
-        return export_network(run, config, out, with_onnx, overwrite)
+    chosen = load_experiment(run)
+    if not has_binary_half(chosen):
+        return export_network(run, chosen, out, with_onnx, overwrite)
     if with_onnx:
         raise ValueError(f"{run}: --onnx: ONNX has no form for weights of one bit")
-    return export_half(run, config, out, overwrite)
+    return export_half(run, chosen, out, overwrite)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from app import experiment
-from app.config.schema import Config
+from app.evaluation import EVALUATION_BATCH
+from app.experiment import Experiment
 from app.run_folder import fill, load_weights
-from app.server import EVALUATION_BATCH
 from models.split import cut
 from quant.binary_export import load_packed, pack_half, save_packed
 from strategies.binarized_split import BinarizedSplit, binarized
@@ -46,18 +46,18 @@ class HalfExport:
     num_bits: int
 
 
-def has_binary_half(config: Config) -> bool:
+def has_binary_half(chosen: Experiment) -> bool:
     """Whether a run's device had a half of one bit."""
-    is_ours = issubclass(experiment.strategy_class(config), BinarizedSplit)
-    return is_ours and config.strategy["binarize"] != "none"
+    is_ours = issubclass(experiment.strategy_class(chosen), BinarizedSplit)
+    return is_ours and chosen.own["settings"].binarize != "none"
 
 
-def export_half(run: Path, config: Config, out: Path, overwrite: bool = False) -> HalfExport:
+def export_half(run: Path, chosen: Experiment, out: Path, overwrite: bool = False) -> HalfExport:
     """Write the device's half to ``out``, read it back, and compare.
 
     Args:
         run: folder of a finished run for which `has_binary_half` says yes.
-        config: what it stored.
+        chosen: what it stored.
         out: folder of the file, which is made where it is not there.
         overwrite: replace a file that is there.
 
@@ -68,12 +68,12 @@ def export_half(run: Path, config: Config, out: Path, overwrite: bool = False) -
     path = out / PACKED_HALF
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: is there already; --overwrite replaces it")
-    half, name = device_half(run, config)
+    half, name = device_half(run, chosen)
     try:
         packed = pack_half(half)
     except ValueError as error:
         raise ValueError(f"{run}: split.cut={name}: {error}") from error
-    x = experiment.dataset(config).test_x
+    x = experiment.dataset(chosen).test_x
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as temporary:
         written, plain = Path(temporary) / PACKED_HALF, Path(temporary) / "plain"
@@ -87,7 +87,7 @@ def export_half(run: Path, config: Config, out: Path, overwrite: bool = False) -
             num_different += int((loaded(batch) != own).sum())
         if num_different:
             raise ValueError(f"{run}: {num_different} of the packed half's bits are not the run's")
-        first, _ = cut(experiment.network(config), name)
+        first, _ = cut(experiment.network(chosen), name)
         save_file({n: t.contiguous() for n, t in first.state_dict().items()}, plain)
         sizes = written.stat().st_size, plain.stat().st_size
         written.replace(path)
@@ -95,17 +95,17 @@ def export_half(run: Path, config: Config, out: Path, overwrite: bool = False) -
     return HalfExport(path, packed.weight_bytes(), 4 * num_weights, *sizes, num_bits)
 
 
-def device_half(run: Path, config: Config) -> tuple[nn.Module, str]:
+def device_half(run: Path, chosen: Experiment) -> tuple[nn.Module, str]:
     """Return the device's trained half in evaluation mode, and where it was cut.
 
     Raises:
         ValueError: the file is damaged, or of another network.
     """
-    strategy = experiment.strategy(config)
+    strategy = experiment.strategy(chosen)
     assert isinstance(strategy, BinarizedSplit)
-    experiment.prepare(config, strategy)
+    experiment.prepare(chosen, strategy)
     split = strategy.split_of(0)
-    half = binarized(experiment.network(config), split, strategy.binarized).device[0]
+    half = binarized(experiment.network(chosen), split, strategy.binarized).device[0]
     weights = {n: w for n, w in load_weights(run).items() if n in half.state_dict()}
     return fill(half, weights, run), split.cut
 

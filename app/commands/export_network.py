@@ -18,9 +18,9 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from app import experiment
-from app.config.schema import Config
-from app.run_folder import fill, load_weights, refuse_private
-from app.server import EVALUATION_BATCH, MODEL
+from app.evaluation import EVALUATION_BATCH
+from app.experiment import Experiment
+from app.run_folder import MODEL, fill, load_weights, refuse_private
 from quant.export import Network, SizeReport, is_ours, load_packed, save_packed, size_report
 from quant.layers import FULL_PRECISION, QuantSpec, quantize
 from quant.onnx_export import load_onnx, save_onnx
@@ -75,13 +75,13 @@ class Export:
 
 
 def export_network(
-    run: Path, config: Config, out: Path, with_onnx: bool = False, overwrite: bool = False
+    run: Path, chosen: Experiment, out: Path, with_onnx: bool = False, overwrite: bool = False
 ) -> Export:
     """Write a run's model to ``out``, read it back, and compare.
 
     Args:
         run: folder of a finished run.
-        config: what it stored.
+        chosen: what it stored.
         out: folder of the files, which is made where it is not there.
         with_onnx: write ONNX, too.
         overwrite: replace files that are there.
@@ -96,8 +96,8 @@ def export_network(
         if (out / name).exists() and not overwrite:
             raise ValueError(f"{out / name}: is there already; --overwrite replaces it")
     summary_accuracy = _summary_accuracy(run)
-    model, spec = load_model(run, config)
-    data = experiment.dataset(config)
+    model, spec = load_model(run, chosen)
+    data = experiment.dataset(chosen)
     expected = outputs(model, data.test_x)
 
     def compare(file: Path, folder: Path, got: Tensor) -> Form:
@@ -110,9 +110,9 @@ def export_network(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as temporary:
         folder = Path(temporary)
-        network = describe_network(config)
+        network = describe_network(chosen)
         save_packed(model, folder / PACKED, network, spec)
-        own = None if is_ours(network) else experiment.network(config)
+        own = None if is_ours(network) else experiment.network(chosen)
         loaded = load_packed(folder / PACKED, own)
         got = outputs(loaded, data.test_x)
         if not torch.equal(got, expected):
@@ -124,7 +124,7 @@ def export_network(
             got = outputs(load_onnx(folder / ONNX), data.test_x)
             forms["onnx"] = compare(folder / ONNX, out, got)
         exported = Export(
-            spec, sizes, forms, len(data.test_y), summary_accuracy, tested_through(config)
+            spec, sizes, forms, len(data.test_y), summary_accuracy, tested_through(chosen)
         )
         if with_onnx:
             check_onnx(exported)
@@ -148,45 +148,45 @@ def check_onnx(exported: Export) -> None:
         )
 
 
-def load_model(run: Path, config: Config) -> tuple[nn.Module, QuantSpec]:
+def load_model(run: Path, chosen: Experiment) -> tuple[nn.Module, QuantSpec]:
     """Return a run's final model and what it was quantized by.
 
     Raises:
         ValueError: the file is damaged, or holds no network that `quantize` makes, or each client
             has a half of its own.
     """
-    refuse_private(config, run)
-    kind = experiment.strategy_class(config)
+    refuse_private(chosen, run)
+    kind = experiment.strategy_class(chosen)
     spec = QuantSpec(FULL_PRECISION, FULL_PRECISION)
     if "quant.bits" in kind.reads:
-        spec = config.quant.spec(kind.default_bits)
-    if not spec.is_identity and "quant.side" in kind.reads and config.quant.side != "both":
-        raise ValueError(f"{run}: quant.side={config.quant.side}: takes a network quantized whole")
-    model = quantize(experiment.network(config), spec)
+        spec = chosen.quant.spec(kind.default_bits)
+    if not spec.is_identity and "quant.side" in kind.reads and chosen.quant.side != "both":
+        raise ValueError(f"{run}: quant.side={chosen.quant.side}: takes a network quantized whole")
+    model = quantize(experiment.network(chosen), spec)
     return fill(model, load_weights(run), run), spec
 
 
-def tested_through(config: Config) -> str:
+def tested_through(chosen: Experiment) -> str:
     """Return the keys that change what crosses the cut when a run is tested."""
-    kind = experiment.strategy_class(config)
+    kind = experiment.strategy_class(chosen)
     given: dict[str, Any] = {}
     if issubclass(kind, SplitStrategy):
-        codecs = {"link.up": config.link.up}
+        codecs = {"link.up": chosen.link.up}
         if kind.is_u_shaped:  # else only gradients go down
-            codecs["link.down"] = config.link.down
+            codecs["link.down"] = chosen.link.down
         given |= {key: codec for key, codec in codecs.items() if codec != "fp32"}
-    if "privacy" in kind.reads and config.privacy.epsilon:
-        given["privacy.epsilon"] = config.privacy.epsilon
+    if "privacy" in kind.reads and chosen.privacy.epsilon:
+        given["privacy.epsilon"] = chosen.privacy.epsilon
     return " ".join(f"{key}={value}" for key, value in given.items())
 
 
-def describe_network(config: Config) -> Network:
+def describe_network(chosen: Experiment) -> Network:
     """Return how a run's network is built, without its quantizers."""
     return Network(
-        target=str(config.model["_target_"]),
-        options=experiment.model_options(config),
-        input_shape=experiment.input_shape(config),
-        num_classes=config.data.num_classes,
+        target=chosen.network.target,
+        options=dict(chosen.network.options),
+        input_shape=chosen.network.input_shape,
+        num_classes=chosen.network.num_classes,
     )
 
 

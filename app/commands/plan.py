@@ -20,9 +20,10 @@ from rich.text import Text
 
 from app import experiment
 from app.config.composition import compose
-from app.config.schema import Config
+from app.experiment import Experiment
 from fleet.cost import choose_cut, cost
 from fleet.devices import Device, Link, Population, tables
+from fleet.settings import FleetSettings
 from fleet.work import ClientWork
 from models.cost import joined
 from quant.layers import quantize
@@ -39,17 +40,17 @@ class Row:
     work: ClientWork
 
 
-def rows(config: Config) -> list[Row]:
+def rows(chosen: Experiment) -> list[Row]:
     """Return one row per cut point, in execution order, and the whole network last.
 
     Raises:
         ValueError: a network that does not take the data; one line.
     """
-    experiment.check_network(config)
-    model = quantize(experiment.network(config), config.quant.spec(default_bits=32))
-    pieces = Pieces.of(model, experiment.input_shape(config))
-    train = replace(config.train.settings(), epochs=1, max_batches=0)
-    link, batch = config.link.settings(), train.batch_size
+    experiment.check_network(chosen)
+    model = quantize(experiment.network(chosen), chosen.quant.spec())
+    pieces = Pieces.of(model, chosen.network.input_shape)
+    train = replace(chosen.train, epochs=1, max_batches=None)
+    link, batch = chosen.link, train.batch_size
     found = [
         Row(name, split_round(*pieces.at(name), batch, train, link, (0, 0)))
         for name in pieces.names
@@ -57,15 +58,15 @@ def rows(config: Config) -> list[Row]:
     return [*found, Row(WHOLE, local_round(joined(pieces.costs), batch, train, (0, 0)))]
 
 
-def population(config: Config) -> Population:
+def population(fleet: FleetSettings) -> Population:
     """Return the fleet's devices and links.
 
     Raises:
         ValueError: the fleet is a trace, which has no classes.
     """
-    if config.fleet.population is None:
-        raise ValueError(f"fleet={config.fleet.name}: app.plan takes one of tables, not a trace")
-    return tables().population(config.fleet.population)
+    if fleet.population is None:
+        raise ValueError(f"fleet={fleet.name}: app.plan takes one of tables, not a trace")
+    return tables().population(fleet.population)
 
 
 def table(
@@ -100,7 +101,7 @@ def main(overrides: Sequence[str]) -> int:
     try:
         has_fleet = any(text.startswith("fleet=") for text in overrides)
         config = compose([*([] if has_fleet else ["fleet=mobile"]), *overrides])
-        chosen, found = population(config), rows(config)
+        chosen, found = population(config.fleet), rows(experiment.resolve(config))
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -21,8 +21,8 @@ from rich.table import Table
 from app import experiment
 from app.commands.export_half import has_binary_half
 from app.config.errors import explain
-from app.run_folder import fill, load_config, load_weights, refuse_private
-from app.server import test, write_json
+from app.evaluation import test
+from app.run_folder import fill, load_experiment, load_weights, refuse_private, write_json
 from quant.layers import QuantSpec, calibrate_minmax, quantize
 
 CALIBRATION_BATCH = 250
@@ -44,18 +44,18 @@ def accuracies(
             network.
     """
     torch.set_num_threads(1)
-    config = load_config(run)
-    refuse_private(config, run)
-    if has_binary_half(config):
+    chosen = load_experiment(run)
+    refuse_private(chosen, run)
+    if has_binary_half(chosen):
         raise ValueError(f"{run}: its model is binary already; takes a run of real weights")
     weights = load_weights(run)
     if any("_quantizer." in name for name in weights):
         raise ValueError(f"{run}: its model is quantized; take a run of fedavg or of quant.bits=32")
-    model = fill(experiment.network(config), weights, run)
-    data = experiment.dataset(config)
+    model = fill(experiment.network(chosen), weights, run)
+    data = experiment.dataset(chosen)
     found = {}
     for width in bits:
-        edge = config.quant.edge_bits
+        edge = chosen.quant.edge_bits
         quantized = quantize(model, QuantSpec(width, width, edge, per_channel=per_channel))
         batches = itertools.islice(data.train_x.split(CALIBRATION_BATCH), num_batches)
         calibrate_minmax(quantized, batches)

@@ -6,8 +6,8 @@ import re
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from app.config.retired import RETIRED, retired_message
 from app.config.schema import known_keys
-from strategies.server.server_optimizer import ServerSettings
 
 
 def explain(error: BaseException) -> str:
@@ -29,9 +29,9 @@ def explain(error: BaseException) -> str:
         key = found[1]
         if not re.search(r"is not in struct|not in '", text):
             return f"{key}: {_first_line(chain[-1])}"
-        return f"{key}: unknown key{nearest(key)}"
+        return unknown(key)
     if found := re.search(r"Key '([^']+)' (?:is )?not in '?\w+'?\s+full_key: (\S+)", text):
-        return f"{found[2]}: unknown key{nearest(found[2])}"
+        return unknown(found[2])
     if found := re.search(
         r"Value '(.*?)' .*could not be converted to (\w+)\s+full_key: (\S+)", text
     ):
@@ -53,10 +53,18 @@ _KINDS = {
 }
 
 
+def unknown(key: str) -> str:
+    """Return one line for a key that there is not, or not any more."""
+    return retired_message(key) if key in RETIRED else f"{key}: unknown key{nearest(key)}"
+
+
 def nearest(key: str) -> str:
     """Return a hint with the nearest existing keys, or nothing."""
+    from app.config.methods import defaults, methods  # which import all methods
+
     known = list(known_keys())
-    known += [f"strategy.{name}" for name in ("average", "proximal_mu", *ServerSettings.names())]
+    taken = dict.fromkeys(name for kind in methods().values() for name in defaults(kind))
+    known += [f"strategy.{name}" for name in taken]
     if key in known:
         return "; other methods take it, this one does not"
     close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)

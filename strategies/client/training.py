@@ -21,31 +21,28 @@ AUGMENTS = ("none", "crop_flip")
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How a client trains in one round.
+    """How a client trains in one round: the group train of the configuration."""
 
-    Attributes:
-        epochs: passes over the client's data.
-        batch_size: samples per step.
-        lr: learning rate, in the first round.
-        server_lr: that of the server's part of a cut network; 0 takes the device's.
-        lr_decay: what both are multiplied by from one round to the next.
-        optimizer: ``sgd``, ``adam`` or ``adamw``, new in each round.
-        momentum: of ``sgd``.
-        weight_decay: not applied to quantizers' steps.
-        max_batches: most batches per client and round; 0 for no limit.
-        augment: ``none``, or ``crop_flip`` for images, see `crop_flip`.
-    """
-
-    epochs: int = 1
-    batch_size: int = 32
-    lr: float = 0.1
-    server_lr: float = 0.0
-    lr_decay: float = 1.0
-    optimizer: str = "sgd"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    max_batches: int = 0
-    augment: str = "none"
+    epochs: int = field(default=5, metadata={"help": "passes over a client's data in a round"})
+    batch_size: int = field(default=32, metadata={"help": "samples per step"})
+    lr: float = field(default=0.1, metadata={"help": "learning rate, in the first round"})
+    optimizer: str = field(default="sgd", metadata={"help": "sgd, adam, adamw; new in each round"})
+    momentum: float = field(default=0.9, metadata={"help": "of sgd"})
+    weight_decay: float = field(
+        default=0.0, metadata={"help": "weight decay; not of the quantizers' steps"}
+    )
+    max_batches: int | None = field(
+        default=None, metadata={"help": "most batches per client and round; null: no limit"}
+    )
+    server_lr: float | None = field(
+        default=None, metadata={"help": "lr of a cut network's server part; null: train.lr"}
+    )
+    lr_decay: float = field(
+        default=1.0, metadata={"help": "what both rates are multiplied by from round to round"}
+    )
+    augment: str = field(
+        default="none", metadata={"help": "none, crop_flip: random crop and mirror of images"}
+    )
 
     @property
     def optimizer_slots(self) -> int:
@@ -57,23 +54,26 @@ class LocalTraining:
             raise ValueError(f"train.optimizer={self.optimizer}: takes {', '.join(OPTIMIZERS)}")
         if self.augment not in AUGMENTS:
             raise ValueError(f"train.augment={self.augment}: takes {', '.join(AUGMENTS)}")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("max_batches", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"train.{name}={getattr(self, name)}: takes {least} or more")
+        for name in ("epochs", "batch_size", "max_batches"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"train.{name}={value}: takes 1 or more")
+        if self.server_lr == 0:
+            raise ValueError("train.server_lr=0: takes a positive number, or null for train.lr")
         for name in ("lr", "server_lr", "momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"train.{name}={getattr(self, name)}: takes 0 or more, and finite")
+            if not 0 <= (value := getattr(self, name) or 0) < math.inf:
+                raise ValueError(f"train.{name}={value}: takes 0 or more, and finite")
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"train.lr_decay={self.lr_decay}: takes a number in (0, 1]")
 
     def of_server(self) -> "LocalTraining":
         """Return the same as the server's part of a cut network trains."""
-        return replace(self, lr=self.server_lr or self.lr)
+        return replace(self, lr=self.lr if self.server_lr is None else self.server_lr)
 
     def in_round(self, server_round: int) -> "LocalTraining":
         """Return the same with the learning rates of a round, counted from 1."""
         factor = self.lr_decay ** (server_round - 1)
-        return replace(self, lr=self.lr * factor, server_lr=self.server_lr * factor)
+        server_lr = None if self.server_lr is None else self.server_lr * factor
+        return replace(self, lr=self.lr * factor, server_lr=server_lr)
 
 
 @dataclass(frozen=True)

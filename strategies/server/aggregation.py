@@ -6,6 +6,7 @@ that initialised it and stays ≥ 1e-8. Types and shapes stay.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +46,26 @@ def trimmed_mean(
 
 
 AVERAGES: dict[str, Average] = {"mean": mean, "median": median, "trimmed_mean": trimmed_mean}
+
+
+@dataclass(frozen=True)
+class AverageSettings:
+    """How clients are averaged: what the strategy group holds for every method."""
+
+    average: str = field(default="mean", metadata={"help": "mean, median, trimmed_mean"})
+
+    def __post_init__(self) -> None:
+        if self.average not in AVERAGES:
+            raise ValueError(f"strategy.average={self.average}: takes {', '.join(AVERAGES)}")
+
+    @property
+    def function(self) -> Average:
+        """What combines one array of all clients."""
+        return AVERAGES[self.average]
+
+    def unread(self) -> tuple[str, ...]:
+        """Keys that change nothing, given the others: none."""
+        return ()
 
 
 def combine(

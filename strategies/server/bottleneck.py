@@ -9,7 +9,7 @@ get k with their settings and the weights of that width with the model, and need
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,27 +53,32 @@ IMPORTANCES = ("l1", "taylor", "bn")
 
 @dataclass(frozen=True)
 class PruneSettings:
-    """The group prune of the configuration.
+    """The group prune of the configuration; `source_content` is found at `source`."""
 
-    Attributes:
-        ratio: share of the cut's channels that is gone at the end.
-        schedule: ``fixed``, ``grow`` or ``shrink`` (deprune).
-        importance: what decides which channels go: ``l1``, ``taylor`` or ``bn``.
-        rounds: the round by which nothing but the target's last stage is left.
-        stages: how many widths there are on the way, the target among them.
-        frozen: whether encoder and decoder do not train.
-        source: folder of a finished run to begin with; empty for none (prune).
-        pretrain_rounds: first rounds, in which all channels are active (prune).
-    """
-
-    ratio: float = 0.75
-    schedule: str = "grow"
-    importance: str = "l1"
-    rounds: int = 10
-    stages: int = 4
-    frozen: bool = False
-    source: str = ""
-    pretrain_rounds: int = 0
+    ratio: float = field(
+        default=0.75, metadata={"help": "share of the cut's channels removed at the end, below 1"}
+    )
+    schedule: str = field(
+        default="grow",
+        metadata={"help": "deprune: fixed, grow (from few to the target), shrink (from all to it)"},
+    )
+    importance: str = field(default="l1", metadata={"help": "which channels go: l1, taylor, bn"})
+    rounds: Any = field(
+        default=None,
+        metadata={"help": "when the last stage ends: a round, a share of all as 0.5, or null: all"},
+    )
+    stages: int = field(default=4, metadata={"help": "widths on the way, the target among them"})
+    source: str | None = field(
+        default=None, metadata={"help": "prune: folder of a finished run to begin with"}
+    )
+    source_content: str = ""
+    pretrain_rounds: int | None = field(
+        default=None,
+        metadata={
+            "help": "prune: rounds before the first drop; null: half of prune.rounds, fewer with a "
+            "source"
+        },
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -81,9 +86,30 @@ class PruneSettings:
         for key, accepted in (("schedule", SCHEDULES), ("importance", IMPORTANCES)):
             if getattr(self, key) not in accepted:
                 raise ValueError(f"prune.{key}={getattr(self, key)}: takes {', '.join(accepted)}")
-        for key, least in (("rounds", 1), ("stages", 1), ("pretrain_rounds", 0)):
-            if getattr(self, key) < least:
-                raise ValueError(f"prune.{key}={getattr(self, key)}: takes {least} or more")
+        for key, least in (("stages", 1), ("pretrain_rounds", 0)):
+            if (value := getattr(self, key)) is not None and value < least:
+                raise ValueError(f"prune.{key}={value}: takes {least} or more")
+
+    def resolved(self, rounds: int) -> "PruneSettings":
+        """Return the same with numbers in place of null, in an experiment of ``rounds`` rounds.
+
+        Raises:
+            ValueError: there is no such round; names prune.rounds.
+        """
+        value = rounds if self.rounds is None else self.rounds
+        if isinstance(value, float) and 0 < value <= 1:
+            last = max(1, round(value * rounds))
+        elif isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= rounds:
+            last = value
+        else:
+            raise ValueError(
+                f"prune.rounds={value}: takes 1 to rounds={rounds}, a share of them in (0, 1], or "
+                "null for all"
+            )
+        # Where nothing says how long: half of the way, or as little as the importance needs.
+        default = last // 2 if not self.source else int(self.importance == "taylor")
+        before = default if self.pretrain_rounds is None else self.pretrain_rounds
+        return replace(self, rounds=last, pretrain_rounds=before)
 
     def target(self, channels: int) -> int:
         """Active channels of ``channels`` at the end."""
@@ -114,7 +140,6 @@ class BottleneckStrategy(SplitStrategy):
 
     reads: ClassVar[tuple[str, ...]] = (
         *SplitStrategy.reads, "prune.ratio", "prune.importance", "prune.rounds", "prune.stages",
-        "prune.frozen",
     )  # fmt: skip
     takes_mapping: ClassVar[bool] = False
 
@@ -122,7 +147,7 @@ class BottleneckStrategy(SplitStrategy):
         if isinstance(common.get("cut"), Mapping):
             raise ValueError("split.cut: takes one cut for all clients: the bottleneck is at it")
         super().__init__(**common)
-        self.prune = prune or PruneSettings()
+        self.prune = prune or PruneSettings().resolved(10)
         self.bottleneck = Bottleneck()  # as of the latest round, once prepared
         self._network: nn.Module | None = None  # without a bottleneck, and the next one its parts
         self._plain: Halves | None = None
@@ -181,7 +206,6 @@ class BottleneckStrategy(SplitStrategy):
             active=shape[0],
             dims=len(shape) - 1,
             taylor=ranks_by == "taylor",
-            frozen=self.prune.frozen,
         )
         try:
             state = attach(network, self.bottleneck).state_dict()
@@ -242,7 +266,7 @@ class BottleneckStrategy(SplitStrategy):
         (device,), server = super().costs_at(model, input_shape, pieces, name, tail)
         channels, *rest = device.output_shape
         active = self.prune.target(channels)
-        bottleneck = Bottleneck(channels, active, len(rest), frozen=self.prune.frozen)
+        bottleneck = Bottleneck(channels, active, len(rest))
         if self.prune.importance == "bn":
             part = halves(model, Split(name)).device[0]
             if weight_before(part, input_shape, SCALES) is None:

@@ -39,6 +39,19 @@ class Checkpoint:
     records: Sequence[RoundRecord] = ()
 
 
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """The group checkpoint of the configuration."""
+
+    every: int = field(default=5, metadata={"help": "rounds between checkpoints; 0: none"})
+    keep: int = field(default=2, metadata={"help": "how many of the newest stay"})
+
+    def __post_init__(self) -> None:
+        for key, least in (("every", 0), ("keep", 1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"checkpoint.{key}={getattr(self, key)}: takes {least} or more")
+
+
 class Checkpoints:
     """The checkpoints of one run.
 

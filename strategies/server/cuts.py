@@ -12,8 +12,8 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -40,6 +40,22 @@ Cut = str | float
 AUTO, DEFAULT, HEAD = "auto", "default", "head"
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """The group split of the configuration."""
+
+    cut: Any = field(
+        default="stage1",
+        metadata={
+            "help": "a cut point (python -m app.cuts), a share of the FLOPs, auto (the best on the "
+            "fleet), or '{0: …, phone_low: …, default: …}'"
+        },
+    )
+    tail: str = field(
+        default=HEAD, metadata={"help": "ushaped: where the device's last part begins"}
+    )
 
 
 class SplitStrategy(FederatedStrategy):

@@ -20,8 +20,8 @@ Only what trains is stepped, see `ServerOptimizer.step`.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 from quant.functional import MIN_STEP
 from quant.layers import initialised_flag, is_step
 from strategies import messages
+from strategies.client.proximal import check_mu
+from strategies.server.aggregation import AverageSettings
 from strategies.server.checkpoint import Arrays
 
 NONE = "none"
@@ -49,23 +51,20 @@ PREFIX = "server_optimizer."  # of its arrays in a checkpoint
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What the server does with the average; names are those under ``strategy`` in conf/.
+    """What the server does with the average: keys of the group strategy."""
 
-    Attributes:
-        server_optimizer: ``none``, ``fedavgm``, ``fedadam`` or ``fedyogi``.
-        server_learning_rate: η; None takes Flower's: 1, 0.1, 0.01.
-        server_momentum: β of ``fedavgm``.
-        beta_1: of ``fedadam`` and ``fedyogi``, as are the next two.
-        beta_2: decay of the squares.
-        tau: added to √v; the larger, the less adaptive.
-    """
-
-    server_optimizer: str = NONE
-    server_learning_rate: float | None = None
-    server_momentum: float = 0.9
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    tau: float = 1e-3
+    server_optimizer: str = field(
+        default=NONE, metadata={"help": "none, fedavgm, fedadam, fedyogi"}
+    )
+    server_learning_rate: float | None = field(
+        default=None, metadata={"help": "of the server optimizer; null: Flower's, 1, 0.1, 0.01"}
+    )
+    server_momentum: float = field(default=0.9, metadata={"help": "fedavgm: momentum"})
+    beta_1: float = field(default=0.9, metadata={"help": "fedadam, fedyogi: decay of the mean"})
+    beta_2: float = field(default=0.99, metadata={"help": "fedadam, fedyogi: of the squares"})
+    tau: float = field(
+        default=1e-3, metadata={"help": "fedadam, fedyogi: the larger, the less adaptive"}
+    )
 
     def __post_init__(self) -> None:
         if self.server_optimizer not in SERVER_OPTIMIZERS:
@@ -82,20 +81,25 @@ class ServerSettings:
         if not (is_number(self.tau) and 0 < self.tau < math.inf):
             raise ValueError(f"strategy.tau={self.tau}: takes a finite number above 0")
 
-    @classmethod
-    def of(cls, strategy: Mapping[str, Any]) -> "ServerSettings":
-        """Take what is ours from a strategy's configuration; what is absent keeps its default."""
-        return cls(**{name: strategy[name] for name in cls.names() if name in strategy})
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """All settings."""
-        return tuple(f.name for f in fields(cls))
-
     def unread(self) -> tuple[str, ...]:
         """Settings that the chosen optimizer does not read."""
         read = ("server_optimizer", *SERVER_OPTIMIZERS[self.server_optimizer])
-        return tuple(name for name in self.names() if name not in read)
+        return tuple(f.name for f in fields(ServerSettings) if f.name not in read)
+
+
+@dataclass(frozen=True)
+class AveragingSettings(ServerSettings, AverageSettings):
+    """What methods that train the whole network take for averaging: keys of the group strategy."""
+
+    proximal_mu: float = field(
+        default=0.0,
+        metadata={"help": "FedProx: clients minimise loss + mu/2·‖w − w_global‖²"},
+    )
+
+    def __post_init__(self) -> None:
+        ServerSettings.__post_init__(self)
+        AverageSettings.__post_init__(self)
+        check_mu(self.proximal_mu)
 
 
 def is_number(value: object) -> bool:

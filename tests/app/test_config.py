@@ -1,19 +1,18 @@
 """The command line: what is accepted, and one clear line for what is not."""
 
-import json
 import pickle
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, simulate, small
+from conftest import ROOT, SMALL, simulate
 
 from app import build_fleet as fleets
 from app import experiment
-from app.config.composition import compose, config_hash, from_run_config, relevant
+from app.config.composition import compose, config_hash, relevant
 from app.config.schema import Config
+from app.experiment import Experiment, parts_of, resolve
 from app.jobs import Session, expand
 
 WRONG = [
@@ -71,6 +70,11 @@ WRONG = [
     ("prune.ratio=null", "prune.ratio=null: takes a value"),
     ("prune.source_content=x", "prune.source_content: is found at prune.source, not given"),
 ]
+
+
+def composed(*overrides: str) -> Config:
+    """The configuration of a small experiment."""
+    return compose([*SMALL, *overrides])
 
 
 def test_a_trace_is_what_it_holds_not_where_it_lies(tmp_path: Path) -> None:
@@ -170,9 +174,9 @@ def test_networks_and_cuts_are_checked_once_for_all_seeds(monkeypatch: pytest.Mo
     checked: list[int] = []
     check_network = experiment.check_network
 
-    def counted(config: Config) -> None:
-        checked.append(config.seed)
-        check_network(config)
+    def counted(chosen: Experiment) -> None:
+        checked.append(chosen.seed)
+        check_network(chosen)
 
     monkeypatch.setattr(experiment, "check_network", counted)
     jobs = ["strategy=splitfed_v1", "fleet=mobile", "clients.total=3", "seed=0,1,2,3"]
@@ -228,44 +232,44 @@ def test_a_relative_data_folder_becomes_absolute(
 def test_traces_are_the_servers_and_absolute(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A client makes the same configuration of its JSON in another folder, and without them."""
+    """A client has the same parts in another folder, and without them."""
     rows = {"1": {"computation": 20.0, "communication": 5000.0}}
     (tmp_path / "capacity.pickle").write_bytes(pickle.dumps(rows))
     spans = {"1": {"active": [0.0], "inactive": [50.0], "finish_time": 60.0}}
     (tmp_path / "days.pickle").write_bytes(pickle.dumps(spans))
     monkeypatch.chdir(tmp_path)
     traces = ("fleet.capacity=capacity.pickle", "fleet.availability=days.pickle")
-    config = small("fleet=trace", *traces, "fleet.deadline_s=9")
+    config = composed("fleet=trace", *traces, "fleet.deadline_s=9")
     monkeypatch.chdir("/")
     assert config.fleet.capacity == str(tmp_path / "capacity.pickle")
     assert config.fleet.availability == str(tmp_path / "days.pickle")
-    sent = {"config": json.dumps(asdict(config))}
-    fleets.make(from_run_config(sent))
+    sent = pickle.loads(pickle.dumps(parts_of(config)))
+    fleets.make(config.fleet, config.clients.total, config.seed)
     for name, message in (
         ("days.pickle", r"fleet\.availability=.*days\.pickle: takes always, a probability"),
         ("capacity.pickle", r"fleet\.capacity=.*capacity\.pickle: no such file"),
     ):
         (tmp_path / name).unlink()
-        assert from_run_config(sent) == config
+        assert parts_of(config) == sent
         with pytest.raises(FileNotFoundError, match=message):
-            experiment.check(config)
+            resolve(config)
 
 
 # What identifies an experiment --------------------------------------------------------------------
 
 
 def test_hash_leaves_out_what_changes_nothing() -> None:
-    base = config_hash(small(), ("quant",))
+    base = config_hash(composed(), ("quant",))
     same = ["name=other", "engine.workers=7", "tracker.wandb.project=p", "checkpoint.keep=9"]
     same += ["resume=true", "data.root=/elsewhere", "target_accuracy=0.5", "data.alpha=3"]
     for override in same:
-        assert config_hash(small(override), ("quant",)) == base, override
+        assert config_hash(composed(override), ("quant",)) == base, override
     for override in ["seed=1", "rounds=9", "quant.bits=3", "train.lr=0.2", "model.width=8"]:
-        assert config_hash(small(override), ("quant",)) != base, override
+        assert config_hash(composed(override), ("quant",)) != base, override
 
 
 def test_hash_leaves_out_what_the_method_does_not_read() -> None:
-    two, four = (small("strategy=fedavg", f"quant.bits={bits}") for bits in (2, 4))
+    two, four = (composed("strategy=fedavg", f"quant.bits={bits}") for bits in (2, 4))
     assert config_hash(two, ()) == config_hash(four, ())
     assert not any(key.startswith("quant.") for key in relevant(two, ()))
 

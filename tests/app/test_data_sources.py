@@ -1,17 +1,16 @@
 """Sources and weights from the configuration on: what is found, and what identifies it."""
 
-import json
-from dataclasses import asdict
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_run, simulate, small
+from conftest import SMALL, assert_same_run, simulate, small
 from safetensors.torch import load_file, save_file
 
 from app import experiment
-from app.config.composition import compose, config_hash, from_run_config, relevant
+from app.config.composition import compose, config_hash, relevant
 from app.config.schema import Config
 from app.jobs import Session
 from models.resnet import resnet18
@@ -46,6 +45,11 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 PARTS = {"train": 60, "test": 9}
 
 
+def composed(*overrides: str) -> Config:
+    """The configuration of a small experiment."""
+    return compose([*SMALL, *overrides])
+
+
 def npz(path: Path, seed: int = 0, side: int = 8, **more: np.ndarray) -> Path:
     """Colour images of three classes."""
     rng = np.random.default_rng(seed)
@@ -64,7 +68,7 @@ def test_shape_and_classes_come_from_the_file_before_anything_runs(
 ) -> None:
     npz(tmp_path / "x.npz")
     monkeypatch.chdir(tmp_path)
-    config = small("data=arrays", "data.path=x.npz")
+    config = composed("data=arrays", "data.path=x.npz")
     assert (config.data.shape, config.data.num_classes) == ([3, 8, 8], 3)
     assert config.data.path == str(tmp_path / "x.npz")  # for workers in folders of their own
     with pytest.raises(ValueError, match=r"model=lenet5 with data=arrays: .*at least 12×12"):
@@ -100,14 +104,14 @@ def test_results_are_those_of_the_content_wherever_it_lies(tmp_path: Path) -> No
     chosen = ("strategy=fedavg", "data=arrays", "rounds=1", "data.max_train=null")
     (tmp_path / "else").mkdir()
     one, other = npz(tmp_path / "x.npz"), npz(tmp_path / "else" / "y.npz")
-    hashes = [config_hash(small(*chosen, f"data.path={path}"), ()) for path in (one, other)]
+    hashes = [config_hash(composed(*chosen, f"data.path={path}"), ()) for path in (one, other)]
     assert hashes[0] == hashes[1]
     for name, path in (("a", one), ("b", other)):
         simulate(tmp_path / name, *chosen, f"data.path={path}")
     assert_same_run(tmp_path / "a", tmp_path / "b")
     npz(other, seed=1)
     changed = small(*chosen, f"data.path={other}")
-    assert config_hash(changed, ()) != hashes[0]
+    assert config_hash(composed(*chosen, f"data.path={other}"), ()) != hashes[0]
     assert not torch.equal(
         experiment.dataset(changed).train_x,
         experiment.dataset(small(*chosen, f"data.path={one}")).train_x,
@@ -127,18 +131,19 @@ def test_workers_look_at_the_file_only_to_load_it(tmp_path: Path) -> None:
     config = small("data=arrays", f"data.path={path}")
     experiment.division(config)
     path.unlink()
-    sent: Config = from_run_config({"config": json.dumps(asdict(config))})
-    assert sent == config
+    given = experiment.run_config(config)[experiment.PARTS]
+    sent: experiment.Parts = pickle.loads(pickle.dumps(given))
+    assert sent == given
     experiment._dataset.cache_clear()
     assert len(experiment.dataset(sent).train_y) == 60  # from the cache on disk
 
 
 def test_other_sources_keep_their_identity() -> None:
-    keys = set(relevant(small(), ()))
+    keys = set(relevant(composed(), ()))
     assert not [k for k in keys if k.startswith(("data.path", "data.content", "data.options"))]
     assert "train.augment" not in keys
     assert not [k for k in keys if k.startswith("model.") and k != "model._target_"]
-    assert "train.augment" in relevant(small("train.augment=crop_flip"), ())
+    assert "train.augment" in relevant(composed("train.augment=crop_flip"), ())
 
 
 # Users --------------------------------------------------------------------------------------------
@@ -259,7 +264,7 @@ def test_weights_identify_a_run_by_their_content(tmp_path: Path) -> None:
         save_file(state, path)
     last = list(state)[-1]
     save_file(state | {last: state[last] + 1}, paths[2])
-    hashes = [config_hash(small(f"model.weights={path}"), ()) for path in paths]
+    hashes = [config_hash(composed(f"model.weights={path}"), ()) for path in paths]
     assert hashes[0] == hashes[1] != hashes[2]
 
 

@@ -236,6 +236,7 @@ def test_the_bundle_runs_where_it_is_unpacked(bundle: zipfile.ZipFile, tmp_path:
     code = (
         "import app.client, app.config.composition, app.experiment, app.server\n"
         "config = app.config.composition.compose(['strategy=oqfl', 'quant.bits=4'])\n"
+        "config = app.experiment.resolve(config)\n"
         "app.experiment.strategy(config)\n"
         "print(app.server.__file__, app.config.composition.CONF, config.quant.bits)\n"
     )

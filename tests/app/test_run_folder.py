@@ -12,8 +12,7 @@ from torch import nn
 from app import server
 from app.commands import exits, ptq
 from app.config.composition import compose
-from app.run_folder import fill, load_config, load_weights
-from app.server import MODEL
+from app.run_folder import MODEL, fill, load_experiment, load_weights
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_configuration_and_weights_are_read(run: Path) -> None:
-    assert load_config(run).rounds == 3
+    assert load_experiment(run).rounds == 3
     model = fill(nn.Linear(2, 3), load_weights(run), run)
     assert not model.training
     assert load_weights(run)["bias"].equal(model.bias)
@@ -37,7 +36,7 @@ def test_a_missing_part_is_no_finished_run(run: Path) -> None:
     for name in ("summary.json", MODEL, ".hydra/config.yaml"):  # the summary says that it is whole
         (run / name).unlink()
         with pytest.raises(ValueError, match=rf"no finished run there, {name} is missing"):
-            load_config(run)
+            load_experiment(run)
 
 
 def test_a_model_that_is_cut_off_as_it_is_written_is_none(

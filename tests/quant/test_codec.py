@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from quant.codec import CODECS, LinkSettings, make_codec
+from quant.codec import ALPHA, CODECS, LinkSettings, make_codec
 from quant.dense import Affine
 from quant.sparse import TopK
 
@@ -433,7 +433,6 @@ def test_topk_needs_something_to_choose_from(shape):
         ("k", 0.0, r"a share in \(0, 1\]"),
         ("k", 1.5, r"a share in \(0, 1\]"),
         ("k", math.nan, r"a share in \(0, 1\]"),
-        ("alpha", -0.1, r"a probability in \[0, 1\]"),
     ],
 )
 def test_settings_name_the_key(key, value, takes):
@@ -442,8 +441,8 @@ def test_settings_name_the_key(key, value, takes):
 
 
 def test_settings_reach_the_codecs():
-    up, down = LinkSettings("randtopk", "sign", k=0.25, alpha=0.3).codecs()
-    assert up == TopK(0.25, 0.3)
+    up, down = LinkSettings("randtopk", "sign", k=0.25).codecs()
+    assert up == TopK(0.25, ALPHA)
     assert down.scaled
     up, down = LinkSettings("int4", "int2", per_channel=True, rounding="stochastic").codecs()
     assert up == Affine(4, True, True)

@@ -53,7 +53,7 @@ def test_the_gradient_is_that_of_what_arrives():
 
 
 def test_random_codecs_draw_nothing_at_test():
-    settings = LinkSettings("randtopk", "int8", alpha=0.9, rounding="stochastic")
+    settings = LinkSettings("randtopk", "int8", rounding="stochastic")
     z = torch.randn(SHAPE)
     assert torch.equal(Link(settings).send_up(z).values, Link(settings).send_up(z).values)
     plain = Link(LinkSettings("topk", "int8"))

@@ -130,7 +130,7 @@ def test_the_edge_is_a_plain_training_of_device_and_exit(network) -> None:
     client = Client(*network, "train.epochs=2")
     update, found = client.train(client.arrays)
     edge = client.server.edge(client.arrays)
-    settings = client.config.train.settings()
+    settings = client.config.train
     data = experiment.client_data(client.config, 0)
     loss = train_epochs(edge, data, settings, Streams(0, 1, 0))
     device, head = edge
@@ -148,7 +148,7 @@ def test_the_cloud_is_a_plain_training_on_what_it_gets(network) -> None:
     tiers = client.server.tiers(client.arrays)
     device, part = (copy.deepcopy(half) for half in tiers.halves.parts)
     edge = nn.Sequential(device, tiers.exit).train()
-    settings, streams = client.config.train.settings(), Streams(0, 1, 0)
+    settings, streams = client.config.train, Streams(0, 1, 0)
     data, sent = experiment.client_data(client.config, 0), []
     streams.seed_dropout()
     optimizer = torch.optim.SGD(edge.parameters(), settings.lr, momentum=0.9)

@@ -1,6 +1,5 @@
 """OQFL: codes on the wire, bytes by hand, and FedAvg at 32 bits."""
 
-import json
 from dataclasses import asdict
 
 import numpy as np
@@ -193,12 +192,13 @@ def run(*overrides, prepare=True):
             "train.max_batches=3", "train.lr=0.05", f"rounds={ROUNDS}", *overrides,
         ]
     )  # fmt: skip
+    config = experiment.resolve(config)
     strategy, sink = experiment.strategy(config), Memory()
     strategy.fleet = strategy.fleet if prepare else None  # which needs shapes
     network = experiment.network(config)
     shape = (1, 8, 8)
     model = strategy.prepare(network, shape) if prepare else oqfl.quantize(network, strategy.spec)
-    nodes = SerialGrid(CLIENTS, {"config": json.dumps(asdict(config))}, client.app)
+    nodes = SerialGrid(CLIENTS, experiment.run_config(config), client.app)
     result = strategy.start(nodes, messages.to_record(model.state_dict()), ROUNDS, sinks=[sink])
     return messages.to_arrays(result.arrays), sink, model
 

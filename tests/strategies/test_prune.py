@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch import nn
 from app import experiment
 from app.config.composition import compose
 from app.jobs import Session
-from app.server import claim, identity
-from models.bottleneck import DECODER_WEIGHT, ENCODER_WEIGHT
+from app.run_folder import claim
+from models.bottleneck import DECODER_WEIGHT, ENCODER_WEIGHT, Bottleneck
 from strategies import deprune
 from strategies.prune import load_source
+from strategies.server import bottleneck
 from strategies.server.bottleneck import PruneSettings, between, stage
 
 BASES = ("split", "splitfed_v1", "splitfed_v2")
@@ -33,14 +35,22 @@ def prepared(*overrides):
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_all_channels_of_a_frozen_bottleneck_are_the_base(base, tmp_path: Path) -> None:
+def test_all_channels_of_a_frozen_bottleneck_are_the_base(
+    base, tmp_path: Path, monkeypatch
+) -> None:
     """Weights, accuracies and losses, bit for bit; bytes differ by the encoder's."""
+
+    @dataclass(frozen=True)
+    class Frozen(Bottleneck):
+        frozen: bool = True
+
+    monkeypatch.setattr(bottleneck, "Bottleneck", Frozen)
     fair = (
         "clients.total=4", "data.partition=dirichlet", "data.max_train=100", "model.norm=batch",
         "split.cut=stage2", "checkpoint.every=0",
     )  # fmt: skip
     simulate(tmp_path / "base", f"strategy={base}", *fair)
-    chosen = (f"strategy.base={base}", "prune.ratio=0", "prune.frozen=true", *fair)
+    chosen = (f"strategy.base={base}", "prune.ratio=0", *fair)
     plain = load_file(tmp_path / "base" / "model.safetensors")
     for method in ("deprune", "prune"):
         simulate(tmp_path / method, f"strategy={method}", "prune.schedule=fixed", *chosen)
@@ -287,7 +297,7 @@ def test_a_source_identifies_a_run_by_its_content(tmp_path: Path) -> None:
     simulate(tmp_path / "other", *chosen, "seed=1")
 
     def known(name: str) -> dict[str, object]:
-        return identity(small("strategy=prune", f"prune.source={tmp_path / name}"))
+        return small("strategy=prune", f"prune.source={tmp_path / name}").identity
 
     one = known("one")
     assert one == known("copy") != known("other")
@@ -297,10 +307,10 @@ def test_a_source_identifies_a_run_by_its_content(tmp_path: Path) -> None:
     assert known("one") == known("other") != one
     with pytest.raises(ValueError, match=r"prune\.source=.*one: has changed since the run began"):
         experiment.check(config)
-    assert identity(config) == one
+    assert config.identity == one
     # Who does not read it does not care.
     sources = [small("strategy=deprune", f"prune.source={tmp_path / n}") for n in ("one", "copy")]
-    assert identity(sources[0]) == identity(sources[1])
+    assert sources[0].identity == sources[1].identity
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
@@ -360,7 +370,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
 )
 def test_which_methods_serve_as_a_source(method: str, message: str | None, tmp_path: Path) -> None:
     few = ("clients.total=2", "data.max_train=32", "data.max_test=20", "rounds=1")
-    quick = ("privacy.attack=false", "checkpoint.every=0", "train.max_batches=1")
+    quick = ("checkpoint.every=0", "train.max_batches=1")
     simulate(tmp_path, *f"strategy={method}".split(), *few, *quick)
     model = experiment.network(small("seed=5"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -428,7 +438,7 @@ def test_what_cannot_be(overrides, message) -> None:
 @pytest.mark.parametrize(("total", "last"), [(1, 1), (3, 2), (20, 10)])
 def test_the_preset_grows_in_the_first_half_of_any_number_of_rounds(total, last) -> None:
     config = compose(["experiment=deprune", f"rounds={total}"])
-    assert config.prune.settings(total).rounds == last
+    assert config.prune.resolved(total).rounds == last
     assert experiment.strategy(config).prune.stages == 2
 
 
@@ -441,7 +451,11 @@ def test_flat_activations(tmp_path: Path) -> None:
 
 def test_keys_that_a_method_does_not_read() -> None:
     def keys(*overrides):
-        return {key for key in identity(compose(list(overrides))) if key.startswith("prune.")}
+        return {
+            key
+            for key in experiment.resolve(compose(list(overrides))).identity
+            if key.startswith("prune.")
+        }
 
     assert not keys("strategy=splitfed_v1")
     common = {"prune.ratio", "prune.importance", "prune.rounds", "prune.stages", "prune.frozen"}

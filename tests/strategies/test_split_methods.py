@@ -1,7 +1,7 @@
 """Split learning: bytes by hand, failures in a chain, private halves, settings, errors."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -385,7 +385,7 @@ def test_a_second_start_begins_anew(strategy) -> None:
     method = prepared(*chosen)
     config, initial = small(*chosen), method.whole_model().state_dict()
     arrays = {name: tensor.clone() for name, tensor in initial.items()}
-    grid = SerialGrid(2, {"config": json.dumps(asdict(config))})
+    grid = SerialGrid(2, experiment.run_config(config))
     first, again = (
         method.start(grid, to_record(arrays), num_rounds=2).arrays.to_numpy_ndarrays()
         for _ in range(2)
@@ -396,7 +396,7 @@ def test_a_second_start_begins_anew(strategy) -> None:
 def test_simulated_time_begins_anew() -> None:
     method = prepared("strategy=splitfed_v1", "clients.total=2", "fleet=iot")
     config, sink, times = small("clients.total=2"), [], []
-    grid = SerialGrid(2, {"config": json.dumps(asdict(config))})
+    grid = SerialGrid(2, experiment.run_config(config))
 
     class Now:
         def absence(self, partition, server_round, now_s, seed):
@@ -472,7 +472,8 @@ def test_a_tail_that_is_none() -> None:
 
 
 def test_keys_that_a_method_does_not_read() -> None:
-    from app.server import identity
+    def identity(config):
+        return experiment.resolve(config).identity
 
     fedavg = identity(compose(["strategy=fedavg", "split.cut=stage2", "link.up=int8"]))
     assert not [key for key in fedavg if key.startswith(("split", "link", "quant", "train.server"))]

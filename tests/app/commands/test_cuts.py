@@ -25,7 +25,9 @@ def test_lenet5_by_hand() -> None:
 def test_sides_add_up_and_grow(model: str) -> None:
     chosen = [f"model={model}", "data=cifar10"]
     found = cuts.rows(chosen)
-    whole = sum(p.numel() for p in experiment.network(compose(chosen)).parameters())
+    whole = sum(
+        p.numel() for p in experiment.network(experiment.resolve(compose(chosen))).parameters()
+    )
     assert all(row.client_params + row.server_params == whole for row in found)
     assert len({row.client_flops + row.server_flops for row in found}) == 1
     for earlier, later in itertools.pairwise(found):

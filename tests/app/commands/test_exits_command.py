@@ -13,8 +13,8 @@ from app import experiment
 from app.commands import export, ptq
 from app.commands.exits import ALWAYS, curve, figure, main
 from app.config.composition import compose
-from app.run_folder import load_config
-from app.server import test as accuracy_of
+from app.evaluation import test as accuracy_of
+from app.run_folder import load_experiment
 from models.exits import Point
 from strategies.hierarchical import Hierarchical
 
@@ -42,7 +42,7 @@ def test_the_ends_are_the_runs_own_accuracies(run_folder: Path) -> None:
     assert last.accuracy == pytest.approx(row["accuracy"], abs=0.02)
     assert (first.bytes, last.bytes) == (0.0, 32 * 2 * 2 + 8 + 1)  # int8 and a range; a class down
     assert first.seconds < last.seconds
-    config = load_config(run_folder)
+    config = load_experiment(run_folder)
     method = experiment.strategy(config)
     experiment.prepare(config, method)
     edge, data = (
@@ -107,8 +107,8 @@ VGG = ("model=vgg16", "model.stem=cifar", "split.cut=features.33")
 def test_the_preset_can_be_cut_where_it_says(
     chosen: tuple[str, ...], shape: tuple[int, ...]
 ) -> None:
-    config = compose(["experiment=hierarchical", *chosen])
+    config = experiment.resolve(compose(["experiment=hierarchical", *chosen]))
     method = experiment.strategy(config)
     assert isinstance(method, Hierarchical)
-    method.prepare(experiment.network(config), experiment.input_shape(config))
+    method.prepare(experiment.network(config), config.network.input_shape)
     assert method.device_costs()[0].output_shape == shape

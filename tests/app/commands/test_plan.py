@@ -4,6 +4,7 @@ import pytest
 
 from app.commands import plan
 from app.config.composition import compose
+from app.experiment import resolve
 from fleet.clock import parallel
 from fleet.devices import tables
 from fleet.phases import phases
@@ -12,7 +13,7 @@ CHOSEN = ["model=lenet5", "data=mnist", "train.batch_size=10", "train.momentum=0
 
 
 def test_a_batch_of_lenet5_by_hand() -> None:
-    found = {row.name: row.work for row in plan.rows(compose(CHOSEN))}
+    found = {row.name: row.work for row in plan.rows(resolve(compose(CHOSEN)))}
     total = found["stage1"].total()
     conv = 2 * 28 * 28 * 6 * 25  # per sample; its backward pass has no use for the input's gradient
     assert total.flops == {"fp32": 10 * 2 * conv}

@@ -1,13 +1,11 @@
 """Server optimizers: against the formulas, against Flower's own classes, and in whole runs."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import assert_same_arrays, assert_same_run, simulate, small
+from conftest import SMALL, assert_same_arrays, assert_same_run, simulate, small
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from hypothesis import given
@@ -280,7 +278,7 @@ def test_the_optimizer_is_not_the_plain_average(tmp_path: Path):
 def session(strategy):
     """A grid of the small experiment's clients, and its initial arrays."""
     config = small("strategy=fedavg", *TINY)
-    grid = SerialGrid(4, {"config": json.dumps(asdict(config))}, client.app)
+    grid = SerialGrid(4, experiment.run_config(config), client.app)
     return grid, messages.to_record(experiment.prepare(config, strategy).state_dict())
 
 
@@ -337,7 +335,7 @@ def test_prepare_is_asked_for_before_anybody_trains():
 @pytest.mark.parametrize("strategy", ["fedavg", "oqfl"])
 def test_a_setting_that_is_not_read_is_not_part_of_the_experiment(strategy: str):
     def identity(*overrides):
-        config = small(f"strategy={strategy}", *overrides)
+        config = compose([*SMALL, f"strategy={strategy}", *overrides])
         return config_hash(config, ()), relevant(config, ())
 
     plain, keys = identity()

@@ -1,0 +1,190 @@
+"""What a method's constructor says it takes: the keys of the group strategy, and its arguments.
+
+The parameter ``averaging`` names, by its annotation, the dataclass with the keys of averaging;
+``settings`` the one with the method's own. So a method brings settings of its own, from wherever
+its ``_target_`` is imported, and nothing here knows it.
+"""
+
+import functools
+import inspect
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+
+from app.config.errors import unknown
+from app.config.schema import CONF
+from strategies.binarized_split import BinarizedSettings, BinarizedSplit
+from strategies.hierarchical import Hierarchical, HierarchicalSettings
+from strategies.server.aggregation import AverageSettings
+from strategies.server.bottleneck import BottleneckStrategy
+from strategies.server.cuts import SplitStrategy
+from strategies.server.loop import FederatedStrategy
+from strategies.server.schedules import BaseSettings, on_base
+from strategies.server.server_optimizer import AveragingSettings
+from targets import locate, short_name, shown
+
+GROUPS = ("averaging", "settings")  # parameters whose dataclasses hold the group strategy
+OURS = ("_target_", "name")
+
+
+def method_class(target: str) -> type[FederatedStrategy]:
+    """Return the method's class.
+
+    Raises:
+        ValueError: it cannot be imported, or is no method.
+    """
+    key, expected = "strategy._target_", "a subclass of FederatedStrategy"
+    found = locate(target, key, expected)
+    if not (isinstance(found, type) and issubclass(found, FederatedStrategy)):
+        raise ValueError(f"{key}={shown(target)}: expected {expected}")
+    return found
+
+
+def parameters(kind: type[Any]) -> dict[str, Any]:
+    """Names that a constructor takes, with their annotations; ``**rounds`` by its TypedDict."""
+    hints = typing.get_type_hints(kind.__init__)
+    found: dict[str, Any] = {}
+    for parameter in list(inspect.signature(kind.__init__).parameters.values())[1:]:
+        hint = hints.get(parameter.name)
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            found[parameter.name] = hint
+        elif typing.get_origin(hint) is typing.Unpack:
+            found |= typing.get_type_hints(typing.get_args(hint)[0])
+    return found
+
+
+def strategy_groups(kind: type[Any]) -> dict[str, type[Any]]:
+    """The dataclasses that hold a method's keys of the group strategy, by parameter."""
+    if is_as_before(kind):
+        return groups_as_before(kind)
+    taken = parameters(kind)
+    found = {name: _dataclass(taken[name]) for name in GROUPS if name in taken}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _dataclass(hint: Any) -> type[Any] | None:
+    """The dataclass of an annotation such as ``Settings | None``."""
+    options = (hint, *typing.get_args(hint))
+    return next((one for one in options if isinstance(one, type) and is_dataclass(one)), None)
+
+
+def defaults(kind: type[Any]) -> dict[str, Any]:
+    """A method's keys of the group strategy, with their defaults."""
+    groups = strategy_groups(kind).values()
+    return {
+        f.name: getattr(made, f.name) for made in (one() for one in groups) for f in fields(made)
+    }
+
+
+def completed(strategy: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the group strategy with all keys that its method takes.
+
+    Raises:
+        ValueError: the method does not take a key, or there is no such method.
+    """
+    if "_target_" not in strategy:
+        raise ValueError("strategy: needs strategy._target_, the class of a method")
+    target = str(strategy["_target_"])
+    found = defaults(method_class(target))
+    for key in strategy:
+        if key not in (*OURS, *found):
+            raise ValueError(unknown(f"strategy.{key}"))
+    return {"name": short_name(target)} | found | dict(strategy)
+
+
+def settings_of(strategy: Mapping[str, Any]) -> dict[str, Any]:
+    """The dataclasses of the group strategy, by the parameter that takes each.
+
+    Raises:
+        ValueError: a value is not accepted; names the key.
+    """
+    return {
+        name: one(**{f.name: strategy[f.name] for f in fields(one)})
+        for name, one in strategy_groups(method_class(str(strategy["_target_"]))).items()
+    }
+
+
+def unread(strategy: Mapping[str, Any]) -> Iterable[str]:
+    """Keys of the group strategy that change nothing, given the others."""
+    for settings in settings_of(strategy).values():
+        if isinstance(settings, AverageSettings):
+            yield from settings.unread()
+
+
+@functools.cache
+def methods() -> Mapping[str, type[FederatedStrategy]]:
+    """Our methods by the names of their files in conf/strategy."""
+    files = sorted((CONF / "strategy").glob("*.yaml"))
+    targets = {file.stem: yaml.safe_load(file.read_text())["_target_"] for file in files}
+    return {name: method_class(target) for name, target in targets.items()}
+
+
+@functools.cache
+def register() -> None:
+    """Give Hydra the defaults of our methods, so that they are in what it shows and stores."""
+    for name, kind in methods().items():
+        ConfigStore.instance().store(name, defaults(kind), group="strategy_defaults")
+
+
+# To go with the constructors that take `average`, `server`, `spec`, … one by one ------------------
+
+
+def is_as_before(kind: type[Any]) -> bool:
+    """Whether a constructor takes settings one by one, and not a dataclass for each group."""
+    taken = inspect.signature(kind.__init__).parameters
+    return "common" in taken or "average" in taken
+
+
+def groups_as_before(kind: type[Any]) -> dict[str, type[Any]]:
+    """As `strategy_groups`, of such a constructor."""
+    is_cut = issubclass(kind, SplitStrategy)
+    found: dict[str, type[Any]] = {"averaging": AverageSettings if is_cut else AveragingSettings}
+    if issubclass(kind, Hierarchical):
+        found["settings"] = HierarchicalSettings
+    elif issubclass(kind, BinarizedSplit):
+        found["settings"] = BinarizedSettings
+    elif issubclass(kind, BottleneckStrategy):
+        found["settings"] = BaseSettings
+    return found
+
+
+def class_as_before(
+    kind: type[FederatedStrategy], own: Mapping[str, Any]
+) -> type[FederatedStrategy]:
+    """The class that is made of a method and its base."""
+    settings = own.get("settings")
+    if not isinstance(settings, BaseSettings) or not is_as_before(kind):
+        return kind
+    assert issubclass(kind, SplitStrategy)
+    return on_base(kind, settings.base)
+
+
+def arguments_as_before(kind: type[FederatedStrategy], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What such a constructor takes, of what is given by the names of groups."""
+    averaging, settings = given["averaging"], given.get("settings")
+    quant, split = given["quant"], given["split"]
+    found: dict[str, Any] = {"average": averaging.function}
+    if isinstance(averaging, AveragingSettings):
+        found |= {"server": averaging, "proximal_mu": averaging.proximal_mu}
+    optional = {
+        "quant.bits": ("spec", quant.spec(kind.default_bits)),
+        "quant.wire": ("wire", quant.wire),
+        "quant.side": ("side", quant.side),
+        "split.cut": ("cut", split.cut),
+        "split.tail": ("tail", split.tail),
+        "link": ("link", given["link"]),
+        "privacy": ("privacy", given["privacy"]),
+        "prune.ratio": ("prune", given["prune"]),
+        "fleet.objective": ("objective", given["objective"]),
+        "evaluate.clients": ("evaluate_clients", given["evaluate_clients"]),
+    }
+    found |= {name: value for key, (name, value) in optional.items() if key in kind.reads}
+    if settings is not None:
+        found |= {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "base"}
+    shared = ("train", "clients_per_round", "seed", "evaluate_every", "fleet", "over_select",
+              "num_clients")  # fmt: skip
+    return found | {name: given[name] for name in shared}

@@ -1,0 +1,86 @@
+"""The settings of a data source and of its division among the clients."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from data.partition import check_scheme
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The group data of the configuration; `content` is found at `path` and names what is there."""
+
+    name: str = field(default="digits", metadata={"help": "of the data set, as in conf/data"})
+    source: str = field(default="data.digits", metadata={"help": "module or file that loads them"})
+    shape: list[int] = field(
+        default_factory=list,
+        metadata={"help": "of a sample, as [3,32,32]; arrays and hub find it at data.path"},
+    )
+    num_classes: int = field(
+        default=0, metadata={"help": "classes; arrays and hub find them at data.path"}
+    )
+    path: str | None = field(
+        default=None,
+        metadata={"help": "data=arrays: a .npz file; data=hub: a folder or a name on the Hub"},
+    )
+    content: str = ""
+    options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "data=hub: splits and columns, as data.options.label (docs/DATA.md)"},
+    )
+    root: str = field(
+        default="${oc.env:CUTBIT_DATA,${oc.env:HOME,/tmp}/.cache/cutbit}",
+        metadata={"help": "folder of local data"},
+    )
+    partition: str = field(
+        default="iid",
+        metadata={"help": "iid, dirichlet, shards, natural (by user), or a function of your own"},
+    )
+    alpha: float = field(
+        default=0.5, metadata={"help": "dirichlet: the smaller, the more unequal the clients"}
+    )
+    samples_per_client: int | None = field(
+        default=None, metadata={"help": "samples of each client; null: all are divided"}
+    )
+    max_train: int | None = field(default=None, metadata={"help": "most training samples"})
+    max_test: int | None = field(default=None, metadata={"help": "most test samples"})
+    image_size: int | None = field(
+        default=None, metadata={"help": "height and width that images are resized to"}
+    )
+
+    def __post_init__(self) -> None:
+        for key in ("samples_per_client", "max_train", "max_test", "image_size"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ValueError(f"data.{key}={value}: takes 1 or more")
+        check_scheme(self.partition)
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"data.alpha={self.alpha}: takes a finite number above 0")
+
+    def check_shape(self) -> None:
+        """Refuse what no data can have, once what is found at the path is filled in.
+
+        Raises:
+            ValueError: names the key.
+        """
+        if min(self.shape, default=0) < 1 or self.num_classes < 1:
+            raise ValueError(
+                f"data.shape={self.shape}, data.num_classes={self.num_classes}: data={self.name} "
+                "takes positive ones"
+            )
+        if self.image_size is not None:
+            self.check_images(f"data.image_size={self.image_size}")
+
+    def check_images(self, setting: str) -> None:
+        """Refuse a setting of images where samples are none."""
+        if len(self.shape) != 3:
+            raise ValueError(
+                f"{setting}: takes images (C, H, W), data={self.name} has samples of "
+                f"{tuple(self.shape)}"
+            )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as the network gets it."""
+        channels, *size = self.shape
+        return (channels, *([self.image_size] * 2 if self.image_size else size))

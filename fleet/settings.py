@@ -1,0 +1,85 @@
+"""The settings of a fleet: what clients run on, when they are there, and how long a round lasts."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fleet.availability import Sometimes
+from fleet.cost import check_objective
+from fleet.devices import tables
+from fleet.plan import num_asked
+
+WORDS = ("always", "diurnal")
+
+
+@dataclass(frozen=True)
+class FleetSettings:
+    """The group fleet of the configuration; `capacity_content`, `availability_content` are found.
+
+    Whether the files of traces are there is for those who read them to say.
+    """
+
+    name: str = field(default="uniform", metadata={"help": "of the fleet, as in conf/fleet"})
+    population: str | None = field(
+        default="uniform", metadata={"help": "a row of fleet/tables/populations.yaml"}
+    )
+    capacity: str | None = field(
+        default=None, metadata={"help": "instead of a population: path of a FedScale device file"}
+    )
+    device: str = field(
+        default="phone_mid", metadata={"help": "fleet=trace: whose memory and power all have"}
+    )
+    link: str = field(
+        default="wifi", metadata={"help": "fleet=trace: whose latency and radio all have"}
+    )
+    availability: Any = field(
+        default="always",
+        metadata={"help": "always, a probability in (0, 1], diurnal, or the path of a trace"},
+    )
+    low: float = field(default=0.1, metadata={"help": "diurnal: probability at noon"})
+    high: float = field(default=0.9, metadata={"help": "diurnal: probability at midnight"})
+    spread_h: float = field(
+        default=3.0, metadata={"help": "diurnal: hours over which the midnights are spread"}
+    )
+    deadline_s: float | None = field(
+        default=None,
+        metadata={"help": "simulated seconds after which a round ends; null: waits for all"},
+    )
+    over_select: float = field(
+        default=1.0,
+        metadata={"help": "times the clients wanted that are asked; the first to end take part"},
+    )
+    jitter: float = field(
+        default=0.0,
+        metadata={"help": "speeds are multiplied by exp(jitter·z) each round; 0.3 is a lot"},
+    )
+    tails: bool = field(default=False, metadata={"help": "count the energy of the radios' tails"})
+    objective: str = field(
+        default="seconds", metadata={"help": "seconds, joules: what split.cut=auto minimises"}
+    )
+    capacity_content: str = ""
+    availability_content: str = ""
+
+    def __post_init__(self) -> None:
+        check_objective(self.objective)
+        num_asked(1, self.over_select, 1)  # checks the factor
+        if (self.population is None) == (self.capacity is None):
+            raise ValueError(
+                f"fleet={self.name}: takes either fleet.population or fleet.capacity; "
+                "fleet=trace needs fleet.capacity=<a FedScale file>"
+            )
+        if self.population is not None:
+            tables().population(self.population)
+        tables().device(self.device)
+        tables().link(self.link)
+        given = self.availability
+        if isinstance(given, bool) or not isinstance(given, str | float | int):
+            raise ValueError(self.takes_availability())
+        if not isinstance(given, str):
+            Sometimes(float(given))  # checks itself
+
+    def takes_availability(self) -> str:
+        """Return what to say of an availability that is none."""
+        return (
+            f"fleet.availability={self.availability}: takes always, a probability, diurnal, or the "
+            "path of a trace"
+        )

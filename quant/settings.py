@@ -1,0 +1,59 @@
+"""The settings of quantization: which bits, of what, and how quantized weights cross."""
+
+from dataclasses import dataclass, field
+
+from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
+
+WIRES = ("latent", "codes", "codes_both")
+SIDES = ("both", "client")
+
+
+@dataclass(frozen=True)
+class QuantSettings:
+    """The group quant of the configuration."""
+
+    bits: int | None = field(
+        default=None,
+        metadata={"help": "2 to 8, 32, or null: the method's own (oqfl 4, others 32)"},
+    )
+    weight_bits: int | None = field(default=None, metadata={"help": "bits of the weights alone"})
+    act_bits: int | None = field(default=None, metadata={"help": "bits of the activations alone"})
+    edge_bits: int = field(
+        default=8, metadata={"help": "bits of the first and the last layer; not used at 32"}
+    )
+    learn_step: bool = field(default=True, metadata={"help": "steps train with the weights"})
+    per_channel: bool = field(
+        default=False, metadata={"help": "one step per output channel of a weight"}
+    )
+    wire: str = field(
+        default="latent",
+        metadata={"help": "oqfl: latent (fp32), codes (up), codes_both: what crosses"},
+    )
+    side: str = field(
+        default="both", metadata={"help": "both, client: which part of a cut network is quantized"}
+    )
+
+    def __post_init__(self) -> None:
+        for key in ("bits", "weight_bits", "act_bits", "edge_bits"):
+            value = getattr(self, key)
+            if value is not None and value not in BIT_WIDTHS:
+                raise ValueError(f"quant.{key}={value}: takes 2 to 8, {FULL_PRECISION} or null")
+        for key, accepted in (("wire", WIRES), ("side", SIDES)):
+            if getattr(self, key) not in accepted:
+                raise ValueError(f"quant.{key}={getattr(self, key)}: takes {', '.join(accepted)}")
+        if self.bits is not None and None not in (self.weight_bits, self.act_bits):
+            raise ValueError(
+                f"quant.bits={self.bits}: contradicts quant.weight_bits={self.weight_bits} and "
+                f"quant.act_bits={self.act_bits}, which together leave it nothing to say"
+            )
+
+    def spec(self, default_bits: int = FULL_PRECISION) -> QuantSpec:
+        """Return what `quantize` takes, where ``bits`` of null stands for ``default_bits``."""
+        bits = default_bits if self.bits is None else self.bits
+        return QuantSpec(
+            weight_bits=bits if self.weight_bits is None else self.weight_bits,
+            act_bits=bits if self.act_bits is None else self.act_bits,
+            edge_bits=self.edge_bits,
+            learn_step=self.learn_step,
+            per_channel=self.per_channel,
+        )
