@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from torch import nn
 
 from models.cnn import CNN
 from quant.layers import QuantSpec, is_step, quantize
+from strategies.client import training
 from strategies.client.training import (
     ClientData,
-    LocalTraining,
     Streams,
     batches,
     crop_flip,
@@ -25,6 +26,8 @@ from strategies.client.training import (
     samples,
     train_epochs,
 )
+
+LocalTraining = partial(training.LocalTraining, epochs=1, momentum=0.0)
 
 modest = settings(deadline=None, max_examples=60)
 

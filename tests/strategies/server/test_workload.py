@@ -28,7 +28,7 @@ from strategies.client.training import LocalTraining
 from strategies.server.tiers_workload import alone_round, cloud_round, hierarchical_round
 from strategies.server.workload import backward, forward
 
-TRAIN = LocalTraining(batch_size=16)
+TRAIN = LocalTraining(epochs=1, batch_size=16, momentum=0.0)
 
 
 @pytest.fixture(scope="module")
