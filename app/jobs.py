@@ -26,6 +26,7 @@ from app.experiment import Experiment, Prepared, resolve
 from app.run_folder import CONFIG, FolderTakenError, claim, write_json
 from strategies.server.cuts import AUTO
 from tracking.collect import common, find
+from tracking.files import whole
 from tracking.jsonl import ROUNDS, read
 from tracking.live import SweepView
 from tracking.progress import ProgressSink
@@ -291,9 +292,8 @@ def finished(above: Path) -> dict[str, Path]:
 def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> None:
     """Give an identical job the results of the one that ran; the target may be another."""
     for name in COPIED:
-        part = folder / f"{name}.part"
-        shutil.copy2(before / name, part)
-        part.replace(folder / name)
+        with whole(folder / name) as part:
+            shutil.copy2(before / name, part)
     summary = json.loads((before / "summary.json").read_text())
     kept = {name: found for name, found in summary.items() if "target" not in name}
     same_as = os.path.relpath(before, folder.parent)

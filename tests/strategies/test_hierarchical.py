@@ -2,7 +2,6 @@
 
 import copy
 import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from conftest import (
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from app import experiment
+from app import build_fleet, experiment
 from app.jobs import Session
 from fleet.devices import tables
 from fleet.outages import Outage
@@ -454,11 +453,9 @@ def test_those_without_network_train_on_when_all_the_others_fail(
     assert all(np.array_equal(end[name], start[name].numpy()) for name in end)
 
 
-def test_nobody_there_is_no_failure(tmp_path) -> None:
-    file = tmp_path / "capacity.pickle"
-    file.write_bytes(pickle.dumps({"9": {"computation": 20.0, "communication": 5000.0}}))
-    trace = ("fleet=trace", f"fleet.capacity={file}", "fleet.by_id=true")  # of another client
-    simulate(tmp_path / "run", STRATEGY, *trace, "strategy.outage=[2]")
+def test_nobody_there_is_no_failure(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(build_fleet, "_clients", lambda *drawn: {})
+    simulate(tmp_path / "run", STRATEGY, "strategy.outage=[2]")
     found = [(row["num_clients"], row["link_cut"]) for row in rounds(tmp_path / "run")]
     assert found == [(0, 0), (0, 0)]
 
