@@ -27,6 +27,7 @@ from quant.codec import LinkSettings
 from quant.layers import QuantSpec, quantize
 from quant.link import End, leaf
 from quant.packet import Packet
+from quant.settings import SIDES
 from strategies.client.training import (
     LocalTraining,
     begin_training,
@@ -38,8 +39,6 @@ from strategies.client.training import (
 from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
 from strategies.messages import unpack_settings
 from strategies.server.half import AfterStep, LocalHalf, nothing
-
-SIDES = ("both", "client")
 
 
 @dataclass(frozen=True)
