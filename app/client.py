@@ -1,4 +1,4 @@
-"""ClientApp: answers who it is, and runs the strategy's client half on one client's data.
+"""ClientApp: answers who it is, and runs the method's client half on one client's data.
 
 The same app runs in our engine's workers, in Flower's simulation and on a SuperNode. What depends
 on the run alone (config, data, network) is made once per process; the round's arrays are unpacked
@@ -7,7 +7,7 @@ once per process and round.
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
@@ -18,7 +18,8 @@ from app import experiment
 from app.config.composition import from_run_config
 from app.experiment import PARTS, Parts
 from strategies import messages
-from strategies.client.training import Streams
+from strategies.client.simulated import train_simulated
+from strategies.contract import Settings, Streams, Task
 
 app = ClientApp()
 
@@ -42,12 +43,14 @@ def train(message: Message, context: Context) -> Message:
         run = _key(context.run_config)
         partition = _partition(context)
         record, settings, server_round = messages.read_request(message)
-        update = experiment.method(_parts(run)).train(
+        data = experiment.client_data(_parts(run), partition)
+        streams = Streams(int(str(settings[messages.SEED])), server_round, partition)
+        update = train_simulated(
+            experiment.method_class(_parts(run)).client,
             _model(run, _key(messages.of_network(settings))),
             _latest.tensors(record),
-            experiment.client_data(_parts(run), partition),
-            settings,
-            Streams(int(str(settings[messages.SEED])), server_round, partition),
+            data,
+            Task(cast(Settings, settings), streams, len(data)),
         )
     except Exception as error:
         return messages.error_reply(message, error)
@@ -83,10 +86,11 @@ def _parts(run: tuple[tuple[str, Any], ...]) -> Parts:
 def _model(run: tuple[tuple[str, Any], ...], settings: tuple[tuple[str, Any], ...]) -> Any:
     """Return the one model of this process, which every client loads its arrays into.
 
-    It is what the method's ``prepare`` returns and its ``train`` takes.
+    It is what the client half's ``prepare`` returns and its ``train`` takes.
     """
     parts = _parts(run)
-    return experiment.method(parts).prepare(experiment.network(parts), dict(settings))
+    client = experiment.method_class(parts).client
+    return client.prepare(experiment.network(parts), dict(settings))
 
 
 class _Latest:

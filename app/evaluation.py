@@ -1,15 +1,13 @@
 """Evaluation of the global model on the held-out test set, by the server."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from flwr.app import ArrayRecord, MetricRecord
 from torch import nn
 
 from data.dataset import Dataset
-from strategies import messages
-from strategies.server.loop import FederatedStrategy
 
 EVALUATION_BATCH = 500
 
@@ -31,11 +29,9 @@ class EvaluateSettings:
                 raise ValueError(f"evaluate.{key}={getattr(self, key)}: takes 1 or more")
 
 
-def evaluate(data: Dataset, strategy: FederatedStrategy, arrays: ArrayRecord) -> MetricRecord:
-    """Accuracy, mean cross-entropy and the method's own of ``arrays`` on the held-out test set."""
-    state = messages.to_tensors(arrays)
-    metrics = strategy.evaluate(state, lambda network: test(network, data.test_x, data.test_y))
-    return MetricRecord(dict(metrics))
+def on_test_set(data: Dataset) -> Callable[[nn.Module], tuple[float, float]]:
+    """Return what tests a network on the held-out test set."""
+    return lambda network: test(network, data.test_x, data.test_y)
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,7 +38,8 @@ from models.weights import load_weights
 from privacy.settings import PrivacySettings
 from quant.codec import LinkSettings
 from quant.settings import QuantSettings
-from strategies.client.training import ClientData, LocalTraining
+from strategies.client.training import LocalTraining
+from strategies.contract import ClientData
 from strategies.server.bottleneck import PruneSettings
 from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
@@ -263,7 +263,7 @@ def client_data(parts: Parts, client: int) -> ClientData:
     if not 0 <= client < len(rows):
         raise ValueError(f"clients.total={len(rows)}: there is no client {client}")
     whole = dataset(parts)
-    return ClientData(whole.train_x, whole.train_y, rows[client])
+    return ClientData(whole.train_x, whole.train_y, rows[client], whole.num_classes)
 
 
 def division(parts: Parts) -> list[Tensor]:
@@ -333,15 +333,9 @@ def check_network(experiment: Experiment) -> None:
 # The method ---------------------------------------------------------------------------------------
 
 
-def method(parts: Parts) -> ModuleType:
-    """Return the file of the method, which holds its client half."""
-    return sys.modules[methods.method_class(parts.target).__module__]
-
-
-def strategy_class(experiment: Experiment) -> type[FederatedStrategy]:
+def method_class(parts: Parts) -> type[FederatedStrategy]:
     """Return the method's class."""
-    kind = methods.method_class(experiment.target)
-    return methods.class_as_before(kind, experiment.own)
+    return methods.method_class(parts.target)
 
 
 def strategy(experiment: Experiment) -> FederatedStrategy:
@@ -352,7 +346,7 @@ def strategy(experiment: Experiment) -> FederatedStrategy:
     Raises:
         ValueError: settings that the method cannot take together; names the key.
     """
-    kind = strategy_class(experiment)
+    kind = method_class(experiment)
     groups = ("train", "quant", "split", "link", "prune", "privacy", "fleet", "objective",
               "clients_per_round", "over_select", "seed")  # fmt: skip
     given = {name: getattr(experiment, name) for name in groups} | dict(experiment.own)
@@ -361,8 +355,6 @@ def strategy(experiment: Experiment) -> FederatedStrategy:
         "evaluate_every": experiment.evaluate.every,
         "evaluate_clients": experiment.evaluate.clients,
     }
-    if methods.is_as_before(kind):
-        return kind(**methods.arguments_as_before(kind, given))
     taken = methods.parameters(kind)
     return kind(**{name: value for name, value in given.items() if name in taken})
 
@@ -397,9 +389,7 @@ def check_drawn(experiment: Experiment, method: FederatedStrategy) -> None:
         ValueError: names the key.
         FileNotFoundError: the data are not there.
     """
-    drawn = strategy(experiment)
-    method.redraw(drawn.fleet, num_examples(experiment))
-    method.check_fleet()
+    strategy(experiment).check_fleet(method.prepared(), num_examples(experiment))
 
 
 def prepare(experiment: Experiment, method: FederatedStrategy) -> nn.Module:
@@ -408,11 +398,10 @@ def prepare(experiment: Experiment, method: FederatedStrategy) -> nn.Module:
     Raises:
         ValueError: the method cannot train this network; names the key.
     """
-    if not method.num_examples:  # what is known before a client is asked
-        method.num_examples = num_examples(experiment)
     if "prune.source" in method.reads and experiment.prune.source_content:
         _check_source(experiment.prune)
-    return method.prepare(network(experiment), experiment.network.input_shape)
+    shape, samples = experiment.network.input_shape, num_examples(experiment)
+    return method.prepare(network(experiment), shape, samples)
 
 
 def _check_source(prune: PruneSettings) -> None:

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from app.config.composition import from_stored
-from app.experiment import Experiment, resolve, strategy_class
+from app.experiment import Experiment, method_class, resolve
 from strategies.client.training import load_arrays
-from strategies.server.checkpoint import Checkpoint, Checkpoints
-from strategies.server.cuts import SplitStrategy
+from strategies.server.checkpoint import Checkpoints
+from strategies.server.method import ServerState
 
 CONFIG, MODEL, SUMMARY = "config.json", "model.safetensors", "summary.json"
 
@@ -22,7 +22,7 @@ class FolderTakenError(ValueError):
     """A run's folder holds something that this run must not touch."""
 
 
-def claim(folder: Path, experiment: Experiment) -> Checkpoint | None:
+def claim(folder: Path, experiment: Experiment) -> ServerState | None:
     """Return the checkpoint in ``folder`` that this run continues from, if any.
 
     Raises:
@@ -104,8 +104,8 @@ def refuse_private(experiment: Experiment, run: Path) -> None:
     Raises:
         ValueError: names the strategy.
     """
-    kind = strategy_class(experiment)
-    if issubclass(kind, SplitStrategy) and kind.is_private:
+    kind = method_class(experiment)
+    if kind.is_private:
         raise ValueError(
             f"{run}: strategy={experiment.method}: each client has a half of its own; takes "
             "a run that trains one network for all"

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from app import experiment, runtime
 from app.config.composition import from_run_config
 from app.config.errors import explain
-from app.evaluation import evaluate
+from app.evaluation import on_test_set
 from app.experiment import Experiment, Prepared
 from app.run_folder import CONFIG, MODEL, SUMMARY, FolderTakenError, claim, take, write_json
 from app.summary import describe
@@ -79,7 +79,7 @@ def prepare(grid: Grid, run_config: Mapping[str, Any]) -> tuple[Experiment, Prep
         raise ValueError(f"nodes_timeout_s={timeout_s!r}: takes seconds, 0 or more")
     chosen = experiment.resolve(from_run_config(run_config))
     is_simulated = runtime.is_simulated(grid)
-    if experiment.strategy_class(chosen).needs_colocation and not is_simulated:
+    if experiment.method_class(chosen).needs_colocation and not is_simulated:
         raise ValueError(
             f"strategy={chosen.method}: cannot run on SuperNodes: its server half runs "
             "beside each client and would leave the server; python main.py and Flower's simulation "
@@ -147,7 +147,7 @@ def run(
             grid,
             messages.to_record(model.state_dict()),
             num_rounds=chosen.rounds,
-            evaluate_fn=lambda r, arrays: None if r == 0 else evaluate(data, strategy, arrays),
+            test=on_test_set(data),
             sinks=sinks,
             checkpoints=checkpoints,
             resume_from=resume_from,

@@ -15,12 +15,12 @@ def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) 
 
     Args:
         experiment: what ran.
-        strategy: its method, after the last round.
+        strategy: its method, prepared.
         folder: the run's folder, with its rounds.
     """
-    parts = strategy.device_costs()
-    whole = strategy.network_cost()
-    batch, slots = experiment.train.batch_size, strategy.train.optimizer_slots
+    network, train = strategy.prepared().in_round(experiment.rounds), experiment.train
+    parts, whole = network.device_costs(), network.cost()
+    batch, slots = train.batch_size, train.optimizer_slots
     return {
         **summarise(folder, experiment.target_accuracy),
         "client_params": sum(part.params for part in parts),
@@ -31,7 +31,7 @@ def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) 
         "network_params": whole.params,
         "network_flops_per_sample": whole.flops_forward + whole.flops_backward,
         "network_peak_train_bytes": whole.peak_train_bytes(batch, slots),
-        **strategy.describe(),
+        **network.describe(train),
         "strategy": experiment.method,
         "model": experiment.network.name,
         "data": experiment.data.settings.name,

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from benchmarks.cloud_round import cloud_round
 from benchmarks.hierarchical_plot import figure
 from benchmarks.picture import write
 from fleet.clock import Rule, overlapped, pipelined
@@ -40,7 +41,7 @@ from models.split import cut_many, cut_points
 from models.vgg import vgg16
 from quant.codec import LinkSettings
 from strategies.client.training import LocalTraining
-from strategies.server.tiers_workload import cloud_round, hierarchical_round
+from strategies.server.workload import hierarchical_round
 
 SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 50_000
 RATES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -81,7 +82,9 @@ class Cut:
 
     def epoch(self, link: LinkSettings) -> ClientWork:
         """One epoch."""
-        return hierarchical_round(self.device, self.head, self.server, SAMPLES, TRAIN, link, (0, 0))
+        return hierarchical_round(
+            [self.device, self.head], self.server, SAMPLES, TRAIN, link, (0, 0)
+        )
 
 
 def cuts(model: nn.Module, names: Sequence[str] = ()) -> list[Cut]:

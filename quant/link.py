@@ -1,90 +1,160 @@
-"""The wire at the cut: what each side sends over it, and how many bytes that takes.
+"""The link at the cut, which has two ends: what each of them sends, and how many bytes that takes.
 
-In the simulation both ends live in one process: the values are those that packing and unpacking
-would give, and the bytes those that they would take, without the packing (`quant.codec`; tests
-compare the two).
+    device   send(z), send_labels(y)  →  receive           server
+             receive_gradient         ←  send_gradient
+    U-shaped:
+             receive                  ←  send(h)
+             send_gradient            →  receive_gradient
+
+An end encodes with a codec and a generator of its own, decodes with the codec of the other end, and
+counts the bytes that it sends. Neither touches the other: all that passes between them is a
+`Packet`, and (B,) classes. Where both are in one process packets hold the values that packing and
+unpacking would give, and the bytes that they would take (tests compare the two).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from quant.codec import Codec, LinkSettings
+from quant.packet import Packet
 
 
-@dataclass(frozen=True)
-class Packet:
-    """A tensor on its way.
-
-    Attributes:
-        values: what the receiver decodes: in the shape of what was sent, or of gradients the part
-            that has to come back.
-        support: (B, k) int64 positions of each sample that were sent; None for all.
-    """
-
-    values: Tensor
-    support: Tensor | None
-
-
-class Link:
-    """One client's link in one round.
+class End:
+    """One end of one client's link in one round.
 
     Attributes:
-        bytes_up: what the device has sent.
-        bytes_down: what it has received.
+        bytes_sent: payload bytes, labels among them, that this end has sent.
 
     Args:
-        settings: the codec of each direction.
-        up: generator of what the device sends; None draws nothing, as at test.
-        down: generator of what the server sends.
+        sends: codec of what this end sends.
+        receives: codec of what the other end sends.
+        generator: of what this end sends; None draws nothing, as at test.
+        packed: whether packets hold their bytes, to leave the process.
     """
 
     def __init__(
         self,
-        settings: LinkSettings,
-        up: torch.Generator | None = None,
-        down: torch.Generator | None = None,
+        sends: Codec,
+        receives: Codec,
+        generator: torch.Generator | None = None,
+        packed: bool = False,
     ) -> None:
-        self._up, self._down = settings.codecs()
-        self._up_generator, self._down_generator = up, down
-        self.bytes_up = 0
-        self.bytes_down = 0
+        self._sends, self._receives = sends, receives
+        self._generator = generator
+        self._packed = packed
+        self._sent: tuple[Tensor, Tensor | None] | None = None  # activations and their support
+        self._received: Tensor | None = None  # support of the activations that came
+        self.bytes_sent = 0
 
-    def send_up(self, z: Tensor) -> Packet:
-        """Activations, device to server."""
-        self.bytes_up += self._up.num_bytes(z.shape)
-        return Packet(*self._up.transmit(z.detach(), self._up_generator))
+    @classmethod
+    def of_device(
+        cls,
+        settings: LinkSettings,
+        generator: torch.Generator | None = None,
+        packed: bool = False,
+    ) -> "End":
+        """The end that sends up."""
+        up, down = settings.codecs()
+        return cls(up, down, generator, packed)
 
-    def send_down(self, h: Tensor) -> Packet:
-        """Activations, server to device (U-shaped)."""
-        self.bytes_down += self._down.num_bytes(h.shape)
-        return Packet(*self._down.transmit(h.detach(), self._down_generator))
+    @classmethod
+    def of_server(
+        cls,
+        settings: LinkSettings,
+        generator: torch.Generator | None = None,
+        packed: bool = False,
+    ) -> "End":
+        """The end that sends down."""
+        up, down = settings.codecs()
+        return cls(down, up, generator, packed)
 
-    def gradient_down(self, gradient: Tensor, of: Packet) -> Packet:
-        """Gradient of what `send_up` sent; where only some positions were, only theirs."""
-        wanted = self._up.select(gradient, of.support)
-        self.bytes_down += self._down.num_bytes(wanted.shape)
-        return Packet(self._down.transmit(wanted, self._down_generator)[0], of.support)
+    def send(self, activations: Tensor) -> Packet:
+        """Send activations (B, …), without their graph; `receive_gradient` gets what comes back."""
+        tensor = activations.detach()
+        packet, support = self._encode(tensor)
+        self._sent = tensor, support
+        return packet
 
-    def gradient_up(self, gradient: Tensor, of: Packet) -> Packet:
-        """Gradient of what `send_down` sent."""
-        wanted = self._down.select(gradient, of.support)
-        self.bytes_up += self._up.num_bytes(wanted.shape)
-        return Packet(self._up.transmit(wanted, self._up_generator)[0], of.support)
+    def receive(self, packet: Packet) -> Tensor:
+        """Return the activations that came; `send_gradient` sends their gradient back.
 
-    def labels_up(self, y: Tensor, num_classes: int) -> None:
-        """Count (B,) classes in the smallest unsigned type that holds them."""
-        self.bytes_up += y.numel() * label_bytes(num_classes)
+        Raises:
+            ValueError: the packet is none of this link's.
+        """
+        values, self._received = self._decode(packet)
+        return values
 
-    def before_up(self, z: Tensor, gradient: Packet) -> Tensor:
-        """Gradient of ``z``, given that of what `send_up` made of it."""
-        return self._up.gradient(z, gradient.values, gradient.support)
+    def send_gradient(self, gradient: Tensor) -> Packet:
+        """Send the gradient of what came last; where only some positions came, only theirs."""
+        return self._encode(self._receives.select(gradient, self._received))[0]
 
-    def before_down(self, h: Tensor, gradient: Packet) -> Tensor:
-        """Gradient of ``h``, given that of what `send_down` made of it."""
-        return self._down.gradient(h, gradient.values, gradient.support)
+    def receive_gradient(self, packet: Packet) -> Tensor:
+        """Return the gradient of what was last given to `send`, like it.
+
+        Raises:
+            ValueError: the packet is none of this link's, or no gradient of what was sent.
+        """
+        assert self._sent is not None, "receive_gradient() comes after send()"
+        sent, support = self._sent
+        expected = self._sends.gradient_shape(sent.shape)
+        if tuple(packet.shape) != expected:
+            raise ValueError(f"a gradient of shape {tuple(packet.shape)}: {expected} expected")
+        return self._sends.gradient(sent, self._decode(packet)[0], support)
+
+    def send_labels(self, y: Tensor, num_classes: int) -> Tensor:
+        """Send (B,) int64 classes in the smallest unsigned type that holds them all."""
+        size = label_bytes(num_classes)
+        self.bytes_sent += y.numel() * size
+        return y.to(LABELS[size]) if self._packed else y
+
+    def _encode(self, tensor: Tensor) -> tuple[Packet, Tensor | None]:
+        codec = self._sends
+        if self._packed:
+            packet = codec.encode(tensor, self._generator)
+            support = codec.support(packet)
+        else:
+            values, support = codec.transmit(tensor, self._generator)
+            packet = Packet.unpacked(values, support, codec.num_bytes(tensor.shape))
+        self.bytes_sent += packet.num_bytes
+        return packet, support
+
+    def _decode(self, packet: Packet) -> tuple[Tensor, Tensor | None]:
+        if packet.values is not None:
+            return packet.values, packet.support
+        codec = self._receives
+        try:
+            values, support = codec.decode(packet), codec.support(packet)
+            fits = packet.num_bytes == codec.num_bytes(packet.shape)
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"a packet of shape {tuple(packet.shape)}: {reason}") from error
+        if not fits or values.shape != packet.shape or values.dtype != packet.dtype:
+            raise ValueError(
+                f"a packet of shape {tuple(packet.shape)} and {packet.num_bytes} bytes: "
+                "is of another codec"
+            )
+        return values, support
+
+
+LABELS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
+
+
+def receive_labels(y: Tensor) -> Tensor:
+    """(B,) int64 classes, given what `End.send_labels` returned."""
+    return y.long()
+
+
+def leaf(values: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return a leaf with these values, and where its gradient will be.
+
+    By a hook, because ``.grad`` may have been given other strides than the gradient has.
+    """
+    received = values.detach().requires_grad_()
+    gradients: list[Tensor] = []
+    received.register_hook(gradients.append)
+    return received, gradients
 
 
 def label_bytes(num_classes: int) -> int:

@@ -1,39 +1,171 @@
-"""A packet, and how a tensor lies in it.
+"""A packet: what crosses a link, and how a tensor lies in it.
 
 Values cross in the order in which they lie in memory, so that neither end turns them round; the
-memory format is part of what both ends know.
+memory format crosses with them, because a gradient may come back in another than its activations
+went up in.
+
+As bytes a packet is the length of its header (4 bytes, little-endian), the header (JSON: shape,
+dtype, memory format, and dtype and shape of each part of the payload) and the payload's parts one
+after the other. Only the payload counts as traffic.
 """
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+DTYPES = {
+    name: getattr(torch, name) for name in ("float32", "float16", "uint8", "uint16", "uint32")
+}
+MEMORY_FORMATS = ("contiguous", "channels_last")
+LENGTH_BYTES = 4  # of the header's length
+MAX_HEADER_BYTES = 4096
+MAX_DIMS, MAX_PARTS = 8, 8
+MAX_VALUES = 2**40
+
 
 @dataclass(frozen=True)
 class Packet:
-    """What crosses the network, and what both ends know without being told.
+    """A tensor on its way: packed, or as its values where both ends are in one process.
 
     Attributes:
-        payload: tensors whose bytes cross; they may share memory with what was encoded.
-        shape: of the tensor that was encoded.
+        shape: of the tensor that was sent.
         channels_last: whether it lay in memory that way.
+        num_bytes: of the payload, packed or not.
+        payload: tensors whose bytes cross; they may share memory with what was encoded. Empty where
+            nothing was packed.
+        values: what decoding would give, where nothing was packed; else None.
+        support: with ``values``, the positions that were sent, (B, k) int64, or None for all.
+        dtype: of the tensor that was sent.
     """
 
-    payload: tuple[Tensor, ...]
     shape: torch.Size
     channels_last: bool
+    num_bytes: int
+    payload: tuple[Tensor, ...] = ()
+    values: Tensor | None = None
+    support: Tensor | None = None
+    dtype: torch.dtype = torch.float32
 
     @classmethod
     def of(cls, tensor: Tensor, *payload: Tensor) -> "Packet":
         """The packet of ``tensor``, which `checked` returned."""
-        return cls(payload, tensor.shape, is_channels_last(tensor))
+        return cls(tensor.shape, is_channels_last(tensor), _num_bytes(payload), payload)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the payload."""
-        return sum(part.numel() * part.element_size() for part in self.payload)
+    @classmethod
+    def unpacked(cls, values: Tensor, support: Tensor | None, num_bytes: int) -> "Packet":
+        """A packet that stays in this process.
+
+        Args:
+            values: what decoding would give.
+            support: the positions that were sent, (B, k) int64, or None for all.
+            num_bytes: of the payload that packing would make.
+        """
+        is_last = is_channels_last(values)
+        return cls(values.shape, is_last, num_bytes, values=values, support=support)
+
+    def to_bytes(self) -> bytes:
+        """Header and payload.
+
+        Raises:
+            ValueError: nothing was packed.
+        """
+        if self.values is not None:
+            raise ValueError("this packet holds values: only a packed one can leave the process")
+        header = {
+            "shape": list(self.shape),
+            "dtype": _name(self.dtype),
+            "memory_format": MEMORY_FORMATS[self.channels_last],
+            "parts": [[_name(part.dtype), list(part.shape)] for part in self.payload],
+        }
+        text = json.dumps(header, separators=(",", ":")).encode()
+        parts = [part.contiguous().cpu().numpy().data for part in self.payload if part.numel()]
+        return b"".join([len(text).to_bytes(LENGTH_BYTES, "little"), text, *parts])
+
+    @classmethod
+    def from_bytes(cls, data: bytes | bytearray | memoryview) -> "Packet":
+        """Inverse of `to_bytes`; copies the payload.
+
+        What a codec cannot decode is for the link to refuse, damage that leaves a packet well
+        formed for the transport to notice.
+
+        Raises:
+            ValueError: the data are no packet; says why.
+        """
+        view = memoryview(data)
+        begin = LENGTH_BYTES + int.from_bytes(view[:LENGTH_BYTES], "little")
+        if not LENGTH_BYTES < begin <= min(len(view), LENGTH_BYTES + MAX_HEADER_BYTES):
+            raise ValueError(f"a packet of {len(view)} bytes: its header is not in it")
+        try:
+            header = json.loads(bytes(view[LENGTH_BYTES:begin]))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"a packet's header is not JSON: {error}") from error
+        names = {"shape", "dtype", "memory_format", "parts"}
+        if not isinstance(header, dict) or header.keys() != names:
+            raise ValueError(f"a packet's header must hold {', '.join(sorted(names))}")
+        shape, channels_last = _shape(header["shape"]), header["memory_format"] == "channels_last"
+        if header["memory_format"] not in MEMORY_FORMATS or (channels_last and len(shape) != 4):
+            raise ValueError(
+                f"a packet's memory_format={header['memory_format']}: must be one of "
+                f"{', '.join(MEMORY_FORMATS)}, channels_last of four dimensions"
+            )
+        parts = header["parts"]
+        if not isinstance(parts, list) or len(parts) > MAX_PARTS:
+            raise ValueError(f"a packet's parts={parts}: must be a list of at most {MAX_PARTS}")
+        payload = []
+        for part in parts:
+            if not isinstance(part, list) or len(part) != 2:
+                raise ValueError(f"a packet's part={part}: must be a dtype and a shape")
+            dtype, size = _dtype(part[0]), _shape(part[1])
+            end = begin + math.prod(size) * dtype.itemsize
+            if end > len(view):
+                raise ValueError(f"a packet of {len(view)} bytes: {end} expected, or more")
+            payload.append(_tensor(view[begin:end], dtype, size))
+            begin = end
+        if begin != len(view):
+            raise ValueError(f"a packet of {len(view)} bytes: {begin} expected")
+        dtype = _dtype(header["dtype"])
+        return cls(
+            torch.Size(shape), channels_last, _num_bytes(payload), tuple(payload), dtype=dtype
+        )
+
+
+def _num_bytes(payload: Sequence[Tensor]) -> int:
+    return sum(part.numel() * part.element_size() for part in payload)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dtype(name: Any) -> torch.dtype:
+    if not isinstance(name, str) or name not in DTYPES:
+        raise ValueError(f"a packet's dtype={name}: must be one of {', '.join(DTYPES)}")
+    found: torch.dtype = DTYPES[name]
+    return found
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    is_shape = (
+        isinstance(sizes, list)
+        and len(sizes) <= MAX_DIMS
+        and all(type(size) is int and 0 <= size <= MAX_VALUES for size in sizes)
+        and math.prod(sizes) <= MAX_VALUES
+    )
+    if not is_shape:
+        raise ValueError(f"a packet's shape={sizes}: must be a list of at most {MAX_DIMS} sizes")
+    return tuple(sizes)
+
+
+def _tensor(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of its own memory."""
+    if not data.nbytes:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=dtype).view(shape)
 
 
 def checked(tensor: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """The settings of quantization: which bits, of what, and how quantized weights cross."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
 
 WIRES = ("latent", "codes", "codes_both")
 SIDES = ("both", "client")
+# What `QuantSpec` is made of, as keys of the configuration.
+QUANTIZERS = ("quant.bits", *(f"quant.{f.name}" for f in fields(QuantSpec)))
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ Only the abstracts were at hand; binarized_split.md lists what is ours.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
+from fleet.clock import Rule
 from fleet.seeds import derive_seed
-from models.cost import Cost
 from models.split import cut_many
 from privacy.attacks import reconstruct
 from privacy.leakage import channel_leakage, laplace_noise
@@ -29,14 +29,26 @@ from privacy.settings import PrivacySettings
 from quant.binary import BinarySpec, binarize, clip_latent
 from quant.codec import LinkSettings
 from strategies import messages
-from strategies.client import split_loop as split_learning
-from strategies.client.split_loop import Guard, Halves, Split
-from strategies.client.training import ClientData, LocalTraining, Streams, Update, epoch_sizes
+from strategies.client.split_loop import Halves, Hooks, Split, SplitClient
+from strategies.client.training import epoch_sizes
+from strategies.contract import Settings, Task
 from strategies.messages import unpack_settings
-from strategies.server.cuts import Joined, SplitStrategy, part_costs
-from strategies.server.loop import FederatedStrategy, Test
+from strategies.server.aggregation import AverageSettings, Averaging
+from strategies.server.cuts import (
+    Candidate,
+    Cut,
+    CutNetwork,
+    Joined,
+    PartCosts,
+    Place,
+    SplitSettings,
+    Tested,
+    part_costs,
+)
+from strategies.server.loop import FederatedStrategy
+from strategies.server.method import Clients, Method, RoundArguments, RoundSettings, Test
 from strategies.server.schedules import BaseSettings
-from strategies.server.workload import Pieces
+from strategies.server.wires import Latent, device_part
 
 BINARIZE = ("client", "both", "none")
 PROBES = 500  # test samples that leakage is measured on: dCor's cost is quadratic in them
@@ -73,94 +85,47 @@ class BinarizedSettings(BaseSettings):
         Binarized(self.binarize)  # checks itself
 
 
-class BinarizedSplit(SplitStrategy):
-    """Server half; `strategies.server.schedules.on_base` puts it on a base.
+# The client half ----------------------------------------------------------------------------------
 
-    Args:
-        binarize: what is binary: ``client``, ``both`` or ``none``.
-        privacy: leak loss and noise.
-        common: arguments of `SplitStrategy`. Where the device's part is binary, ``link.up=fp32``
-            stands for ``sign``: ±1 is one bit.
-    """
 
-    reads: ClassVar[tuple[str, ...]] = (
-        "split.cut", "link", "fleet.objective", "train.server_lr", "privacy",
-    )  # fmt: skip
-    takes_mapping: ClassVar[bool] = False
+class Shield(Hooks):
+    """Keeps latent weights in [−1, 1], and what crosses from saying too much."""
 
-    def __init__(
-        self,
-        *,
-        binarize: str = "client",
-        privacy: PrivacySettings | None = None,
-        **common: Any,
-    ) -> None:
-        self.binarized = Binarized(binarize)
-        self.privacy = privacy or PrivacySettings()
-        train = common.get("train") or LocalTraining()
-        if train.batch_size == 1 and (self.privacy.dcor_weight or self.privacy.epsilon):
-            raise ValueError(
-                "train.batch_size=1: privacy.dcor_weight and privacy.epsilon take 2 or more, they "
-                "compare the samples of a batch"
-            )
-        link = common.get("link") or LinkSettings()
-        if binarize != "none" and link.up == "fp32":
-            common["link"] = replace(link, up="sign")
-        super().__init__(**common)
+    def __init__(self, privacy: PrivacySettings, generator: torch.Generator) -> None:
+        self._privacy = privacy
+        self._generator = generator
 
-    def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
-        """Cut the network and binarize its parts.
+    def on_activations(self, z: Tensor) -> Tensor:
+        """Add noise."""
+        epsilon = self._privacy.epsilon
+        return laplace_noise(z, epsilon, self._generator) if epsilon else z
 
-        Raises:
-            ValueError: as `SplitStrategy`, or a layer has no binary form.
+    def extra_loss(self, x: Tensor, z: Tensor) -> Tensor | None:
+        """λ · (mean + max dCor)/2; a batch of one has none.
+
+        The mean alone leaves the channel that gives most away as it is: its share is small.
         """
-        super().prepare(model, input_shape)
-        for split in self._halves:
-            try:
-                self._halves[split] = parts = binarized(model, split, self.binarized)
-            except ValueError as error:
-                raise ValueError(
-                    f"split.cut={split.cut} strategy.binarize={self.binarized.what}: {error}"
-                ) from error
-            self._names[split] = parts.device_names()
-        self._costs = {}
-        return FederatedStrategy.prepare(self, Whole(parts), input_shape)
+        weight = self._privacy.dcor_weight
+        if not weight or len(x) < 2:
+            return None
+        channels = channel_leakage(x, z)
+        return weight * (channels.mean() + channels.max()) / 2
 
-    def costs_at(
-        self,
-        model: nn.Module,
-        input_shape: tuple[int, ...],
-        pieces: Pieces,
-        name: str,
-        tail: str,
-    ) -> tuple[list[Cost], Cost]:
-        """Of the parts as they are binarized there."""
-        return part_costs(binarized(model, Split(name), self.binarized), input_shape)
+    def after_step(self, part: nn.Module) -> None:
+        """Clip."""
+        clip_latent(part)
 
-    def client_config(self) -> dict[str, bool | int | float | str]:
-        """As `SplitStrategy`, what is binary, and the measures against leakage."""
-        own = messages.pack_settings(binarized=self.binarized, privacy=self.privacy)
-        return super().client_config() | own
 
-    def describe(self) -> dict[str, float]:
-        """As `SplitStrategy`; bit widths are the device's."""
-        bits = 32 if self.binarized.what == "none" else 1
-        return super().describe() | {"weight_bits": bits, "act_bits": bits}
+def shield(task: Task) -> Shield:
+    """What the settings say is done against leakage."""
+    privacy = unpack_settings(task.settings, "privacy", PrivacySettings)
+    return Shield(privacy, task.streams.generator("privacy"))
 
-    def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
-        """Test what crosses, noise and all, and measure what it says about the input."""
-        (parts,) = self._halves.values()
-        noise, draw = (
-            torch.Generator().manual_seed(derive_seed(self.seed, f"privacy {purpose}"))
-            for purpose in ("noise", "probes")
-        )
-        disguise = partial(
-            noisy, epsilon=self.privacy.epsilon, batch=self.train.batch_size, generator=noise
-        )
-        network = Observed(parts, arrays, self.link, disguise, draw)
-        accuracy, loss = test(network)
-        found = leakage(network.x, network.z, self.seed)
-        return {"accuracy": accuracy, "loss": loss, **found}
+
+def cut_binarized(model: nn.Module, settings: Settings) -> Halves:
+    """Cut the network, with the parts binarized that the settings say."""
+    split = unpack_settings(settings, "split", Split)
+    return binarized(model, split, unpack_settings(settings, "binarized", Binarized))
 
 
 def binarized(model: nn.Module, split: Split, settings: Binarized) -> Halves:
@@ -170,6 +135,118 @@ def binarized(model: nn.Module, split: Split, settings: Binarized) -> Halves:
         model = binarize(model, spec, sign_output=False)
     first, server = cut_many(model, [split.cut])
     return Halves((binarize(first, spec) if settings.what == "client" else first,), server)
+
+
+# The method ---------------------------------------------------------------------------------------
+
+
+class BinarizedSplit(FederatedStrategy):
+    """A cut network whose device part, or all of it, is binary, on the schedule of a base.
+
+    Args:
+        settings: what is binary, and whose schedule it is.
+        privacy: leak loss and noise.
+        split: where the network is cut.
+        link: codecs at the cut. Where the device's part is binary, ``up=fp32`` stands for
+            ``sign``: ±1 is one bit.
+        averaging: how clients are averaged.
+        objective: what ``split.cut=auto`` makes least.
+        rounds: as `RoundSettings`.
+    """
+
+    client = SplitClient(cut_binarized, shield, clip_latent)
+    reads = ("split.cut", "link", "fleet.objective", "train.server_lr", "privacy")
+    needs_colocation = True
+
+    def __init__(
+        self,
+        *,
+        settings: BinarizedSettings | None = None,
+        privacy: PrivacySettings | None = None,
+        split: SplitSettings | None = None,
+        link: LinkSettings | None = None,
+        averaging: AverageSettings | None = None,
+        objective: str = "seconds",
+        **rounds: Unpack[RoundArguments],
+    ) -> None:
+        settings, privacy = settings or BinarizedSettings(), privacy or PrivacySettings()
+        link, common = link or LinkSettings(), RoundSettings(**rounds)
+        if common.train.batch_size == 1 and (privacy.dcor_weight or privacy.epsilon):
+            raise ValueError(
+                "train.batch_size=1: privacy.dcor_weight and privacy.epsilon take 2 or more, they "
+                "compare the samples of a batch"
+            )
+        if settings.binarize != "none" and link.up == "fp32":
+            link = replace(link, up="sign")
+        binarized = Binarized(settings.binarize)
+        measured = partial(tested_and_probed, privacy, common.train.batch_size, common.seed)
+        method = Method(
+            network=BinaryCut(Cut.of(split, link, None, objective), binarized, measured),
+            schedule=settings.schedule,
+            wire=Latent(device_part),
+            aggregate=Averaging.over_a_cut(averaging),
+            settings=messages.pack_settings(binarized=binarized, privacy=privacy),
+            needs_prepare="a network that is cut",
+        )
+        super().__init__(method, **rounds)
+
+
+# The network --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BinaryCut:
+    """Cuts the user's network and binarizes its parts.
+
+    Attributes:
+        cut: how it is cut.
+        binarized: what is binary.
+        tested: how the network is tested.
+    """
+
+    cut: Cut
+    binarized: Binarized
+    tested: Tested
+
+    def check(self, rounds: RoundSettings) -> None:
+        """As `Cut`."""
+        self.cut.check(rounds)
+
+    def prepare(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        clients: Clients,
+        rounds: RoundSettings,
+        rule: Rule,
+    ) -> CutNetwork:
+        """Cut the network and binarize its parts.
+
+        Raises:
+            ValueError: as `Cut`, or a layer has no binary form.
+        """
+
+        def costs_at(candidate: Candidate) -> PartCosts:
+            parts = binarized(candidate.model, Split(candidate.name), self.binarized)
+            return part_costs(parts, candidate.input_shape)
+
+        network = replace(self.cut, costs_at=costs_at).prepare(
+            model, input_shape, clients, rounds, rule
+        )
+        place = network.only()
+        try:
+            parts = binarized(model, place.split, self.binarized)
+        except ValueError as error:
+            raise ValueError(
+                f"split.cut={place.split.cut} strategy.binarize={self.binarized.what}: {error}"
+            ) from error
+        bits = 32 if self.binarized.what == "none" else 1
+        return network.with_parts(
+            Whole(parts),
+            replace(place, parts=parts, names=parts.device_names()),
+            described={"weight_bits": bits, "act_bits": bits},
+            tested=self.tested,
+        )
 
 
 class Whole(nn.Module):
@@ -195,6 +272,30 @@ class Whole(nn.Module):
         """Of all parts."""
         for part in self.parts:
             yield from part.named_parameters(remove_duplicate=False)
+
+
+# What an evaluation measures ----------------------------------------------------------------------
+
+
+def tested_and_probed(
+    privacy: PrivacySettings,
+    batch: int,
+    seed: int,
+    network: CutNetwork,
+    place: Place,
+    arrays: Mapping[str, Tensor],
+    test: Test,
+) -> dict[str, float]:
+    """Test what crosses, noise and all, and measure what it says about the input."""
+    noise, draw = (
+        torch.Generator().manual_seed(derive_seed(seed, f"privacy {purpose}"))
+        for purpose in ("noise", "probes")
+    )
+    disguise = partial(noisy, epsilon=privacy.epsilon, batch=batch, generator=noise)
+    observed = Observed(place.parts, arrays, network.link, disguise, draw)
+    accuracy, loss = test(observed)
+    found = leakage(observed.x, observed.z, seed)
+    return {"accuracy": accuracy, "loss": loss, **found}
 
 
 class Observed(Joined):
@@ -232,7 +333,7 @@ class Observed(Joined):
     def forward(self, x: Tensor) -> Tensor:
         """(B, …) → (B, classes)."""
         first, server = self.parts
-        z = self._link.send_up(self._disguise(first(x))).values
+        z = self._up.transmit(self._disguise(first(x)).detach(), None)[0]
         self._keep(x, z)
         output: Tensor = server(z)
         return output
@@ -282,53 +383,3 @@ def leakage(x: Tensor, z: Tensor, seed: int) -> dict[str, float]:
     if drawn.ssim is not None:
         found["attack_ssim"] = drawn.ssim
     return found
-
-
-# The client half ----------------------------------------------------------------------------------
-
-
-class Shield(Guard):
-    """Keeps latent weights in [−1, 1], and what crosses from saying too much."""
-
-    def __init__(self, privacy: PrivacySettings, generator: torch.Generator) -> None:
-        self._privacy = privacy
-        self._generator = generator
-
-    def disguise(self, z: Tensor) -> Tensor:
-        """Add noise."""
-        epsilon = self._privacy.epsilon
-        return laplace_noise(z, epsilon, self._generator) if epsilon else z
-
-    def leak(self, x: Tensor, z: Tensor) -> Tensor | None:
-        """λ · (mean + max dCor)/2; a batch of one has none.
-
-        The mean alone leaves the channel that gives most away as it is: its share is small.
-        """
-        weight = self._privacy.dcor_weight
-        if not weight or len(x) < 2:
-            return None
-        channels = channel_leakage(x, z)
-        return weight * (channels.mean() + channels.max()) / 2
-
-    def stepped(self, part: nn.Module) -> None:
-        """Clip."""
-        clip_latent(part)
-
-
-def prepare(model: nn.Module, config: Mapping[str, Any]) -> Halves:
-    """Clients train the binarized parts."""
-    split = unpack_settings(config, "split", Split)
-    return binarized(model, split, unpack_settings(config, "binarized", Binarized))
-
-
-def train(
-    model: Halves,
-    arrays: Mapping[str, Tensor],
-    data: ClientData,
-    config: Mapping[str, Any],
-    streams: Streams,
-) -> Update:
-    """Client half: split learning's, shielded."""
-    privacy = unpack_settings(config, "privacy", PrivacySettings)
-    guard = Shield(privacy, streams.generator("privacy"))
-    return split_learning.train(model, arrays, data, config, streams, guard)

@@ -5,47 +5,69 @@ and send their weights; the server takes w = Σ (nᵢ/Σn)·wᵢ.
 """
 
 from collections.abc import Mapping
+from typing import Unpack
 
 from torch import Tensor, nn
 
-from strategies.client.training import (
-    ClientData,
-    LocalTraining,
-    Streams,
-    Update,
-    load_arrays,
-    train_epochs,
-)
+from strategies.client.training import LocalTraining, load_arrays, train_epochs
+from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
 from strategies.messages import proximal_mu, unpack_settings
-from strategies.server.checkpoint import Arrays
+from strategies.server.aggregation import Averaging, AveragingSettings
 from strategies.server.loop import FederatedStrategy
+from strategies.server.method import Method, RoundArguments
+from strategies.server.networks import Whole
+from strategies.server.schedules import PARALLEL
+from strategies.server.wires import Latent
+
+
+class FedAvgClient:
+    """A `ClientHalf` that trains the network as it is, on the client's own data."""
+
+    def prepare(self, model: nn.Module, settings: Settings) -> nn.Module:
+        """The network."""
+        return model
+
+    def train(
+        self,
+        model: nn.Module,
+        arrays: Mapping[str, Tensor],
+        data: ClientData,
+        task: Task,
+        server: ServerHalf | None,
+    ) -> Update:
+        """Load the global model, train, send everything back."""
+        load_arrays(model, arrays)
+        settings = unpack_settings(task.settings, "train", LocalTraining)
+        loss = train_epochs(model, data, settings, task.streams, proximal_mu(task.settings))
+        return Update(arrays=model.state_dict(), num_examples=len(data), loss=loss)
+
+    def colocated(
+        self, model: nn.Module, arrays: Mapping[str, Tensor], task: Task, packed: bool = False
+    ) -> None:
+        """Nothing is cut."""
 
 
 class FedAvg(FederatedStrategy):
-    """Server half. Arguments as in `FederatedStrategy`."""
+    """The whole network on every client, in parallel, averaged.
 
-    def state(self) -> Arrays:
-        """None: the global model is all there is."""
-        return {}
+    Args:
+        averaging: how clients are averaged, FedProx's μ, and a server optimizer.
+        rounds: as `RoundSettings`.
+    """
 
-    def load_state(self, state: Arrays) -> None:
-        """Nothing to take back."""
+    client = FedAvgClient()
 
-
-def prepare(model: nn.Module, config: Mapping[str, object]) -> nn.Module:
-    """Clients train the network as it is."""
-    return model
-
-
-def train(
-    model: nn.Module,
-    arrays: Mapping[str, Tensor],
-    data: ClientData,
-    config: Mapping[str, object],
-    streams: Streams,
-) -> Update:
-    """Client half: load the global model, train, send everything back."""
-    load_arrays(model, arrays)
-    settings = unpack_settings(config, "train", LocalTraining)
-    loss = train_epochs(model, data, settings, streams, proximal_mu(config))
-    return Update(arrays=model.state_dict(), num_examples=len(data), loss=loss)
+    def __init__(
+        self, *, averaging: AveragingSettings | None = None, **rounds: Unpack[RoundArguments]
+    ) -> None:
+        averaging = averaging or AveragingSettings()
+        aggregate = Averaging.of(averaging)
+        method = Method(
+            network=Whole(),
+            schedule=PARALLEL,
+            wire=Latent(),
+            aggregate=aggregate,
+            settings=averaging.client_settings(),
+            needs_prepare=aggregate.needs_prepare,
+        )
+        super().__init__(method, **rounds)

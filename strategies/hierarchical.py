@@ -9,38 +9,58 @@ same time, and the device trains on where there is no network. Its exit answers 
 
 The exit is in the global model as ``exit.…``, a child that is added to the network (with
 underscores after the name while the network has one called so), and trains, is averaged and is
-counted with the device's part. The client half is in hierarchical_learning.py.
+counted with the device's part.
 """
 
 import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, Unpack
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp import Grid
+import torch
 from torch import Tensor, nn
 
-from fleet.clock import Rule, overlapped, pipelined
+from fleet import clock
+from fleet.clock import Rule
 from fleet.outages import Outage, is_number
 from fleet.seeds import derive_seed
 from fleet.selection import select
-from fleet.work import ClientWork
 from models.cost import Cost, cost, joined
 from models.exits import ExitSpec, exit_head, exit_name
+from quant.codec import LinkSettings
+from quant.settings import QuantSettings
 from strategies import messages
-from strategies.client.split_loop import Split
-from strategies.client.tiers import EDGE_LOSS, Tiers, prepare, train
-from strategies.server.checkpoint import Arrays
-from strategies.server.cuts import Chain, SplitStrategy, shuffled
-from strategies.server.loop import FederatedStrategy, Test, Variant
-from strategies.server.private_halves import by_owner, flattened, replaced
-from strategies.server.results import Outcome, all_failed, report_failures
-from strategies.server.tiers_workload import alone_round, hierarchical_round
-from strategies.server.workload import Pieces
-
-__all__ = ["Hierarchical", "prepare", "train"]
+from strategies.client.split_loop import Halves
+from strategies.client.tiers import EDGE_LOSS, Tiers, TiersClient
+from strategies.server.aggregation import AverageSettings, Averaging
+from strategies.server.cuts import (
+    READS,
+    Candidate,
+    Cut,
+    CutNetwork,
+    PartCosts,
+    Place,
+    SplitSettings,
+    tested_through_the_link,
+)
+from strategies.server.loop import FederatedStrategy
+from strategies.server.method import (
+    Arrays,
+    Clients,
+    Method,
+    Network,
+    Result,
+    RoundArguments,
+    RoundSettings,
+    Schedule,
+    ServerState,
+    Test,
+)
+from strategies.server.private_halves import forget_half, half_of, keep_half, replaced
+from strategies.server.schedules import Chain, Parallel
+from strategies.server.wires import Latent, device_part
+from strategies.server.workload import alone_round, hierarchical_round
 
 SHARED, REPLICATED = "shared", "replicated"
 
@@ -86,276 +106,263 @@ class HierarchicalSettings:
         Outage.of(self.outage)  # checks itself
 
 
-class Hierarchical(Chain):
-    """Server half.
+class Hierarchical(FederatedStrategy):
+    """A cut network with an exit on the device; activations go up, nothing comes back.
 
     A device without network trains alone, from what it has: the global model as the round begins,
-    or its own half if it has been alone since the network had it last. It keeps its half, and goes
+    or its own part if it has been alone since the network had it last. It keeps its part, and goes
     on from it when its network is back; then it is averaged with the others. For it no byte
     crosses, and the cloud learns nothing of it. The fleet says who is there, here who has a
     network; an outage takes it from all.
 
     Args:
-        server_half: ``shared``, one for all, trained by one client's activations after another's,
-            in a random order of the round's own; ``replicated``, one for each client, averaged.
-        exit_width: channels of a convolution in the exit; 0 for none.
-        outage: probability of a round without network for all, or a list of such rounds.
-        pipelined: whether, on the simulated clock, device, uplink and cloud each begin the next
-            batch as soon as they are free.
-        evaluate_clients: how many halves of devices without network are tested.
-        common: arguments of `SplitStrategy`.
+        settings: whether the cloud's part is shared, the exit, outages.
+        split: where the network is cut.
+        link: codec of the activations.
+        quant: bit widths, and of which part.
+        averaging: how clients are averaged.
+        objective: what ``split.cut=auto`` makes least.
+        evaluate_clients: how many parts of devices without network are tested.
+        rounds: as `RoundSettings`.
     """
 
-    reads: ClassVar[tuple[str, ...]] = (*SplitStrategy.reads, "evaluate.clients")
+    client = TiersClient()
+    reads = (*READS, "evaluate.clients")
+    needs_colocation = True
 
     def __init__(
         self,
         *,
-        server_half: str = SHARED,
-        exit_width: int = 0,
-        outage: float | Sequence[int] = 0.0,
-        pipelined: bool = False,
+        settings: HierarchicalSettings | None = None,
+        split: SplitSettings | None = None,
+        link: LinkSettings | None = None,
+        quant: QuantSettings | None = None,
+        averaging: AverageSettings | None = None,
+        objective: str = "seconds",
         evaluate_clients: int = 10,
-        **common: object,
+        **rounds: Unpack[RoundArguments],
     ) -> None:
-        super().__init__(**common)  # type: ignore[arg-type]
-        HierarchicalSettings(server_half, exit_width, pipelined, outage)  # checks itself
-        self.server_half = server_half
-        self.pipelined = pipelined
-        self.outage = Outage.of(outage)
-        if self.fleet is not None:
-            self.outage = replace(self.outage, otherwise=self.fleet.availability)
-            self.fleet = replace(self.fleet, availability=self.outage)
-        self.evaluate_clients = evaluate_clients
-        self._exit_width = exit_width
-        self._name = ""
-        self._exit: ExitSpec | None = None
-        self._own: dict[int, Arrays] = {}  # partition id → its half, where it has been alone
-        self._alone: list[int] = []  # who has no network in this round
-        self._extra: dict[str, float] = {}
+        settings = settings or HierarchicalSettings()
+        outage = Outage.of(settings.outage)
+        if (fleet := rounds.get("fleet")) is not None:
+            outage = replace(outage, otherwise=fleet.availability)
+            rounds["fleet"] = replace(fleet, availability=outage)
+        cut = Cut.of(split, link, quant, objective, round_work=hierarchical_round)
+        method = Method(
+            network=CutWithExit(cut, settings.exit_width, outage.happens),
+            schedule=schedule_of(settings),
+            wire=Latent(device_part),
+            aggregate=Averaging.over_a_cut(averaging),
+            private=PartsOfAlone(evaluate_clients),
+            outage=outage,
+            report=functools.partial(edge_report, outage),
+            needs_prepare="a network that is cut",
+        )
+        super().__init__(method, **rounds)
 
-    def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
+
+def schedule_of(settings: HierarchicalSettings) -> Schedule:
+    """All devices at once; a shared cloud takes their activations one client after another.
+
+    On the clock the device goes on while the cloud works, within a batch or beyond it.
+    """
+    rule = clock.pipelined if settings.pipelined else clock.overlapped
+    if settings.server_half == REPLICATED:
+        return Parallel(rule)
+    return Chain(rule, relays_device=False, is_shuffled=True)
+
+
+# The network --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CutWithExit:
+    """Cuts the user's network and adds an exit for the cut.
+
+    Attributes:
+        cut: how it is cut.
+        width: channels of a convolution in the exit; 0 for none.
+        may_be_alone: whether devices can be without network.
+    """
+
+    cut: Cut
+    width: int
+    may_be_alone: bool
+
+    def check(self, rounds: RoundSettings) -> None:
+        """As `Cut`."""
+        self.cut.check(rounds)
+
+    def prepare(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        clients: Clients,
+        rounds: RoundSettings,
+        rule: Rule,
+    ) -> CutNetwork:
         """Cut the network, and return it with an exit for its cut.
 
         Raises:
             ValueError: it cannot be cut there, or no exit fits what crosses; names the key.
         """
-        whole = super().prepare(model, input_shape)
-        split = self.split_of(0)
-        device, server = self._halves[split].parts
+        priced = replace(self.cut, costs_at=functools.partial(candidate_costs, self.width))
+        network = priced.prepare(model, input_shape, clients, rounds, rule)
+        place = network.only()
+        device, server = place.parts.parts
         shape = cost(device, input_shape).output_shape
         try:
-            self._exit = ExitSpec.of(shape, cost(server, shape).output_shape[-1], self._exit_width)
+            spec = ExitSpec.of(shape, cost(server, shape).output_shape[-1], self.width)
         except ValueError as error:
-            key = "" if str(error).startswith("strategy.") else f"split.cut={split.cut}: "
+            key = "" if str(error).startswith("strategy.") else f"split.cut={place.split.cut}: "
             raise ValueError(f"{key}{error}") from error
-        self._name = exit_name(whole)
-        head = exit_head(self._exit, derive_seed(self.seed, "exit"))
-        joined = copy.deepcopy(whole)
-        joined.add_module(self._name, head)
-        names = (f"{self._name}.{name}" for name in head.state_dict())
-        self._names[split] |= frozenset(names)
-        return FederatedStrategy.prepare(self, joined, input_shape)
+        name = exit_name(network.model)
+        head = exit_head(spec, derive_seed(rounds.seed, "exit"))
+        whole = copy.deepcopy(network.model)
+        whole.add_module(name, head)
+        place = replace(
+            place,
+            names=place.names | {f"{name}.{own}" for own in head.state_dict()},
+            costs_of=functools.partial(tier_costs, spec),
+        )
+        exit_params = place.costs[0][-1].params
+        down = {"cut_bytes_down_per_sample": 0.0, "exit_params": exit_params}
+        return network.with_parts(
+            whole,
+            place,
+            settings={**network.settings, **messages.pack_settings(exit=spec)},
+            described={**network.described, **down},
+            tested=tested_at_both_exits,
+            alone_work=alone_round if self.may_be_alone else None,
+            tested_alone=tested_at_the_edge,
+            whole_cost=cost_of_tiers,
+        )
 
-    def state(self) -> Arrays:
-        """The halves of devices that have been alone."""
-        return flattened(self._own)
 
-    def load_state(self, state: Arrays) -> None:
-        """Take the halves back."""
-        self._own = {int(partition): half for partition, half in by_owner(state).items()}
+def tier_costs(spec: ExitSpec, parts: Halves, input_shape: tuple[int, ...]) -> PartCosts:
+    """What the device's part and its exit cost, and what the cloud's part does.
 
-    def begin(self) -> None:
-        """Nobody has been alone."""
-        self._own = {}
+    The backward pass goes through the exit into the device's part, and ends in the cloud's.
+    """
+    device = cost(parts.device[0], input_shape)
+    head = cost(exit_head(spec, 0), device.output_shape, input_grad=True)
+    return [device, head], cost(parts.server, device.output_shape)
 
-    # What is sent, and what it takes ------------------------------------------------------------
 
-    def rule(self) -> Rule:
-        """All at once; the device goes on while the cloud works, within a batch or beyond it."""
-        return pipelined if self.pipelined else overlapped
+def candidate_costs(width: int, candidate: Candidate) -> PartCosts:
+    """The same at a cut that ``split.cut=auto`` looks at."""
+    (device,), server = candidate.pieces.at(candidate.name, is_detached=True)
+    spec = ExitSpec.of(device.output_shape, server.output_shape[-1], width)
+    head = cost(exit_head(spec, 0), device.output_shape, input_grad=True)
+    return [device, head], server
 
-    def client_works(self) -> dict[int, ClientWork]:
-        """What a round takes each client."""
-        ((device, server),) = self.costs().values()
-        work = functools.cache(lambda samples: self._work(device, server, samples))
-        return {partition: work(self.num_examples[partition]) for partition in self.with_data()}
 
-    def alone_works(self) -> dict[int, ClientWork]:
-        """What a round takes each client without network: its own part and exit."""
-        if not self.outage.happens:
-            return {}
-        ((device, head), _), *_ = self.costs().values()
-        work = functools.cache(lambda samples: alone_round(device, head, samples, self.train))
-        return {partition: work(self.num_examples[partition]) for partition in self.with_data()}
+def cost_of_tiers(network: CutNetwork) -> Cost:
+    """Of both parts and the exit."""
+    device, server = network.only().costs
+    return joined([device[0], server, *device[1:]])
 
-    def client_config(self) -> dict[str, bool | int | float | str]:
-        """Also the exit."""
-        return super().client_config() | messages.pack_settings(exit=self.spec_of_exit())
 
-    def variant(self, partition: int) -> Variant:
-        """Also whether the client has no network."""
-        alone = ((messages.ALONE, True),) if partition in self._alone else ()
-        return super().variant(partition) + alone
+def tiers_in(network: CutNetwork, arrays: Mapping[str, Tensor]) -> Tiers:
+    """Return both parts and the exit, with these arrays of the global model."""
+    place = network.only()
+    spec = ExitSpec(**messages.under("exit.", network.settings))
+    own = place.names - place.parts.device_names()
+    tiers = Tiers(place.parts, exit_head(spec, 0), next(iter(own)).partition(".")[0])
+    tiers.load(arrays)
+    return tiers
 
-    def costs_at(
+
+def tested_at_both_exits(
+    network: CutNetwork, place: Place, arrays: Mapping[str, Tensor], test: Test
+) -> dict[str, float]:
+    """Accuracy and loss of the cloud's exit, through the link, and of the edge's."""
+    edge = tested_at_the_edge(network, place, arrays, test)
+    return tested_through_the_link(network, place, arrays, test) | edge
+
+
+def tested_at_the_edge(
+    network: CutNetwork, place: Place, arrays: Mapping[str, Tensor], test: Test
+) -> dict[str, float]:
+    """Accuracy and loss of what the device has without network: its part and its exit."""
+    tiers = tiers_in(network, arrays)
+    accuracy, loss = test(nn.Sequential(tiers.halves.device[0], tiers.exit))
+    return {"edge_accuracy": accuracy, EDGE_LOSS: loss}
+
+
+# Devices without network --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PartsOfAlone:
+    """A device that was alone goes on from what it trained, until the network has it again.
+
+    Attributes:
+        evaluate_clients: how many of their parts are tested.
+    """
+
+    evaluate_clients: int
+
+    def begin(self, state: ServerState) -> ServerState:
+        """As the round before left it."""
+        return state
+
+    def own(self, state: ServerState, network: Network, partition: int) -> Arrays:
+        """What it trained alone; nothing if it was not."""
+        return half_of(state, partition)
+
+    def keep(
+        self, state: ServerState, network: Network, results: Sequence[Result], alone: Sequence[int]
+    ) -> ServerState:
+        """What came back from those who were alone; the others keep nothing any more."""
+        for result in results:
+            if result.update is not None:
+                state = forget_half(state, result.partition)
+                if result.partition in alone:
+                    state = keep_half(state, network, result)
+        return state
+
+    def shared(
+        self, network: Network, clients: Clients, results: Sequence[Result]
+    ) -> Sequence[Result]:
+        """All of them."""
+        return results
+
+    def evaluate(
         self,
-        model: nn.Module,
-        input_shape: tuple[int, ...],
-        pieces: Pieces,
-        name: str,
-        tail: str,
-    ) -> tuple[list[Cost], Cost]:
-        """Also what the exit would cost; the cloud's backward pass ends there."""
-        (device,), server = pieces.at(name, is_detached=True)
-        spec = ExitSpec.of(device.output_shape, server.output_shape[-1], self._exit_width)
-        head = cost(exit_head(spec, 0), device.output_shape, input_grad=True)
-        return [device, head], server
-
-    def _work(self, device: Sequence[Cost], server: Cost, samples: int) -> ClientWork:
-        part, head = device
-        sent = part.model_bytes + head.model_bytes
-        return hierarchical_round(part, head, server, samples, self.train, self.link, (sent, sent))
-
-    def crosses(self, partition: int) -> frozenset[str] | None:
-        """The device's part and its exit; nothing where there is no network."""
-        return frozenset() if partition in self._alone else self.device_names(partition)
-
-    def requests(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, chosen: Sequence[int]
-    ) -> list[Message]:
-        """Whoever has been alone goes on from its own half; the others share a message."""
-        own = [partition for partition in chosen if partition in self._own]
-        rest = [partition for partition in chosen if partition not in self._own]
-        sent = super().requests(server_round, arrays, config, rest)
-        sent += self.requests_each(server_round, arrays, config, own, self._own.__getitem__)
-        message_of = dict(zip(rest + own, sent, strict=True))
-        return [message_of[partition] for partition in chosen]
-
-    # A round ------------------------------------------------------------------------------------
-
-    def order(self, chosen: Sequence[int], server_round: int) -> list[int]:
-        """A random order, drawn by seed and round, where they share the cloud's part."""
-        is_chain = self.server_half == SHARED
-        return shuffled(chosen, self.seed, server_round) if is_chain else list(chosen)
-
-    def handed_on(self, name: str) -> bool:
-        """The server's part is."""
-        return name not in self.device_names()
-
-    def train_round(
-        self,
-        grid: Grid,
-        server_round: int,
-        arrays: ArrayRecord,
-        config: ConfigRecord,
-        timeout: float,
-    ) -> tuple[ArrayRecord, list[Outcome]]:
-        """One device after another where they share the server's part, else all at once.
-
-        Beside them those without network, from what they had when the round began.
-        """
-        method = Chain if self.server_half == SHARED else SplitStrategy
-        averaged, linked = method.train_round(self, grid, server_round, arrays, config, timeout)
-        sent = self.requests(server_round, arrays, config, self._alone)
-        alone = self.exchange(grid, sent, timeout)
-        report_failures(server_round, alone)
-        outcomes = sorted(linked + alone, key=lambda outcome: outcome.partition)
-        useful = [outcome for outcome in outcomes if outcome.update is not None]
-        if outcomes and not useful:
-            raise all_failed(server_round, outcomes)
-        for outcome in useful:
-            self._own.pop(outcome.partition, None)
-            if outcome.partition in self._alone:
-                names = self.device_names(outcome.partition)
-                own = {name: array for name, array in outcome.state.items() if name in names}
-                self._own[outcome.partition] = own
-        self._extra = {"edge_train_loss": edge_train_loss(useful)} if useful else {}
-        if self.outage.happens:
-            self._extra["link_cut"] = len(alone) / len(outcomes) if outcomes else 0.0
-        return averaged, outcomes
-
-    def all_lost(
-        self, server_round: int, arrays: ArrayRecord, outcomes: Sequence[Outcome]
-    ) -> ArrayRecord:
-        """The old model, while there are devices without network, which do not feel the cloud."""
-        return arrays if self._alone else super().all_lost(server_round, arrays, outcomes)
-
-    def choose(self, server_round: int) -> list[int]:
-        """Draw the clients of a round that have a network; note those that have none."""
-        chosen = super().choose(server_round)
-        if self._plan is not None:
-            self._alone = sorted(self._plan.alone)
-        else:
-            self._alone = chosen if self.outage.is_now(self.seed, server_round) else []
-        return [partition for partition in chosen if partition not in self._alone]
-
-    def round_extra(self) -> dict[str, float]:
-        """The exits' training loss, and the share of devices without network."""
-        return self._extra
-
-    # What comes of it ---------------------------------------------------------------------------
-
-    def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
-        """Test both exits of the global model; also devices without network, as they are alone."""
-        found = super().evaluate(arrays, test)
-        alone = [partition for partition in self._alone if partition in self._own]
-        if not alone:
+        state: ServerState,
+        network: Network,
+        clients: Clients,
+        alone: Sequence[int],
+        seed: int,
+        test: Test,
+    ) -> dict[str, float]:
+        """Both exits of the global model; also devices without network, as they are alone."""
+        assert isinstance(network, CutNetwork)
+        assert network.tested_alone is not None
+        arrays = {name: torch.from_numpy(array) for name, array in state.arrays.items()}
+        found = network.evaluate(arrays, test)
+        kept = [partition for partition in alone if half_of(state, partition)]
+        if not kept:
             return found
         accuracies = []
-        for partition in select(alone, self.evaluate_clients, self.seed, 0):
-            accuracy, _ = test(self.edge(replaced(arrays, self._own[partition])))
-            accuracies.append(accuracy)
+        for partition in select(kept, self.evaluate_clients, seed, 0):
+            own = replaced(arrays, half_of(state, partition))
+            edge = network.tested_alone(network, network.only(), own, test)
+            accuracies.append(edge["edge_accuracy"])
         return found | {"alone_accuracy": sum(accuracies) / len(accuracies)}
 
-    def tested(self, split: Split, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
-        """Accuracy and loss of the cloud's exit, through the link, and of the edge's."""
-        accuracy, loss = test(self.edge(arrays))
-        edge = {"edge_accuracy": accuracy, EDGE_LOSS: loss}
-        return super().tested(split, arrays, test) | edge
 
-    def edge(self, arrays: Mapping[str, Tensor]) -> nn.Module:
-        """The network that the device has: its part and its exit, (B, …) → (B, classes)."""
-        tiers = self.tiers(arrays)
-        return nn.Sequential(tiers.halves.device[0], tiers.exit)
-
-    def tiers(self, arrays: Mapping[str, Tensor]) -> Tiers:
-        """Both parts and the exit, with these arrays of the global model."""
-        tiers = Tiers(self._halves[self.split_of(0)], exit_head(self.spec_of_exit(), 0), self._name)
-        tiers.load(arrays)
-        return tiers
-
-    def spec_of_exit(self) -> ExitSpec:
-        """What the exit is made of."""
-        self.whole_model()  # says if prepare() is missing
-        assert self._exit is not None
-        return self._exit
-
-    def costs(self) -> dict[Split, tuple[list[Cost], Cost]]:
-        """What the device's part and its exit cost, and what the cloud's part does.
-
-        The backward pass goes through the exit into the device's part, and ends in the cloud's.
-        """
-        for split, parts in self._halves.items():
-            if split not in self._costs:
-                device = cost(parts.device[0], self.input_shape)
-                head = cost(exit_head(self.spec_of_exit(), 0), device.output_shape, input_grad=True)
-                self._costs[split] = [device, head], cost(parts.server, device.output_shape)
-        return self._costs
-
-    def network_cost(self) -> Cost:
-        """Of both parts and the exit."""
-        ((device, server),) = self.costs().values()
-        return joined([device[0], server, *device[1:]])
-
-    def describe(self) -> dict[str, float]:
-        """Bit widths, bytes per sample at the cut, and the exit's parameters."""
-        own = {"cut_bytes_down_per_sample": 0.0, "exit_params": self.device_costs()[-1].params}
-        return super().describe() | own
-
-
-def edge_train_loss(outcomes: Sequence[Outcome]) -> float:
-    """Mean training loss of the exits, weighted by samples."""
-    updates = [outcome.update for outcome in outcomes if outcome.update is not None]
-    total = sum(update.num_examples for update in updates)
-    return sum(update.metrics[EDGE_LOSS] * update.num_examples for update in updates) / total
+def edge_report(
+    outage: Outage, network: Network | None, results: Sequence[Result], alone: Sequence[int]
+) -> dict[str, float]:
+    """What every round's record says: the exits' training loss, the share without network."""
+    updates = [result.update for result in results if result.update is not None]
+    report = {}
+    if updates:
+        total = sum(update.num_examples for update in updates)
+        weighted = sum(update.metrics[EDGE_LOSS] * update.num_examples for update in updates)
+        report["edge_train_loss"] = weighted / total
+    if outage.happens:
+        report["link_cut"] = len(alone) / len(results) if results else 0.0
+    return report

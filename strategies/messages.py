@@ -21,8 +21,7 @@ from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fleet.work import Work
-from strategies.client.training import Update
+from strategies.contract import Update
 
 ARRAYS = "arrays"
 CONFIG = "config"
@@ -34,8 +33,7 @@ LOSS = "train-loss"
 PROXIMAL_MU = "proximal-mu"  # as Flower's FedProx calls it
 ALONE = "alone"  # where the client trains without network
 PARTITION = "partition-id"
-BYTES_UP, BYTES_DOWN, PEAK_BYTES = "work.bytes-up", "work.bytes-down", "work.peak-bytes"
-FLOPS = "work.flops."
+BYTES_UP, BYTES_DOWN = "cut.bytes-up", "cut.bytes-down"
 EXTRA = "extra."
 
 Settings = TypeVar("Settings")
@@ -99,9 +97,13 @@ def pack_settings(**groups: Any) -> dict[str, bool | int | float | str]:
 def unpack_settings(config: Mapping[str, Any], group: str, kind: type[Settings]) -> Settings:
     """Inverse of `pack_settings` for one group; keys that are not there keep their defaults."""
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    prefix = f"{group}."
-    given = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
+    given = under(f"{group}.", config)
     return kind(**{name: value for name, value in given.items() if name in names})
+
+
+def under(prefix: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings whose names begin with ``prefix``, without it."""
+    return {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
 
 
 def of_network(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,39 +140,33 @@ def read_request(message: Message) -> tuple[ArrayRecord, ConfigRecord, int]:
 
 def reply(message: Message, update: Update) -> Message:
     """Answer a train message."""
-    arrays, received = to_record(update.arrays), message.content.array_records[ARRAYS]
     metrics: dict[str, Any] = {
         NUM_EXAMPLES: update.num_examples,
         LOSS: update.loss,
-        BYTES_UP: update.work.bytes_up + payload_bytes(arrays, update.crosses),
-        BYTES_DOWN: update.work.bytes_down + payload_bytes(received, update.crosses),
-        PEAK_BYTES: update.work.peak_bytes,
-        **{FLOPS + precision: count for precision, count in update.work.flops.items()},
+        BYTES_UP: update.bytes_up,
+        BYTES_DOWN: update.bytes_down,
         **{EXTRA + name: value for name, value in update.metrics.items()},
     }
-    content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord(metrics)})
+    content = RecordDict({ARRAYS: to_record(update.arrays), METRICS: MetricRecord(metrics)})
     return Message(content, reply_to=message)
 
 
 def read_reply(message: Message) -> Update:
     """Inverse of `reply`; the arrays are tensors that share the message's memory."""
     metrics = cast(Mapping[str, float], message.content.metric_records[METRICS])
-
-    def under(prefix: str) -> dict[str, float]:
-        return {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
-
     return Update(
         arrays=to_tensors(message.content.array_records[ARRAYS]),
         num_examples=int(metrics[NUM_EXAMPLES]),
         loss=metrics[LOSS],
-        work=Work(
-            bytes_up=int(metrics[BYTES_UP]),
-            bytes_down=int(metrics[BYTES_DOWN]),
-            flops=under(FLOPS),
-            peak_bytes=int(metrics[PEAK_BYTES]),
-        ),
-        metrics=under(EXTRA),
+        bytes_up=int(metrics[BYTES_UP]),
+        bytes_down=int(metrics[BYTES_DOWN]),
+        metrics=under(EXTRA, metrics),
     )
+
+
+def reply_bytes(message: Message, names: Collection[str] | None = None) -> int:
+    """Bytes of the arrays in a reply that cross the network; None counts all."""
+    return payload_bytes(message.content.array_records[ARRAYS], names)
 
 
 def error_reply(message: Message, error: BaseException) -> Message:

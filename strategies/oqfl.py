@@ -16,34 +16,107 @@ What crosses (`wire`):
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Unpack
 
 import torch
-from flwr.app import ArrayRecord
 from torch import Tensor, nn
 
 from fleet.seeds import derive_seed
 from quant.functional import initial_step
 from quant.layers import QuantSpec, quantize, weight_quantizers
 from quant.packing import pack, packed_bytes, unpack
+from quant.settings import QUANTIZERS, WIRES, QuantSettings
 from strategies import messages
-from strategies.client.training import (
-    ClientData,
-    LocalTraining,
-    Streams,
-    Update,
-    load_arrays,
-    train_epochs,
-)
+from strategies.client.training import LocalTraining, load_arrays, train_epochs
+from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
 from strategies.messages import proximal_mu, unpack_settings
-from strategies.server.checkpoint import Arrays
-from strategies.server.loop import QUANTIZERS, FederatedStrategy
+from strategies.server.aggregation import Averaging, AveragingSettings
+from strategies.server.loop import FederatedStrategy
+from strategies.server.method import (
+    Arrays,
+    Masks,
+    Method,
+    Network,
+    RoundArguments,
+    Wire,
+)
+from strategies.server.networks import Quantized
+from strategies.server.schedules import PARALLEL
+from strategies.server.wires import Latent, state_bytes
 
-WIRES = ("latent", "codes", "codes_both")
+DEFAULT_BITS = 4
+
+
+class OQFLClient:
+    """A `ClientHalf` that trains weights and quantizers' steps, and sends them or their codes."""
+
+    def prepare(self, model: nn.Module, settings: Settings) -> nn.Module:
+        """The quantized network."""
+        return quantize(model, unpack_settings(settings, "quant", QuantSpec))
+
+    def train(
+        self,
+        model: nn.Module,
+        arrays: Mapping[str, Tensor],
+        data: ClientData,
+        task: Task,
+        server: ServerHalf | None,
+    ) -> Update:
+        """Load the global model, train weights and steps, send them or their codes."""
+        wire = unpack_settings(task.settings, "wire", WireSettings).name
+        load_arrays(model, decode_weights(arrays, model) if wire == "codes_both" else arrays)
+        settings = unpack_settings(task.settings, "train", LocalTraining)
+        loss = train_epochs(model, data, settings, task.streams, proximal_mu(task.settings))
+        if wire == "latent":
+            sent = model.state_dict()
+        else:
+            sent = encode_weights(model, task.streams.generator("wire"))
+        return Update(arrays=sent, num_examples=len(data), loss=loss)
+
+    def colocated(
+        self, model: nn.Module, arrays: Mapping[str, Tensor], task: Task, packed: bool = False
+    ) -> None:
+        """Nothing is cut."""
+
+
+class OQFL(FederatedStrategy):
+    """FedAvg of a network with quantizers, weights and steps alike.
+
+    Args:
+        quant: bit widths, kind of quantizers, and how weights cross.
+        averaging: as FedAvg's.
+        rounds: as `RoundSettings`.
+    """
+
+    client = OQFLClient()
+    reads = (*QUANTIZERS, "quant.wire")
+    default_bits = DEFAULT_BITS
+
+    def __init__(
+        self,
+        *,
+        quant: QuantSettings | None = None,
+        averaging: AveragingSettings | None = None,
+        **rounds: Unpack[RoundArguments],
+    ) -> None:
+        quant, averaging = quant or QuantSettings(), averaging or AveragingSettings()
+        aggregate = Averaging.of(averaging)
+        method = Method(
+            network=Quantized(quant.spec(DEFAULT_BITS)),
+            schedule=PARALLEL,
+            wire=wire_of(quant.wire),
+            aggregate=aggregate,
+            settings=averaging.client_settings(),
+            needs_prepare=aggregate.needs_prepare or ("" if quant.wire == "latent" else "OQFL"),
+        )
+        super().__init__(method, **rounds)
+
+
+# What crosses -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Wire:
+class WireSettings:
     """How weights cross: ``latent``, ``codes`` or ``codes_both``."""
 
     name: str = "latent"
@@ -53,98 +126,68 @@ class Wire:
             raise ValueError(f"quant.wire={self.name}: takes {', '.join(WIRES)}")
 
 
-class OQFL(FederatedStrategy):
-    """Server half.
+def wire_of(name: str) -> Wire:
+    """Return the wire that quant.wire names."""
+    chosen = WireSettings(name)
+    if name == "latent":
+        return Latent(settings=messages.pack_settings(wire=chosen))
+    return Codes(both_ways=name == "codes_both")
 
-    Args:
-        spec: bit widths and kind of quantizers.
-        wire: how weights cross.
-        common: arguments of `FederatedStrategy`.
+
+@dataclass(frozen=True)
+class Codes:
+    """Each quantized weight crosses as packed codes beside its step.
+
+    Attributes:
+        both_ways: whether the server sends codes, too.
     """
 
-    reads: ClassVar[tuple[str, ...]] = (*QUANTIZERS, "quant.wire")
-    default_bits: ClassVar[int] = 4
+    both_ways: bool
 
-    def __init__(
-        self, *, spec: QuantSpec | None = None, wire: str = "latent", **common: object
-    ) -> None:
-        super().__init__(**common)  # type: ignore[arg-type]
-        self.spec = spec or QuantSpec()
-        self.wire = Wire(wire)
+    @property
+    def settings(self) -> Settings:
+        """The wire's name."""
+        name = "codes_both" if self.both_ways else "codes"
+        return messages.pack_settings(wire=WireSettings(name))
 
-    def state(self) -> Arrays:
-        """None: weights and steps are the global model."""
-        return {}
+    def names(self, network: Network | None, partition: int) -> None:
+        """All arrays cross."""
 
-    def load_state(self, state: Arrays) -> None:
-        """Nothing to take back."""
-
-    def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
-        """Return the quantized network."""
-        return super().prepare(quantize(model, self.spec), input_shape)
-
-    def model_bytes(self, partition: int) -> tuple[int, int]:
-        """Less what packing saves, in the directions in which the wire has codes."""
-        down, up = super().model_bytes(partition)
-        state, saved = self.whole_model().state_dict(), 0
-        for name, quantizer in weight_quantizers(self.whole_model()).items():
-            count = state[name].numel()
-            saved += 4 * count - packed_bytes(count, quantizer.bits)
-        down_saved = saved if self.wire.name == "codes_both" else 0
-        return down - down_saved, up - (saved if self.wire.name != "latent" else 0)
-
-    def describe(self) -> dict[str, float]:
-        """Bit widths."""
-        return {"weight_bits": self.spec.weight_bits, "act_bits": self.spec.act_bits}
-
-    def client_config(self) -> dict[str, bool | int | float | str]:
-        """Training settings, bit widths and the wire."""
-        settings = messages.pack_settings(quant=self.spec, wire=self.wire)
-        return super().client_config() | settings
-
-    def encode(self, server_round: int, arrays: ArrayRecord, partition: int) -> ArrayRecord:
-        """Codes of the global weights where the wire is ``codes_both``."""
-        if self.wire.name == "latent":
+    def encode(
+        self, network: Network | None, arrays: Arrays, partition: int, server_round: int, seed: int
+    ) -> Arrays:
+        """The global weights, as codes where the server sends codes."""
+        assert network is not None, "codes need prepare()"
+        if not self.both_ways:
             return arrays
-        model = self.whole_model()  # says before the first round if prepare() is missing
-        if self.wire.name == "codes":
-            return arrays
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "wire.down", server_round))
-        load_arrays(model, messages.to_tensors(arrays))
-        return messages.to_record(encode_weights(model, generator))
+        generator = torch.Generator().manual_seed(derive_seed(seed, "wire.down", server_round))
+        load_arrays(network.model, {n: torch.from_numpy(array) for n, array in arrays.items()})
+        encoded = encode_weights(network.model, generator)
+        return {name: tensor.detach().numpy() for name, tensor in encoded.items()}
 
-    def decode(self, update: Update) -> Arrays:
-        """Dequantize each client's codes with the client's own steps."""
-        if self.wire.name == "latent":
-            return super().decode(update)
-        tensors = decode_weights(update.arrays, self.whole_model())
-        return {name: tensor.numpy() for name, tensor in tensors.items()}
+    def decode(
+        self, network: Network | None, arrays: Mapping[str, Tensor], partition: int
+    ) -> tuple[Arrays, Masks]:
+        """Each client's codes, dequantized with the client's own steps."""
+        assert network is not None, "encode() comes first"
+        decoded = decode_weights(arrays, network.model)
+        return {name: tensor.numpy() for name, tensor in decoded.items()}, {}
+
+    def num_bytes(self, network: Network, partition: int) -> tuple[int, int]:
+        """Less what packing saves, in the directions that have codes."""
+        whole, coded = state_bytes(network, None), coded_bytes(network.model)
+        return (coded if self.both_ways else whole), coded
 
 
-def prepare(model: nn.Module, config: Mapping[str, object]) -> nn.Module:
-    """Clients train the quantized network."""
-    return quantize(model, unpack_settings(config, "quant", QuantSpec))
-
-
-def train(
-    model: nn.Module,
-    arrays: Mapping[str, Tensor],
-    data: ClientData,
-    config: Mapping[str, object],
-    streams: Streams,
-) -> Update:
-    """Client half: load the global model, train weights and steps, send them or their codes."""
-    wire = unpack_settings(config, "wire", Wire).name
-    if wire == "codes_both":
-        arrays = decode_weights(arrays, model)
-    load_arrays(model, arrays)
-    settings = unpack_settings(config, "train", LocalTraining)
-    loss = train_epochs(model, data, settings, streams, proximal_mu(config))
-    if wire == "latent":
-        sent = model.state_dict()
-    else:
-        sent = encode_weights(model, streams.generator("wire"))
-    return Update(arrays=sent, num_examples=len(data), loss=loss)
+def coded_bytes(model: nn.Module) -> int:
+    """Bytes of what `encode_weights` returns, from shapes alone."""
+    state, quantizers = model.state_dict(), weight_quantizers(model)
+    return sum(
+        packed_bytes(tensor.numel(), quantizers[name].bits)
+        if name in quantizers
+        else tensor.numel() * tensor.element_size()
+        for name, tensor in state.items()
+    )
 
 
 def encode_weights(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:

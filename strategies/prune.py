@@ -4,10 +4,11 @@ Pruning and depruning for split learning (arXiv 2311.05739, ACM TOIT 24(4)). Onl
 at hand: the bottleneck, its stages and its criteria are our reading of it (prune.md).
 """
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Unpack
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,57 +16,95 @@ from torch import nn
 
 from models.bottleneck import ENCODER_WEIGHT
 from models.exits import exit_name
+from quant.codec import LinkSettings
 from quant.layers import FULL_PRECISION
-from strategies.client.split_loop import train
+from quant.settings import QuantSettings
+from strategies.client.split_loop import SplitClient
 from strategies.client.training import load_arrays
-from strategies.server.bottleneck import BottleneckStrategy, between, prepare, stage
+from strategies.server.aggregation import AverageSettings, Averaging
+from strategies.server.bottleneck import (
+    NARROW_READS,
+    Narrow,
+    PruneSettings,
+    active_channels,
+    between,
+    cut_with_bottleneck,
+    stage,
+)
+from strategies.server.cuts import Cut, SplitSettings
+from strategies.server.loop import FederatedStrategy
+from strategies.server.method import Method, RoundArguments
 from strategies.server.results import check_shapes
-
-__all__ = ["Prune", "prepare", "train"]
+from strategies.server.schedules import BaseSettings
+from strategies.server.wires import Latent, device_part
 
 MODEL, SUMMARY = "model.safetensors", "summary.json"
 PRIVATE = ("splitfed_v3",)  # methods whose model is an average that nobody trains from or tests
 
 
-class Prune(BottleneckStrategy):
-    """Server half; `strategies.server.schedules.on_base` puts it on a base."""
+class Prune(FederatedStrategy):
+    """A trained network whose cut is made narrow in stages, on the schedule of a base.
 
-    reads: ClassVar[tuple[str, ...]] = (
-        *BottleneckStrategy.reads, "prune.source", "prune.source_content",
-        "prune.pretrain_rounds",
-    )  # fmt: skip
+    Args:
+        prune: what happens to the bottleneck, with numbers for its rounds, and what it begins with.
+        settings: whose schedule it is.
+        split: where the network is cut.
+        link: codecs at the cut.
+        quant: bit widths, and of which part.
+        averaging: how clients are averaged.
+        objective: what ``split.cut=auto`` makes least.
+        rounds: as `RoundSettings`.
+    """
 
-    def __init__(self, **common: Any) -> None:
-        super().__init__(**common)
-        before, last = self.prune.pretrain_rounds or 0, self.prune.rounds
-        if before >= last:
-            raise ValueError(
-                f"prune.pretrain_rounds={before}: takes fewer than prune.rounds={last}"
-            )
-        if self.prune.importance == "taylor" and not before:
-            raise ValueError(
-                "prune.importance=taylor: needs prune.pretrain_rounds of 1 or more, whose "
-                "gradients it ranks by"
-            )
+    client = SplitClient(cut_with_bottleneck)
+    reads = (*NARROW_READS, "prune.source", "prune.source_content", "prune.pretrain_rounds")
+    needs_colocation = True
 
-    def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
-        """Load the source, where there is one, before anything is quantized or cut.
+    def __init__(
+        self,
+        *,
+        prune: PruneSettings | None = None,
+        settings: BaseSettings | None = None,
+        split: SplitSettings | None = None,
+        link: LinkSettings | None = None,
+        quant: QuantSettings | None = None,
+        averaging: AverageSettings | None = None,
+        objective: str = "seconds",
+        **rounds: Unpack[RoundArguments],
+    ) -> None:
+        prune = prune or PruneSettings(rounds=10, pretrain_rounds=0)
+        _check(prune)
+        source = functools.partial(load_source, run=Path(prune.source)) if prune.source else None
+        width = functools.partial(active, prune)
+        method = Method(
+            network=Narrow(Cut.of(split, link, quant, objective), prune, width, begin=source),
+            schedule=(settings or BaseSettings()).schedule,
+            wire=Latent(device_part),
+            aggregate=Averaging.over_a_cut(averaging),
+            report=active_channels,
+            needs_prepare="a network that is cut",
+        )
+        super().__init__(method, **rounds)
 
-        Raises:
-            ValueError: there is no finished run, or its network is another one; names the key.
-        """
-        if self.prune.source:
-            load_source(model, Path(self.prune.source))
-        return super().prepare(model, input_shape)
 
-    def active(self, server_round: int) -> int:
-        """All channels at first, then down to the target."""
-        channels, settings = self.bottleneck.channels, self.prune
-        before = settings.pretrain_rounds or 0
-        if server_round <= before:
-            return channels
-        now, stages = stage(server_round - before, settings.rounds - before, settings.stages)
-        return between(channels, settings.target(channels), now / stages)
+def active(prune: PruneSettings, server_round: int, channels: int) -> int:
+    """Active channels of a round: all at first, then down to the target."""
+    before = prune.pretrain_rounds or 0
+    if server_round <= before:
+        return channels
+    now, stages = stage(server_round - before, prune.rounds - before, prune.stages)
+    return between(channels, prune.target(channels), now / stages)
+
+
+def _check(prune: PruneSettings) -> None:
+    before, last = prune.pretrain_rounds or 0, prune.rounds
+    if before >= last:
+        raise ValueError(f"prune.pretrain_rounds={before}: takes fewer than prune.rounds={last}")
+    if prune.importance == "taylor" and not before:
+        raise ValueError(
+            "prune.importance=taylor: needs prune.pretrain_rounds of 1 or more, whose "
+            "gradients it ranks by"
+        )
 
 
 def load_source(model: nn.Module, run: Path) -> None:

@@ -1,18 +1,53 @@
 """SplitFed V1 (Thapa et al. 2020, arXiv 2004.12088).
 
-Clients train in parallel, each with a copy of the server's half; both halves are averaged, by the
+Clients train in parallel, each with a copy of the server's part; both parts are averaged, by the
 clients' samples. With exact links this is FedAvg bit for bit, wherever each client is cut.
 """
 
-from typing import ClassVar
+from typing import Unpack
 
-from strategies.client.split_loop import prepare, train
-from strategies.server.cuts import SplitStrategy
+from quant.codec import LinkSettings
+from quant.settings import QuantSettings
+from strategies.client.split_loop import SplitClient
+from strategies.server.aggregation import AverageSettings, Averaging
+from strategies.server.cuts import READS, Cut, SplitSettings
+from strategies.server.loop import FederatedStrategy
+from strategies.server.method import Method, RoundArguments
+from strategies.server.schedules import PARALLEL
+from strategies.server.wires import Latent, device_part
 
-__all__ = ["SplitFedV1", "prepare", "train"]
 
+class SplitFedV1(FederatedStrategy):
+    """Averaged by name, so that clients may be cut at different places.
 
-class SplitFedV1(SplitStrategy):
-    """Server half; averages by name, so that clients may be cut at different places."""
+    Args:
+        split: where the network is cut.
+        link: codecs at the cut.
+        quant: bit widths, and of which part.
+        averaging: how clients are averaged.
+        objective: what ``split.cut=auto`` makes least.
+        rounds: as `RoundSettings`.
+    """
 
-    takes_mapping: ClassVar[bool] = True
+    client = SplitClient()
+    reads = READS
+    needs_colocation = True
+
+    def __init__(
+        self,
+        *,
+        split: SplitSettings | None = None,
+        link: LinkSettings | None = None,
+        quant: QuantSettings | None = None,
+        averaging: AverageSettings | None = None,
+        objective: str = "seconds",
+        **rounds: Unpack[RoundArguments],
+    ) -> None:
+        method = Method(
+            network=Cut.of(split, link, quant, objective, takes_mapping=True),
+            schedule=PARALLEL,
+            wire=Latent(device_part),
+            aggregate=Averaging.over_a_cut(averaging),
+            needs_prepare="a network that is cut",
+        )
+        super().__init__(method, **rounds)

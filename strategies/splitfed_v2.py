@@ -1,32 +1,53 @@
 """SplitFed V2 (Thapa et al. 2020, arXiv 2004.12088).
 
-There is one server's half, which the clients' activations train client after client in a random
-order of the round's own; the devices' halves all begin as the round did and are averaged.
+There is one server's part, which the clients' activations train client after client in a random
+order of the round's own; the devices' parts all begin as the round did and are averaged.
 """
 
-from collections.abc import Sequence
+from typing import Unpack
 
-from fleet.clock import Rule, queued
-from strategies.client.split_loop import prepare, train
-from strategies.server.cuts import Chain, shuffled
+from quant.codec import LinkSettings
+from quant.settings import QuantSettings
+from strategies.client.split_loop import SplitClient
+from strategies.server.aggregation import AverageSettings, Averaging
+from strategies.server.cuts import READS, Cut, SplitSettings
+from strategies.server.loop import FederatedStrategy
+from strategies.server.method import Method, RoundArguments
+from strategies.server.schedules import QUEUED
+from strategies.server.wires import Latent, device_part
 
-__all__ = ["SplitFedV2", "prepare", "train"]
 
+class SplitFedV2(FederatedStrategy):
+    """The server's part handed on; a client that fails leaves it as that client found it.
 
-class SplitFedV2(Chain):
-    """Server half: its own half is handed on.
-
-    A client that fails in mid-chain leaves it as that client found it.
+    Args:
+        split: where the network is cut.
+        link: codecs at the cut.
+        quant: bit widths, and of which part.
+        averaging: how clients are averaged.
+        objective: what ``split.cut=auto`` makes least.
+        rounds: as `RoundSettings`.
     """
 
-    def rule(self) -> Rule:
-        """Devices at once, the server one client after another."""
-        return queued
+    client = SplitClient()
+    reads = READS
+    needs_colocation = True
 
-    def order(self, chosen: Sequence[int], server_round: int) -> list[int]:
-        """A random order, drawn by seed and round."""
-        return shuffled(chosen, self.seed, server_round)
-
-    def handed_on(self, name: str) -> bool:
-        """The server's half is; there is one cut for all clients."""
-        return name not in self.device_names()
+    def __init__(
+        self,
+        *,
+        split: SplitSettings | None = None,
+        link: LinkSettings | None = None,
+        quant: QuantSettings | None = None,
+        averaging: AverageSettings | None = None,
+        objective: str = "seconds",
+        **rounds: Unpack[RoundArguments],
+    ) -> None:
+        method = Method(
+            network=Cut.of(split, link, quant, objective),
+            schedule=QUEUED,
+            wire=Latent(device_part),
+            aggregate=Averaging.over_a_cut(averaging),
+            needs_prepare="a network that is cut",
+        )
+        super().__init__(method, **rounds)

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from safetensors.numpy import load_file
 from app.config.composition import compose
 from app.engine import Simulator, Workers
 from app.experiment import Experiment, resolve
+from fleet.phases import Phases
+from fleet.work import ClientWork
+from strategies.server.cuts import CutNetwork
+from strategies.server.loop import FederatedStrategy
+from strategies.server.planner import Planner
 
 ROOT = Path(__file__).resolve().parent.parent
 # Small enough for a test, large enough for everything to happen: several clients, batches, rounds.
@@ -101,6 +107,25 @@ def assert_same_arrays(one: dict[str, Any], other: dict[str, Any]) -> None:
     for name, array in one.items():
         assert array.dtype == other[name].dtype
         assert np.array_equal(array, other[name]), name
+
+
+def works_of(strategy: FederatedStrategy, server_round: int = 1) -> Mapping[int, ClientWork]:
+    """What a round takes each client, of a prepared strategy."""
+    network = strategy.prepared().in_round(server_round)
+    return network.works(strategy.rounds.train, partial(strategy.method.wire.num_bytes, network))
+
+
+def phases_of(strategy: FederatedStrategy, server_round: int = 1) -> Mapping[int, Phases]:
+    """Each client's round on its device and link, of a prepared strategy with a fleet."""
+    network = strategy.prepared().in_round(server_round)
+    return Planner(strategy.method, strategy.rounds, network.clients).phases(network)
+
+
+def cut_network(strategy: FederatedStrategy, server_round: int = 1) -> CutNetwork:
+    """The network of a round, of a prepared strategy that cuts it."""
+    network = strategy.prepared().in_round(server_round)
+    assert isinstance(network, CutNetwork)
+    return network
 
 
 def strategies() -> Sequence[str]:

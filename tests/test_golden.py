@@ -15,6 +15,8 @@ from conftest import ROOT, small, strategies
 from app import experiment
 from app.client import _key
 from strategies.client import training as local
+from strategies.client.simulated import train_simulated
+from strategies.contract import Streams, Task
 from strategies.messages import ROUND
 
 STEPS = 20
@@ -45,10 +47,10 @@ def test_losses(strategy: str, losses: list[float], request: pytest.FixtureReque
     arrays = experiment.prepare(config, server).state_dict()
     settings = {**server.client_config(), **dict(server.variant(0)), "seed": 0, ROUND: 1}
     assert _key(settings)  # as the app keys its model by them
-    method = experiment.method(config)
-    model = method.prepare(experiment.network(config), settings)
+    client = experiment.method_class(config).client
+    model = client.prepare(experiment.network(config), settings)
     data = experiment.client_data(config, 0)
-    method.train(model, arrays, data, settings, local.Streams(0, 1, 0))
+    train_simulated(client, model, arrays, data, Task(settings, Streams(0, 1, 0), len(data)))
     assert len(losses) == STEPS * LOSSES.get(strategy, 1)
     path = ROOT / "tests" / "golden" / f"{strategy}.json"
     if request.config.getoption("--regenerate-golden"):

@@ -32,9 +32,10 @@ from fleet.devices import tables
 from fleet.phases import compute_seconds, transfer_seconds
 from models.exits import Point, Price, by_confidence
 from quant.codec import LinkSettings
-from quant.link import Link, label_bytes
+from quant.link import label_bytes
 from strategies.client.tiers import Tiers
-from strategies.hierarchical import Hierarchical
+from strategies.hierarchical import Hierarchical, tiers_in
+from strategies.server.cuts import CutNetwork
 from strategies.server.workload import forward
 from tracking.figure import COLORS, plain, write_figure
 
@@ -63,37 +64,39 @@ def curve(run: Path, thresholds: Sequence[float], device: str, link: str) -> lis
         raise ValueError(f"{run}: takes a run of strategy=hierarchical, it is one of "
                          f"strategy={chosen.method}")  # fmt: skip
     experiment.prepare(chosen, method)
-    tiers = method.tiers(load_weights(run))
+    network = method.prepared().in_round(chosen.rounds)
+    assert isinstance(network, CutNetwork)
+    tiers = tiers_in(network, load_weights(run))
     data = experiment.dataset(chosen)
-    edge, cloud = logits(tiers, method.link, data.test_x)
-    cost_of = price(method, device, link)
+    edge, cloud = logits(tiers, network.link, data.test_x)
+    cost_of = price(network, device, link)
     return by_confidence(edge, cloud, data.test_y, [*thresholds, ALWAYS], cost_of)
 
 
 @torch.no_grad()
 def logits(tiers: Tiers, link: LinkSettings, x: Tensor) -> tuple[Tensor, Tensor]:
     """(N, classes) logits of exit and cloud; each sample crosses as a packet of its own."""
-    wire, (device, server) = Link(link), tiers.halves.parts
+    (codec, _), (device, server) = link.codecs(), tiers.halves.parts
     for part in (device, server, tiers.exit):
         part.eval()
     edge, cloud = [], []
     for inputs in x.split(EVALUATION_BATCH):
         z = device(inputs)
         edge.append(tiers.exit(z))
-        sent = torch.cat([wire.send_up(sample).values for sample in z.split(1)])
+        sent = torch.cat([codec.transmit(sample, None)[0] for sample in z.split(1)])
         cloud.append(server(sent))
     return torch.cat(edge), torch.cat(cloud)
 
 
-def price(method: Hierarchical, device: str, link: str) -> Price:
+def price(network: CutNetwork, device: str, link: str) -> Price:
     """What one sample takes on a device and a link of the fleet's tables.
 
     Raises:
         ValueError: there is no such device or link.
     """
     on, over, server = tables().device(device), tables().link(link), tables().device("server")
-    ((part, head), rest), *_ = method.costs().values()
-    codec, _ = method.link.codecs()
+    (part, head), rest = network.only().costs
+    codec, _ = network.link.codecs()
     up, down = codec.num_bytes((1, *part.output_shape)), label_bytes(rest.output_shape[-1])
     return Price(
         edge_s=compute_seconds(forward(part, 1) + forward(head, 1), on),

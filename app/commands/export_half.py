@@ -20,7 +20,8 @@ from app.experiment import Experiment
 from app.run_folder import fill, load_weights
 from models.split import cut
 from quant.binary_export import load_packed, pack_half, save_packed
-from strategies.binarized_split import BinarizedSplit, binarized
+from strategies.binarized_split import BinarizedSplit
+from strategies.server.cuts import CutNetwork
 
 PACKED_HALF = "packed_half.safetensors"
 
@@ -48,7 +49,7 @@ class HalfExport:
 
 def has_binary_half(chosen: Experiment) -> bool:
     """Whether a run's device had a half of one bit."""
-    is_ours = issubclass(experiment.strategy_class(chosen), BinarizedSplit)
+    is_ours = issubclass(experiment.method_class(chosen), BinarizedSplit)
     return is_ours and chosen.own["settings"].binarize != "none"
 
 
@@ -104,8 +105,9 @@ def device_half(run: Path, chosen: Experiment) -> tuple[nn.Module, str]:
     strategy = experiment.strategy(chosen)
     assert isinstance(strategy, BinarizedSplit)
     experiment.prepare(chosen, strategy)
-    split = strategy.split_of(0)
-    half = binarized(experiment.network(chosen), split, strategy.binarized).device[0]
+    network = strategy.prepared().in_round(1)
+    assert isinstance(network, CutNetwork)
+    split, half = network.only().split, network.only().parts.device[0]
     weights = {n: w for n, w in load_weights(run).items() if n in half.state_dict()}
     return fill(half, weights, run), split.cut
 

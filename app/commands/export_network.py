@@ -24,7 +24,6 @@ from app.run_folder import MODEL, fill, load_weights, refuse_private
 from quant.export import Network, SizeReport, is_ours, load_packed, save_packed, size_report
 from quant.layers import FULL_PRECISION, QuantSpec, quantize
 from quant.onnx_export import load_onnx, save_onnx
-from strategies.server.cuts import SplitStrategy
 
 PACKED, ONNX = "packed.safetensors", "model.onnx"
 MOST_POINTS = 0.1
@@ -156,7 +155,7 @@ def load_model(run: Path, chosen: Experiment) -> tuple[nn.Module, QuantSpec]:
             has a half of its own.
     """
     refuse_private(chosen, run)
-    kind = experiment.strategy_class(chosen)
+    kind = experiment.method_class(chosen)
     spec = QuantSpec(FULL_PRECISION, FULL_PRECISION)
     if "quant.bits" in kind.reads:
         spec = chosen.quant.spec(kind.default_bits)
@@ -168,11 +167,11 @@ def load_model(run: Path, chosen: Experiment) -> tuple[nn.Module, QuantSpec]:
 
 def tested_through(chosen: Experiment) -> str:
     """Return the keys that change what crosses the cut when a run is tested."""
-    kind = experiment.strategy_class(chosen)
+    kind = experiment.method_class(chosen)
     given: dict[str, Any] = {}
-    if issubclass(kind, SplitStrategy):
+    if "link" in kind.reads:
         codecs = {"link.up": chosen.link.up}
-        if kind.is_u_shaped:  # else only gradients go down
+        if "split.tail" in kind.reads:  # else only gradients go down
             codecs["link.down"] = chosen.link.down
         given |= {key: codec for key, codec in codecs.items() if codec != "fp32"}
     if "privacy" in kind.reads and chosen.privacy.epsilon:

@@ -17,14 +17,8 @@ from hydra.core.config_store import ConfigStore
 
 from app.config.errors import unknown
 from app.config.schema import CONF
-from strategies.binarized_split import BinarizedSettings, BinarizedSplit
-from strategies.hierarchical import Hierarchical, HierarchicalSettings
 from strategies.server.aggregation import AverageSettings
-from strategies.server.bottleneck import BottleneckStrategy
-from strategies.server.cuts import SplitStrategy
 from strategies.server.loop import FederatedStrategy
-from strategies.server.schedules import BaseSettings, on_base
-from strategies.server.server_optimizer import AveragingSettings
 from targets import locate, short_name, shown
 
 GROUPS = ("averaging", "settings")  # parameters whose dataclasses hold the group strategy
@@ -59,8 +53,6 @@ def parameters(kind: type[Any]) -> dict[str, Any]:
 
 def strategy_groups(kind: type[Any]) -> dict[str, type[Any]]:
     """The dataclasses that hold a method's keys of the group strategy, by parameter."""
-    if is_as_before(kind):
-        return groups_as_before(kind)
     taken = parameters(kind)
     found = {name: _dataclass(taken[name]) for name in GROUPS if name in taken}
     return {name: one for name, one in found.items() if one is not None}
@@ -128,63 +120,3 @@ def register() -> None:
     """Give Hydra the defaults of our methods, so that they are in what it shows and stores."""
     for name, kind in methods().items():
         ConfigStore.instance().store(name, defaults(kind), group="strategy_defaults")
-
-
-# To go with the constructors that take `average`, `server`, `spec`, … one by one ------------------
-
-
-def is_as_before(kind: type[Any]) -> bool:
-    """Whether a constructor takes settings one by one, and not a dataclass for each group."""
-    taken = inspect.signature(kind.__init__).parameters
-    return "common" in taken or "average" in taken
-
-
-def groups_as_before(kind: type[Any]) -> dict[str, type[Any]]:
-    """As `strategy_groups`, of such a constructor."""
-    is_cut = issubclass(kind, SplitStrategy)
-    found: dict[str, type[Any]] = {"averaging": AverageSettings if is_cut else AveragingSettings}
-    if issubclass(kind, Hierarchical):
-        found["settings"] = HierarchicalSettings
-    elif issubclass(kind, BinarizedSplit):
-        found["settings"] = BinarizedSettings
-    elif issubclass(kind, BottleneckStrategy):
-        found["settings"] = BaseSettings
-    return found
-
-
-def class_as_before(
-    kind: type[FederatedStrategy], own: Mapping[str, Any]
-) -> type[FederatedStrategy]:
-    """The class that is made of a method and its base."""
-    settings = own.get("settings")
-    if not isinstance(settings, BaseSettings) or not is_as_before(kind):
-        return kind
-    assert issubclass(kind, SplitStrategy)
-    return on_base(kind, settings.base)
-
-
-def arguments_as_before(kind: type[FederatedStrategy], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What such a constructor takes, of what is given by the names of groups."""
-    averaging, settings = given["averaging"], given.get("settings")
-    quant, split = given["quant"], given["split"]
-    found: dict[str, Any] = {"average": averaging.function}
-    if isinstance(averaging, AveragingSettings):
-        found |= {"server": averaging, "proximal_mu": averaging.proximal_mu}
-    optional = {
-        "quant.bits": ("spec", quant.spec(kind.default_bits)),
-        "quant.wire": ("wire", quant.wire),
-        "quant.side": ("side", quant.side),
-        "split.cut": ("cut", split.cut),
-        "split.tail": ("tail", split.tail),
-        "link": ("link", given["link"]),
-        "privacy": ("privacy", given["privacy"]),
-        "prune.ratio": ("prune", given["prune"]),
-        "fleet.objective": ("objective", given["objective"]),
-        "evaluate.clients": ("evaluate_clients", given["evaluate_clients"]),
-    }
-    found |= {name: value for key, (name, value) in optional.items() if key in kind.reads}
-    if settings is not None:
-        found |= {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "base"}
-    shared = ("train", "clients_per_round", "seed", "evaluate_every", "fleet", "over_select",
-              "num_clients")  # fmt: skip
-    return found | {name: given[name] for name in shared}

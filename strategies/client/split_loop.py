@@ -10,36 +10,34 @@ U-shaped, where labels stay on the device, the network is cut twice:
     last.step()                   → ∂loss/∂h →     middle.step()
     first.step()                  ← ∂loss/∂z ←
 
-The client never sees where the server's half runs: it talks to a `ServerHalf`. `Colocated` is the
-one that lives in the client's own process, for simulation. With exact links the parts train as the
-whole network does, bit for bit (models/split.py).
+The client never sees where the server's half runs: it has its own end of the link, and talks to a
+`ServerHalf`. With exact links the parts train as the whole network does, bit for bit
+(models/split.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fleet.work import Work
 from models.split import cut_many
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec, quantize
-from quant.link import Link, Packet
+from quant.link import End, leaf
+from quant.packet import Packet
 from strategies.client.training import (
-    ClientData,
     LocalTraining,
-    Streams,
-    Update,
     begin_training,
     end_training,
     load_arrays,
     make_optimizer,
     samples,
 )
+from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
 from strategies.messages import unpack_settings
+from strategies.server.half import AfterStep, LocalHalf, nothing
 
 SIDES = ("both", "client")
 
@@ -52,12 +50,10 @@ class Split:
         cut: name of the cut point; what comes before it is on the device.
         tail: name of the second cut point, after which the network is on the device again; empty
             where the server has all that follows the first.
-        private: whether the device's part stays with its client and crosses at no time.
     """
 
     cut: str
     tail: str = ""
-    private: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,195 +113,156 @@ def quantized(model: nn.Module, spec: QuantSpec, side: Side, split: Split | None
     return quantize(model, spec, {name for part in device for name, _ in part.named_modules()})
 
 
-# The client half of every method here ------------------------------------------------------------
-
-
-def prepare(model: nn.Module, config: Mapping[str, Any]) -> Halves:
-    """Clients train the parts of the network, quantized where bits are fewer than 32."""
-    split = unpack_settings(config, "split", Split)
-    spec, side = unpack_settings(config, "quant", QuantSpec), unpack_settings(config, "side", Side)
+def cut_as_told(model: nn.Module, settings: Settings) -> Halves:
+    """Cut the network, quantized where bits are fewer than 32, where the settings say."""
+    split = unpack_settings(settings, "split", Split)
+    spec = unpack_settings(settings, "quant", QuantSpec)
+    side = unpack_settings(settings, "side", Side)
     return halves(quantized(model, spec, side, split), split)
 
 
-def train(
-    model: Halves,
-    arrays: Mapping[str, Tensor],
-    data: ClientData,
-    config: Mapping[str, Any],
-    streams: Streams,
-    guard: "Guard | None" = None,
-) -> Update:
-    """Client half: load both parts, train them across the link, return both.
-
-    Only the device's part crosses the network; the server's is in the message because it is here
-    that it is simulated.
-    """
-    split = unpack_settings(config, "split", Split)
-    settings = unpack_settings(config, "train", LocalTraining)
-    link = Link(
-        unpack_settings(config, "link", LinkSettings),
-        streams.generator("link.up"),
-        streams.generator("link.down"),
-    )
-    for part in model.parts:
-        load_arrays(part, {name: arrays[name] for name in part.state_dict()})
-    guard = guard or Guard()
-    server = Colocated(model.server, settings, link, guard)
-    loss = train_device(model.device, server, link, data, settings, streams, guard)
-    state = {name: tensor for part in model.parts for name, tensor in part.state_dict().items()}
-    return Update(
-        arrays={name: state[name] for name in arrays},
-        num_examples=len(data),
-        loss=loss,
-        work=Work(bytes_up=link.bytes_up, bytes_down=link.bytes_down),
-        crosses=frozenset() if split.private else model.device_names(),
-    )
+# The client half of every method that cuts the network -------------------------------------------
 
 
-class Guard:
-    """What a method does to its part between forward and step; here nothing."""
+class Hooks:
+    """What a method does on the device, and to what leaves it; here nothing."""
 
-    def disguise(self, z: Tensor) -> Tensor:
+    def on_activations(self, z: Tensor) -> Tensor:
         """Return what is sent instead of the activations ``z`` (B, …), differentiably."""
         return z
 
-    def leak(self, x: Tensor, z: Tensor) -> Tensor | None:
+    def extra_loss(self, x: Tensor, z: Tensor) -> Tensor | None:
         """Return a loss of the device's own, of inputs ``x`` and activations ``z``."""
         return None
 
-    def stepped(self, part: nn.Module) -> None:
-        """Called after each step of the optimizer of ``part``."""
+    def after_step(self, part: nn.Module) -> None:
+        """Called with each of the device's parts after a step of the optimizer."""
 
 
-class ServerHalf(Protocol):
-    """The other side of the cut, as the device sees it: for one client, in one round."""
-
-    def begin(self, streams: Streams, num_examples: int) -> None:
-        """Start the round of the client that ``streams`` names."""
-
-    def step(self, z: Packet, y: Tensor) -> tuple[Packet, float]:
-        """Train on one batch.
-
-        Args:
-            z: activations at the cut.
-            y: (B,) classes.
-
-        Returns:
-            Gradient of the loss at ``z``, and the mean loss.
-        """
-
-    def forward(self, z: Packet) -> Packet:
-        """U-shaped: activations at the second cut, given those at the first."""
-
-    def backward(self, gradient: Packet) -> Packet:
-        """U-shaped: train; gradient at the first cut, given that at the second."""
-
-    def end(self) -> None:
-        """End the client's round."""
+def no_hooks(task: Task) -> Hooks:
+    """Nothing is done."""
+    return Hooks()
 
 
-class Colocated:
-    """A `ServerHalf` in the client's process.
+@dataclass(frozen=True)
+class SplitClient:
+    """A `ClientHalf` over a cut; the settings say where the network is cut, once or twice.
 
-    Args:
-        part: the server's part of the network, trained in place.
-        settings: how the client trains, and it by the server's rate.
-        link: the client's link.
-        guard: called after each step.
+    Attributes:
+        make_halves: cuts the network, given the settings, and changes what the method changes.
+        make_hooks: what the method does on the device in a task.
+        after_server_step: what it does to the server's part after each step.
     """
 
-    def __init__(
+    make_halves: Callable[[nn.Module, Settings], Halves] = cut_as_told
+    make_hooks: Callable[[Task], Hooks] = no_hooks
+    after_server_step: AfterStep = nothing
+
+    def prepare(self, model: nn.Module, settings: Settings) -> Halves:
+        """Cut the network."""
+        return self.make_halves(model, settings)
+
+    def train(
         self,
-        part: nn.Module,
-        settings: LocalTraining,
-        link: Link,
-        guard: Guard | None = None,
-    ) -> None:
-        self._guard = guard or Guard()
-        self._part = part
-        self._settings = settings
-        self._optimizer = make_optimizer([part], settings.of_server())
-        self._link = link
-        self._pending: tuple[Packet, list[Tensor], Tensor] | None = None
+        model: Halves,
+        arrays: Mapping[str, Tensor],
+        data: ClientData,
+        task: Task,
+        server: ServerHalf | None,
+    ) -> Update:
+        """Load the device's parts, train them across the link, return them."""
+        assert server is not None, "a cut network trains with its server's half"
+        settings = unpack_settings(task.settings, "train", LocalTraining)
+        link = unpack_settings(task.settings, "link", LinkSettings)
+        end = End.of_device(link, task.streams.generator("link.up"), server.packed)
+        load_parts(model.device, arrays)
+        loss = train_device(model.device, server, end, data, settings, task, self.make_hooks(task))
+        return Update(
+            arrays={n: tensor for part in model.device for n, tensor in part.state_dict().items()},
+            num_examples=len(data),
+            loss=loss,
+            bytes_up=end.bytes_sent,
+        )
 
-    def begin(self, streams: Streams, num_examples: int) -> None:
-        """Put the part into training; dropout goes on in the stream of the client's half."""
-        begin_training([self._part], num_examples)
+    def colocated(
+        self, model: Halves, arrays: Mapping[str, Tensor], task: Task, packed: bool = False
+    ) -> LocalHalf:
+        """Load the server's part, and give it the server's end of the link."""
+        return server_half(model.server, arrays, task, packed, self.after_server_step)
 
-    def step(self, z: Packet, y: Tensor) -> tuple[Packet, float]:
-        """Forward, loss, backward, step."""
-        received, gradients = _receive(z)
-        logits = self._part(received)  # (B, classes)
-        loss = F.cross_entropy(logits, y)
-        self._link.labels_up(y, logits.shape[1])
-        self._train(loss, None)
-        return self._link.gradient_down(gradients[0], z), float(loss.detach())
 
-    def forward(self, z: Packet) -> Packet:
-        """Forward alone."""
-        received, gradients = _receive(z)
-        h = self._part(received)
-        self._pending = (z, gradients, h)
-        return self._link.send_down(h)
+def load_parts(parts: Sequence[nn.Module], arrays: Mapping[str, Tensor]) -> None:
+    """Copy into each part of a network its own of the whole's ``arrays``."""
+    for part in parts:
+        load_arrays(part, {name: arrays[name] for name in part.state_dict()})
 
-    def backward(self, gradient: Packet) -> Packet:
-        """Backward of the last `forward`, and step."""
-        assert self._pending is not None, "backward() comes after forward()"
-        z, gradients, h = self._pending
-        self._pending = None
-        self._train(h, self._link.before_down(h.detach(), gradient))
-        return self._link.gradient_down(gradients[0], z)
 
-    def end(self) -> None:
-        """Keep the steps of quantizers positive, and refuse weights that are no numbers."""
-        end_training([self._part], None, self._settings)
-
-    def _train(self, output: Tensor, gradient: Tensor | None) -> None:
-        self._optimizer.zero_grad()
-        output.backward(gradient)
-        self._optimizer.step()
-        self._guard.stepped(self._part)
+def server_half(
+    part: nn.Module,
+    arrays: Mapping[str, Tensor],
+    task: Task,
+    packed: bool = False,
+    after_step: AfterStep = nothing,
+) -> LocalHalf:
+    """Return the server's half of a task: ``part`` with its own of the whole's ``arrays``."""
+    load_parts([part], arrays)
+    settings = unpack_settings(task.settings, "train", LocalTraining)
+    link = unpack_settings(task.settings, "link", LinkSettings)
+    end = End.of_server(link, task.streams.generator("link.down"), packed)
+    return LocalHalf(part, settings, end, after_step, packed)
 
 
 def train_device(
     device: Sequence[nn.Module],
     server: ServerHalf,
-    link: Link,
+    end: End,
     data: ClientData,
     settings: LocalTraining,
-    streams: Streams,
-    guard: Guard | None = None,
+    task: Task,
+    hooks: Hooks | None = None,
 ) -> float:
-    """Train the device's parts in place for one round; return the mean loss per sample.
+    """Train the device's parts in place for one round.
+
+    Args:
+        device: the first part, and the last one where the network is cut twice.
+        server: the other side of the cut.
+        end: the device's end of the link.
+        data: the client's.
+        settings: how it trains.
+        task: what to do.
+        hooks: what the method does on the device.
+
+    Returns:
+        Mean loss per sample.
 
     Raises:
         FloatingPointError: the loss or a weight is no finite number any more.
     """
-    streams.seed_dropout()
+    task.streams.seed_dropout()
     begin_training(device, len(data))
-    guard = guard or Guard()
+    hooks = hooks or Hooks()
     optimizer = make_optimizer(device, settings)
     first, *last = device
     total, count = 0.0, 0
-    server.begin(streams, len(data))
-    for x, y in samples(data, settings, streams):
+    server.begin(task)
+    for x, y in samples(data, settings, task.streams):
         activations = first(x)
-        z = guard.disguise(activations)
-        sent = link.send_up(z)
+        z = hooks.on_activations(activations)
+        sent = end.send(z)
         optimizer.zero_grad()
         if last:
-            answer, loss = _around(last[0], server, link, sent, y)
+            answer, loss = _around(last[0], server, end, sent, y)
         else:
-            answer, loss = server.step(sent, y)
+            answer, loss = server.step(sent, end.send_labels(y, data.num_classes))
         if z.requires_grad:  # not where the user froze the device's part
-            gradient, leak = link.before_up(z.detach(), answer), guard.leak(x, activations)
-            if leak is None:
+            gradient, extra = end.receive_gradient(answer), hooks.extra_loss(x, activations)
+            if extra is None:
                 z.backward(gradient)
             else:
-                torch.autograd.backward([z, leak], [gradient, None])
+                torch.autograd.backward([z, extra], [gradient, None])
         optimizer.step()
         for part in device:
-            guard.stepped(part)
+            hooks.after_step(part)
         total += loss * len(y)
         count += len(y)
     server.end()
@@ -314,22 +271,10 @@ def train_device(
 
 
 def _around(
-    last: nn.Module, server: ServerHalf, link: Link, z: Packet, y: Tensor
+    last: nn.Module, server: ServerHalf, end: End, z: Packet, y: Tensor
 ) -> tuple[Packet, float]:
     """The loss on the device: forward through the server, backward through it again."""
-    h = server.forward(z)
-    received, gradients = _receive(h)
+    received, gradients = leaf(end.receive(server.forward(z)))
     loss = F.cross_entropy(last(received), y)
     loss.backward()
-    return server.backward(link.gradient_up(gradients[0], h)), float(loss.detach())
-
-
-def _receive(packet: Packet) -> tuple[Tensor, list[Tensor]]:
-    """Return a leaf with the packet's values, and where its gradient will be.
-
-    By a hook, because ``.grad`` may have been given other strides than the gradient has.
-    """
-    received = packet.values.detach().requires_grad_()
-    gradients: list[Tensor] = []
-    received.register_hook(gradients.append)
-    return received, gradients
+    return server.backward(end.send_gradient(gradients[0])), float(loss.detach())

@@ -4,37 +4,32 @@
     loss_edge = CE(exit(z), y)                              cloud steps
     device, exit step
 
-Nothing comes back. The client never sees where the cloud's part runs: it talks to a `CloudHalf`.
-`Cloud` is the one that lives in the client's own process, for simulation. Its dropout has a stream
-of its own, so that nothing of the cloud can be felt on the device, not even by a random draw.
+Nothing comes back but the cloud's loss. The client never sees where the cloud's part runs: it talks
+to a `ServerHalf` by `learn`, whose dropout has a stream of its own, so that nothing of the cloud
+can be felt on the device, not even by a random draw.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fleet.work import Work
 from models.exits import ExitHead, ExitSpec, exit_head, exit_name
 from quant.codec import LinkSettings
-from quant.layers import QuantSpec
-from quant.link import Link, Packet
-from strategies.client.split_loop import Halves, Side, Split, halves, quantized
+from quant.link import End
+from strategies.client.split_loop import Halves, cut_as_told, load_parts, server_half
 from strategies.client.training import (
-    ClientData,
     LocalTraining,
-    Streams,
-    Update,
     begin_training,
     end_training,
     load_arrays,
     make_optimizer,
     samples,
 )
-from strategies.messages import ALONE, unpack_settings
+from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
+from strategies.messages import ALONE, under, unpack_settings
+from strategies.server.half import LocalHalf
 
 EDGE_LOSS = "edge_loss"
 
@@ -54,115 +49,75 @@ class Tiers:
     name: str
 
     def load(self, arrays: Mapping[str, Tensor]) -> None:
-        """Copy the global model's arrays into the parts and the exit."""
-        for part in self.halves.parts:
-            load_arrays(part, {name: arrays[name] for name in part.state_dict()})
+        """Copy the global model's arrays into both parts and the exit."""
+        load_parts([self.halves.server], arrays)
+        self.load_device(arrays)
+
+    def load_device(self, arrays: Mapping[str, Tensor]) -> None:
+        """Copy the global model's arrays into the device's part and the exit."""
+        load_parts(self.halves.device, arrays)
         own = {name: arrays[f"{self.name}.{name}"] for name in self.exit.state_dict()}
         load_arrays(self.exit, own)
 
-
-def prepare(model: nn.Module, config: Mapping[str, Any]) -> Tiers:
-    """Clients train the network's parts, quantized where bits are fewer than 32, and an exit."""
-    split = unpack_settings(config, "split", Split)
-    spec, side = unpack_settings(config, "quant", QuantSpec), unpack_settings(config, "side", Side)
-    whole = quantized(model, spec, side, split)
-    head = exit_head(ExitSpec(**_exit_settings(config)), 0)
-    return Tiers(halves(whole, split), head, exit_name(whole))
+    def device_arrays(self) -> dict[str, Tensor]:
+        """State of the device's part and the exit, under its name in the global model."""
+        own = {f"{self.name}.{name}": tensor for name, tensor in self.exit.state_dict().items()}
+        return dict(self.halves.device[0].state_dict()) | own
 
 
-def train(
-    model: Tiers,
-    arrays: Mapping[str, Tensor],
-    data: ClientData,
-    config: Mapping[str, Any],
-    streams: Streams,
-) -> Update:
-    """Client half: load all three, train them, return them; the server's part does not cross."""
-    settings = unpack_settings(config, "train", LocalTraining)
-    is_alone = bool(config.get(ALONE, False))
-    link = Link(unpack_settings(config, "link", LinkSettings), streams.generator("link.up"))
-    device, server = model.halves.parts
-    model.load(arrays)
-    cloud = None if is_alone else Cloud(server, settings, link)
-    edge_loss, loss = train_tiers(device, model.exit, cloud, link, data, settings, streams)
-    state = {**device.state_dict(), **server.state_dict()}
-    mine = {f"{model.name}.{name}": tensor for name, tensor in model.exit.state_dict().items()}
-    state |= mine
-    return Update(
-        arrays={name: state[name] for name in arrays},
-        num_examples=len(data),
-        loss=edge_loss if loss is None else loss,
-        work=Work(bytes_up=link.bytes_up, bytes_down=link.bytes_down),
-        metrics={EDGE_LOSS: edge_loss},
-        crosses=frozenset() if is_alone else model.halves.device_names() | mine.keys(),
-    )
+class TiersClient:
+    """A `ClientHalf` that trains a device's part and its exit, and feeds the cloud's part.
 
-
-class CloudHalf(Protocol):
-    """The other side of the cut, which answers nothing."""
-
-    def begin(self, streams: Streams, num_examples: int) -> None:
-        """Start the round of the client that ``streams`` names."""
-
-    def step(self, z: Packet, y: Tensor) -> float:
-        """Train on a batch's activations and (B,) classes; return the mean loss."""
-
-    def end(self) -> None:
-        """End the client's round."""
-
-
-class Cloud:
-    """A `CloudHalf` in the client's process, for simulation.
-
-    Args:
-        part: the server's part of the network, trained in place.
-        settings: how the client trains, and it by the server's rate.
-        link: the client's link.
+    With the setting ``alone`` there is no network: the server's half, if one is there, is left as
+    it is.
     """
 
-    def __init__(self, part: nn.Module, settings: LocalTraining, link: Link) -> None:
-        self._part = part
-        self._settings = settings
-        self._optimizer = make_optimizer([part], settings.of_server())
-        self._link = link
-        self._random = torch.default_generator.get_state()  # where its dropout is
-        # torch 2.13 crashes in group norm's backward pass in channels_last where nobody asks for
-        # the gradient of its input.
-        self._asks = any(isinstance(module, nn.GroupNorm) for module in part.modules())
+    def prepare(self, model: nn.Module, settings: Settings) -> Tiers:
+        """Cut the network, quantized where bits are fewer than 32, and make an exit."""
+        parts = cut_as_told(model, settings)
+        head = exit_head(ExitSpec(**under("exit.", settings)), 0)
+        return Tiers(parts, head, exit_name(model))
 
-    def begin(self, streams: Streams, num_examples: int) -> None:
-        """Put the part into training, and its dropout at the start of its own stream."""
-        begin_training([self._part], num_examples)
-        self._random = streams.generator("dropout.cloud").get_state()
+    def train(
+        self,
+        model: Tiers,
+        arrays: Mapping[str, Tensor],
+        data: ClientData,
+        task: Task,
+        server: ServerHalf | None,
+    ) -> Update:
+        """Load the device's part and its exit, train them, return them."""
+        settings = unpack_settings(task.settings, "train", LocalTraining)
+        cloud = None if task.settings.get(ALONE, False) else server
+        link = unpack_settings(task.settings, "link", LinkSettings)
+        is_packed = cloud is not None and cloud.packed
+        end = End.of_device(link, task.streams.generator("link.up"), is_packed)
+        model.load_device(arrays)
+        (device,) = model.halves.device
+        edge_loss, loss = train_tiers(device, model.exit, cloud, end, data, settings, task)
+        return Update(
+            arrays=model.device_arrays(),
+            num_examples=len(data),
+            loss=edge_loss if loss is None else loss,
+            bytes_up=end.bytes_sent,
+            metrics={EDGE_LOSS: edge_loss},
+        )
 
-    def step(self, z: Packet, y: Tensor) -> float:
-        """Forward, loss, backward, step."""
-        device_random = torch.default_generator.get_state()
-        torch.default_generator.set_state(self._random)
-        received = z.values.detach().requires_grad_(self._asks)
-        logits = self._part(received)  # (B, classes)
-        self._random = torch.default_generator.get_state()
-        torch.default_generator.set_state(device_random)
-        loss = F.cross_entropy(logits, y)
-        self._link.labels_up(y, logits.shape[1])
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
-        return float(loss.detach())
-
-    def end(self) -> None:
-        """Keep the steps of quantizers positive, and refuse weights that are no numbers."""
-        end_training([self._part], None, self._settings)
+    def colocated(
+        self, model: Tiers, arrays: Mapping[str, Tensor], task: Task, packed: bool = False
+    ) -> LocalHalf:
+        """Load the cloud's part, and give it its end of the link, also where it is cut off."""
+        return server_half(model.halves.server, arrays, task, packed)
 
 
 def train_tiers(
     device: nn.Module,
     head: nn.Module,
-    cloud: CloudHalf | None,
-    link: Link,
+    cloud: ServerHalf | None,
+    end: End,
     data: ClientData,
     settings: LocalTraining,
-    streams: Streams,
+    task: Task,
 ) -> tuple[float, float | None]:
     """Train the device's part and its exit in place for one round.
 
@@ -170,10 +125,10 @@ def train_tiers(
         device: the device's part.
         head: its exit.
         cloud: the other side; None where there is no network.
-        link: what is sent over it.
+        end: the device's end of the link.
         data: the client's.
         settings: how it trains.
-        streams: its randomness.
+        task: what to do.
 
     Returns:
         Mean losses per sample of the exit and of the cloud, None where it was not there.
@@ -181,18 +136,19 @@ def train_tiers(
     Raises:
         FloatingPointError: a loss or a weight is no finite number any more.
     """
-    streams.seed_dropout()
+    task.streams.seed_dropout()
     edge = (device, head)
     begin_training(edge, len(data))
     optimizer = make_optimizer(edge, settings)
     if cloud is not None:
-        cloud.begin(streams, len(data))
+        cloud.begin(task)
     edge_total, cloud_total, count = 0.0, 0.0, 0
-    for x, y in samples(data, settings, streams):
+    for x, y in samples(data, settings, task.streams):
         z = device(x)
         loss = F.cross_entropy(head(z), y)
         if cloud is not None:
-            cloud_total += cloud.step(link.send_up(z), y) * len(y)
+            labels = end.send_labels(y, data.num_classes)
+            cloud_total += cloud.learn(end.send(z), labels) * len(y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -204,12 +160,3 @@ def train_tiers(
     cloud.end()
     end_training((), cloud_total / count, settings)
     return edge_total / count, cloud_total / count
-
-
-def _exit_settings(config: Mapping[str, Any]) -> dict[str, int]:
-    """An `ExitSpec` as it came; it has no default to stand for what is missing."""
-    return {
-        key.removeprefix("exit."): int(value)
-        for key, value in config.items()
-        if key.startswith("exit.")
-    }

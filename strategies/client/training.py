@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fleet.seeds import derive_seed
-from fleet.work import Work
 from quant.functional import MIN_STEP
 from quant.layers import is_step
 from strategies.client.proximal import Proximal
+from strategies.contract import ClientData, Streams
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 AUGMENTS = ("none", "crop_flip")
@@ -74,66 +73,6 @@ class LocalTraining:
         factor = self.lr_decay ** (server_round - 1)
         server_lr = None if self.server_lr is None else self.server_lr * factor
         return replace(self, lr=self.lr * factor, server_lr=server_lr)
-
-
-@dataclass(frozen=True)
-class ClientData:
-    """One client's samples: rows of tensors that all clients of a worker share.
-
-    Attributes:
-        x: (N, …) float32 inputs of the whole training set.
-        y: (N,) int64 classes.
-        rows: (n,) int64 rows that are this client's.
-    """
-
-    x: Tensor
-    y: Tensor
-    rows: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(frozen=True)
-class Streams:
-    """The random streams of one client in one round."""
-
-    seed: int
-    server_round: int
-    partition: int
-
-    def generator(self, purpose: str) -> torch.Generator:
-        """Return a new generator at the start of the stream called ``purpose``."""
-        seed = derive_seed(self.seed, purpose, self.server_round, self.partition)
-        return torch.Generator().manual_seed(seed)
-
-    def seed_dropout(self) -> None:
-        """Put torch's default generator, which dropout uses, at the start of this stream."""
-        seed = derive_seed(self.seed, "dropout", self.server_round, self.partition)
-        # torch.manual_seed would also take a stack trace for each accelerator that is not there.
-        torch.default_generator.manual_seed(seed)
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a client half returns.
-
-    Attributes:
-        arrays: what goes up, by name: model state, or packed codes as (n,) uint8.
-        num_examples: samples the client has, its weight in the average.
-        loss: mean training loss per sample over the round.
-        work: what it took, without the arrays of either direction, which are counted as they lie.
-        metrics: what a method adds.
-        crosses: names of the arrays that would cross the network, in both directions; None for
-            all. The others travel in the simulation's messages alone and are not counted.
-    """
-
-    arrays: dict[str, Tensor]
-    num_examples: int
-    loss: float
-    work: Work = field(default_factory=Work)
-    metrics: dict[str, float] = field(default_factory=dict)
-    crosses: frozenset[str] | None = None
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:

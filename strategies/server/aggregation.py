@@ -1,20 +1,27 @@
-"""Averaging of client states, as a function of arrays.
+"""From the clients' arrays to the next global model.
 
 An `Average` combines one floating array of all clients. `combine` applies it to whole states:
 integer arrays take the maximum, booleans are or-ed, a quantizer's step is combined over the clients
-that initialised it and stays ≥ 1e-8. Types and shapes stay.
+that initialised it and stays ≥ 1e-8. Types and shapes stay. What a client does not hold counts for
+nothing: each array, or each entry of it, is combined over its holders, and what nobody holds stays
+as it was. `Averaging` is the part of a method that does this, and then lets a server optimizer
+step.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quant.functional import MIN_STEP
 from quant.layers import initialised_flag, is_step
+from strategies import messages
+from strategies.client.proximal import check_mu
+from strategies.contract import Settings
+from strategies.server.method import Arrays, Masks, Result, ServerState
+from strategies.server.server_optimizer import PREFIX, ServerOptimizer, ServerSettings
 
-Arrays = Mapping[str, NDArray[np.generic]]
 Average = Callable[[Sequence[NDArray[np.floating]], Sequence[float]], NDArray[np.floating]]
 
 
@@ -68,8 +75,95 @@ class AverageSettings:
         return ()
 
 
+@dataclass(frozen=True)
+class AveragingSettings(ServerSettings, AverageSettings):
+    """What methods that train the whole network take for averaging: keys of the group strategy."""
+
+    proximal_mu: float = field(
+        default=0.0,
+        metadata={"help": "FedProx: clients minimise loss + mu/2·‖w − w_global‖²"},
+    )
+
+    def __post_init__(self) -> None:
+        ServerSettings.__post_init__(self)
+        AverageSettings.__post_init__(self)
+        check_mu(self.proximal_mu)
+
+    def client_settings(self) -> Settings:
+        """What clients need of it."""
+        return {messages.PROXIMAL_MU: self.proximal_mu} if self.proximal_mu else {}
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """The usual aggregate: an average over holders, then the server optimizer.
+
+    Attributes:
+        average: combines the clients' floating arrays.
+        optimizer: what the server does with the average; its memory is in the state's ``extra``.
+    """
+
+    average: Average = mean
+    optimizer: ServerSettings = field(default_factory=ServerSettings)
+
+    @staticmethod
+    def of(settings: AverageSettings | None) -> "Averaging":
+        """Return what the settings say; None is the mean."""
+        if settings is None:
+            return Averaging()
+        if not isinstance(settings, AveragingSettings):
+            return Averaging(settings.function)
+        return Averaging(settings.function, settings)
+
+    @property
+    def needs_prepare(self) -> str:
+        """What cannot go without knowing which parameters train."""
+        return "strategy.server_optimizer" if self.optimizer.is_used else ""
+
+    @staticmethod
+    def over_a_cut(settings: AverageSettings | None) -> "Averaging":
+        """The same for a network that is cut.
+
+        Raises:
+            ValueError: there is a server optimizer or a proximal term, which need the whole of it.
+        """
+        averaging = Averaging.of(settings)
+        is_proximal = isinstance(settings, AveragingSettings) and settings.proximal_mu > 0
+        if averaging.optimizer.is_used or is_proximal:
+            raise ValueError(
+                "strategy.server_optimizer, strategy.proximal_mu: are for fedavg and oqfl; methods "
+                "over a cut take neither"
+            )
+        return averaging
+
+    def __call__(
+        self, state: ServerState, results: Sequence[Result], trained: Sequence[str] | None
+    ) -> ServerState:
+        """Return the state with the new global model."""
+        averaged = combine(
+            [result.arrays for result in results],
+            [result.weight for result in results],
+            self.average,
+            [result.masks for result in results],
+            state.arrays,
+        )
+        new = {**state.arrays, **averaged}
+        if not self.optimizer.is_used:
+            return state.with_arrays(new)
+        assert trained is not None, "a server optimizer needs prepare()"
+        optimizer = ServerOptimizer(self.optimizer)
+        optimizer.load_state(state.extra)
+        stepped = optimizer.step(state.round + 1, state.arrays, new, trained)
+        others = {name: a for name, a in state.extra.items() if not name.startswith(PREFIX)}
+        return replace(state, arrays=stepped, extra=others | optimizer.state())
+
+
 def combine(
-    states: Sequence[Arrays], num_examples: Sequence[int], average: Average = mean
+    states: Sequence[Arrays],
+    num_examples: Sequence[int],
+    average: Average = mean,
+    masks: Sequence[Masks] = (),
+    before: Arrays | None = None,
 ) -> dict[str, NDArray[np.generic]]:
     """Combine client states into one.
 
@@ -77,6 +171,8 @@ def combine(
         states: arrays by name, all with the same names and shapes, in partition order.
         num_examples: each client's weight.
         average: how floating arrays are combined.
+        masks: what each client holds; empty where all hold everything.
+        before: what stays where nobody holds it.
 
     Raises:
         ValueError: the states do not have the same names and shapes.
@@ -88,10 +184,39 @@ def combine(
         wrong = [name for name, array in states[0].items() if state[name].shape != array.shape]
         if wrong:
             raise ValueError(f"clients returned arrays of different shapes: {', '.join(wrong[:5])}")
-    return {
-        name: np.asarray(_combine_one(name, states, num_examples, average), dtype=first.dtype)
-        for name, first in states[0].items()
-    }
+    found = {}
+    for name, first in states[0].items():
+        held = [mask.get(name, True) for mask in masks]
+        if all(mask is True for mask in held):
+            value = _combine_one(name, states, num_examples, average)
+        else:
+            assert before is not None, "masks need what was there before"
+            value = _combine_held(name, states, num_examples, average, held, before[name])
+        found[name] = np.asarray(value, dtype=first.dtype)
+    return found
+
+
+def _combine_held(
+    name: str,
+    states: Sequence[Arrays],
+    num_examples: Sequence[int],
+    average: Average,
+    held: Sequence[bool | NDArray[np.generic]],
+    before: NDArray[np.generic],
+) -> NDArray[np.generic]:
+    """Each entry over the clients that hold it; entries with the same holders at once."""
+    holds = np.stack([np.broadcast_to(np.asarray(mask, bool), before.shape) for mask in held])
+    patterns, which = np.unique(holds.reshape(len(held), -1), axis=1, return_inverse=True)
+    which = which.reshape(before.shape)
+    result = np.array(before)
+    for index, pattern in enumerate(patterns.T):
+        holders, entries = np.flatnonzero(pattern).tolist(), which == index
+        if not len(holders):
+            continue
+        some = [{**states[i], name: states[i][name][entries]} for i in holders]
+        combined = _combine_one(name, some, [num_examples[i] for i in holders], average)
+        result[entries] = combined
+    return result
 
 
 def _combine_one(
@@ -106,10 +231,10 @@ def _combine_one(
         largest: NDArray[np.generic] = np.maximum.reduce(values)
         return largest
     if not is_step(name):
-        return average(values, num_examples)  # type: ignore[arg-type]
+        return average(values, num_examples)
     flags = [bool(state[initialised_flag(name)]) for state in states]
     known = [(v, n) for v, n, flag in zip(values, num_examples, flags, strict=True) if flag]
     if not known:
         return values[0]
-    step = average([v for v, _ in known], [n for _, n in known])  # type: ignore[misc]
+    step = average([v for v, _ in known], [n for _, n in known])
     return np.maximum(step, MIN_STEP)

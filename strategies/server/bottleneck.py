@@ -1,4 +1,4 @@
-"""What methods share that put a bottleneck at the cut and change its width between rounds.
+"""A bottleneck at the cut whose width changes between rounds.
 
 The global model is the network's state with the encoder's and the decoder's, which have k channels
 (`models.bottleneck`); k is a function of the round. Before a round whose k is another than the
@@ -6,18 +6,17 @@ last one's, the server takes the least important channels away, or puts new ones
 get k with their settings and the weights of that width with the model, and need no more.
 """
 
+import functools
 import math
-from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord
-from flwr.serverapp import Grid
 from torch import Tensor, nn
 
+from fleet.clock import Rule
 from models.bottleneck import (
     DECODER_WEIGHT,
     ENCODER_WEIGHT,
@@ -37,18 +36,29 @@ from models.bottleneck import (
 from models.cost import Cost, cost, joined
 from models.subnetwork import Part
 from strategies import messages
-from strategies.client import split_loop as split_learning
-from strategies.client.split_loop import Halves, Split, halves
+from strategies.client.split_loop import Halves, Split, cut_as_told, halves
 from strategies.client.training import load_arrays
+from strategies.contract import Settings
 from strategies.messages import unpack_settings
-from strategies.server.checkpoint import Arrays
-from strategies.server.cuts import DEFAULT, SplitStrategy
-from strategies.server.loop import FederatedStrategy, Test
-from strategies.server.results import Outcome
-from strategies.server.workload import Pieces
+from strategies.server.cuts import (
+    DEFAULT,
+    READS,
+    Candidate,
+    Cut,
+    CutNetwork,
+    PartCosts,
+    plain_costs,
+)
+from strategies.server.method import Clients, Network, Result, RoundSettings, ServerState
 
+# Keys that methods with a bottleneck read.
+NARROW_READS = (*READS, "prune.ratio", "prune.importance", "prune.rounds", "prune.stages")
 SCHEDULES = ("fixed", "grow", "shrink")
 IMPORTANCES = ("l1", "taylor", "bn")
+CHANNELS = "channels"  # in a checkpoint: which of the network's channels each active one began as
+
+# How many channels are active in a round, of so many.
+Width = Callable[[int, int], int]
 
 
 @dataclass(frozen=True)
@@ -130,202 +140,226 @@ def between(start: int, end: int, share: float) -> int:
     return round(start * math.pow(end / start, share))
 
 
-class BottleneckStrategy(SplitStrategy):
-    """Base of the methods with a bottleneck; a subclass says how many channels are active when.
+@dataclass(frozen=True)
+class Narrow:
+    """Cuts the user's network and puts a bottleneck at the cut.
 
-    Args:
-        prune: what happens to the bottleneck.
-        common: arguments of `SplitStrategy`.
+    Attributes:
+        cut: how it is cut.
+        prune: what happens to the bottleneck, with numbers for all its rounds.
+        width: active channels of a round, given the round and all channels.
+        begin: called with the user's network before it is quantized or cut.
     """
 
-    reads: ClassVar[tuple[str, ...]] = (
-        *SplitStrategy.reads, "prune.ratio", "prune.importance", "prune.rounds", "prune.stages",
-    )  # fmt: skip
-    takes_mapping: ClassVar[bool] = False
+    cut: Cut
+    prune: PruneSettings
+    width: Width
+    begin: Callable[[nn.Module], None] | None = None
 
-    def __init__(self, *, prune: PruneSettings | None = None, **common: Any) -> None:
-        if isinstance(common.get("cut"), Mapping):
-            raise ValueError("split.cut: takes one cut for all clients: the bottleneck is at it")
-        super().__init__(**common)
-        self.prune = prune or PruneSettings().resolved(10)
-        self.bottleneck = Bottleneck()  # as of the latest round, once prepared
-        self._network: nn.Module | None = None  # without a bottleneck, and the next one its parts
-        self._plain: Halves | None = None
-        self._scales: str | None = None  # name of the weight before the cut that ranks channels
-        self._channels: list[int] = []  # which of the network's each active one began as
-        self._first: list[int] = []  # the same of the first round
-
-    @abstractmethod
-    def active(self, server_round: int) -> int:
-        """Return how many of `self.bottleneck.channels` are active in a round."""
-
-    def state(self) -> Arrays:
-        """Which of the network's channels each active one began as."""
-        return {"channels": np.array(self._channels, dtype=np.int64)}
-
-    def load_state(self, state: Arrays) -> None:
-        """Take them back."""
-        self._channels = state["channels"].tolist()
-        self._widen(len(self._channels))
-
-    def begin(self) -> None:
-        """Go back to the first round's channels."""
-        self.whole_model()  # says if prepare() is missing
-        if self._channels != self._first:
-            self._channels = list(self._first)
-            self._widen(len(self._channels))
-
-    def prepare(self, model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
-        """Cut the network and return it with the first round's bottleneck beside it.
+    def check(self, rounds: RoundSettings) -> None:
+        """As `Cut`; there is one cut, at which the bottleneck is.
 
         Raises:
-            ValueError: as `SplitStrategy`, or the activation has no channels, or no layer before
-                the cut can rank them; names the key.
+            ValueError: names split.cut or split.tail.
         """
-        self._costs = {}
-        network = super().prepare(model, input_shape)
-        ((split, plain),) = self._halves.items()
-        cut, ranks_by = self.cut[DEFAULT], self.prune.importance
-        shape = self.costs()[split][0][0].output_shape
+        if isinstance(self.cut.split.cut, Mapping):
+            raise ValueError("split.cut: takes one cut for all clients: the bottleneck is at it")
+        self.cut.check(rounds)
+
+    def prepare(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        clients: Clients,
+        rounds: RoundSettings,
+        rule: Rule,
+    ) -> "NarrowNetwork":
+        """Cut the network and put the first round's bottleneck beside it.
+
+        Raises:
+            ValueError: as `Cut`, or the activation has no channels, or no layer before the cut can
+                rank them; names the key.
+        """
+        if self.begin is not None:
+            self.begin(model)
+        priced = replace(self.cut, costs_at=functools.partial(narrow_costs, self.prune))
+        network = priced.prepare(model, input_shape, clients, rounds, rule)
+        place, cut, ranks_by = network.only(), network.cuts[DEFAULT], self.prune.importance
+        shape = place.costs[0][0].output_shape
         if not 1 <= len(shape) <= 3:
             raise ValueError(
                 f"split.cut={cut}: an activation of {shape} per sample has no channel "
                 "axis; takes a cut of (C), (C, L) or (C, H, W)"
             )
         kinds = SCALES if ranks_by == "bn" else FILTERS
-        self._scales = weight_before(plain.device[0], input_shape, kinds)
-        if ranks_by == "bn" and self._scales is None:
+        scales = weight_before(place.parts.device[0], input_shape, kinds)
+        if ranks_by == "bn" and scales is None:
             raise ValueError(
                 f"prune.importance=bn: no normalisation of {shape[0]} channels comes before "
                 f"split.cut={cut}; takes l1 or taylor there"
             )
-        self._network, self._plain = network, plain
-        self._channels = list(range(shape[0]))
-        self.bottleneck = Bottleneck(
-            channels=shape[0],
-            active=shape[0],
-            dims=len(shape) - 1,
-            taylor=ranks_by == "taylor",
-        )
+        sizes = Bottleneck(shape[0], shape[0], len(shape) - 1, taylor=ranks_by == "taylor")
         try:
-            state = attach(network, self.bottleneck).state_dict()
+            attach(network.model, sizes)
         except ValueError as error:
             raise ValueError(f"model: {error}") from error
-        state = self._resized(state, self.active(1))
-        self._first = list(self._channels)
-        whole = self._widen(self.active(1))
-        self._names[split] = self._halves[split].device_names()
-        load_arrays(whole, state)
-        return whole
+        return NarrowNetwork(network, sizes, self.width, scales)
 
-    def train_round(
-        self,
-        grid: Grid,
-        server_round: int,
-        arrays: ArrayRecord,
-        config: ConfigRecord,
-        timeout: float,
-    ) -> tuple[ArrayRecord, list[Outcome]]:
-        """Change the bottleneck's width where it is time, then train as the base does."""
-        self.whole_model()  # says if prepare() is missing
-        state, active = messages.to_tensors(arrays), self.active(server_round)
-        if len(state[ENCODER_WEIGHT]) != active:
-            arrays = messages.to_record(self._resized(state, active))
-        if self.bottleneck.active != active:
-            self._widen(active)
-        return super().train_round(grid, server_round, arrays, config, timeout)
 
-    def round_extra(self) -> dict[str, float]:
-        """Active channels of the round."""
-        return {"active_channels": self.bottleneck.active}
+@dataclass(frozen=True, eq=False)
+class NarrowNetwork:
+    """A network with a bottleneck at its cut, of another width in other rounds.
 
-    def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
-        """Test the network with its bottleneck and its link."""
-        if self.bottleneck.active != len(arrays[ENCODER_WEIGHT]):
-            self._widen(len(arrays[ENCODER_WEIGHT]))
-        return super().evaluate(arrays, test)
+    Attributes:
+        plain: the network without a bottleneck.
+        sizes: of the bottleneck with all channels.
+        width: active channels of a round.
+        scales: name of the weight before the cut that ranks channels; None where there is none.
+    """
 
-    def describe(self) -> dict[str, float]:
-        """As `SplitStrategy`, of the last round's width, and that width."""
-        sizes = self.bottleneck
-        return {
-            **super().describe(),
-            "cut_channels": sizes.channels,
-            "active_channels": sizes.active,
-        }
+    plain: CutNetwork
+    sizes: Bottleneck
+    width: Width
+    scales: str | None
+    made: dict[int, CutNetwork] = field(default_factory=dict, repr=False)
 
-    def costs_at(
-        self,
-        model: nn.Module,
-        input_shape: tuple[int, ...],
-        pieces: Pieces,
-        name: str,
-        tail: str,
-    ) -> tuple[list[Cost], Cost]:
-        """With the bottleneck as it is at the end."""
-        (device,), server = super().costs_at(model, input_shape, pieces, name, tail)
-        channels, *rest = device.output_shape
-        active = self.prune.target(channels)
-        bottleneck = Bottleneck(channels, active, len(rest))
-        if self.prune.importance == "bn":
-            part = halves(model, Split(name)).device[0]
-            if weight_before(part, input_shape, SCALES) is None:
-                raise ValueError(f"no normalisation of {channels} channels comes before it")
-        encoder = cost(bottleneck.encoder(), device.output_shape, input_grad=True)
-        sent = (active, *rest)
-        decoder = cost(bottleneck.decoder(), sent, input_grad=True)
-        return [joined([device, encoder])], joined([decoder, server])
+    def active(self, server_round: int) -> int:
+        """Active channels of a round."""
+        return self.width(server_round, self.sizes.channels)
 
-    def network_cost(self) -> Cost:
-        """Of both parts, encoder and decoder among them."""
-        ((device, server),) = self.costs().values()
-        return joined([*device, server])
+    def in_round(self, server_round: int) -> CutNetwork:
+        """The network with the channels of a round; one for each width."""
+        active = self.active(server_round)
+        if active not in self.made:
+            self.made[active] = self._of_width(active)
+        return self.made[active]
 
-    def client_config(self) -> dict[str, bool | int | float | str]:
-        """As `SplitStrategy`, and the bottleneck."""
-        return super().client_config() | messages.pack_settings(bottleneck=self.bottleneck)
+    def for_clients(self, clients: Clients) -> "NarrowNetwork":
+        """The same network with other clients."""
+        return replace(self, plain=self.plain.for_clients(clients), made={})
 
-    def _widen(self, active: int) -> nn.Module:
-        """Have parts with ``active`` channels, costs of theirs, and a global model, returned."""
-        assert self._plain is not None
-        assert self._network is not None
-        self.bottleneck = replace(self.bottleneck, active=active)
-        for split in self._halves:
-            self._halves[split] = bottlenecked(self._plain, self.bottleneck)
-        self._costs = {}
-        whole = attach(self._network, self.bottleneck)
-        return FederatedStrategy.prepare(self, whole, self.input_shape)
+    def enter(self, state: ServerState, server_round: int) -> ServerState:
+        """Change the bottleneck's width where the round has another one."""
+        active = self.active(server_round)
+        if len(state.arrays[ENCODER_WEIGHT]) == active:
+            return self._with_channels(state)
+        arrays = {name: torch.from_numpy(array) for name, array in state.arrays.items()}
+        channels = self._channels(state)
+        resized, channels = self.resized(arrays, channels, active)
+        named = {name: tensor.detach().numpy() for name, tensor in resized.items()}
+        return replace(
+            state,
+            arrays=named,
+            extra={**state.extra, CHANNELS: np.array(channels, dtype=np.int64)},
+        )
 
-    def _resized(self, state: Mapping[str, Tensor], active: int) -> dict[str, Tensor]:
-        """Return ``state`` with ``active`` channels, and remember which."""
-        encoder, decoder = state[ENCODER_WEIGHT], state[DECODER_WEIGHT]
+    def resized(
+        self, arrays: Mapping[str, Tensor], channels: Sequence[int], active: int
+    ) -> tuple[dict[str, Tensor], list[int]]:
+        """Return a global model's arrays with ``active`` channels.
+
+        Args:
+            arrays: of the global model.
+            channels: which of the network's channels each active one began as.
+            active: how many there are to be.
+        """
+        encoder, decoder = arrays[ENCODER_WEIGHT], arrays[DECODER_WEIGHT]
         if active < len(encoder):
-            keep = most_important(self._scores(state), active)
+            keep = most_important(self._scores(arrays), active)
             encoder, decoder = shrink(encoder, decoder, keep)
-            self._channels = [self._channels[place] for place in keep]
+            left = [channels[place] for place in keep]
         else:
-            absent = sorted(set(range(self.bottleneck.channels)) - set(self._channels))
-            first = most_important(self._sizes(state)[absent], active - len(encoder))
+            absent = sorted(set(range(self.sizes.channels)) - set(channels))
+            first = most_important(self._own_sizes(arrays)[absent], active - len(encoder))
             new = [absent[place] for place in first]
             places = range(len(encoder), active)
             encoder, decoder = grow(encoder, decoder, *unit(new, encoder), places)
-            self._channels = self._channels + new
+            left = [*channels, *new]
         changed = {ENCODER_WEIGHT: encoder, DECODER_WEIGHT: decoder}
-        if self.bottleneck.taylor:
+        if self.sizes.taylor:
             changed[TAYLOR] = torch.zeros(active)  # of these channels nothing is known yet
-        return {**state, **changed}
+        return {**arrays, **changed}, left
 
-    def _scores(self, state: Mapping[str, Tensor]) -> Tensor:
+    @functools.cached_property
+    def first(self) -> tuple[dict[str, Tensor], list[int]]:
+        """The first round's arrays and channels."""
+        whole = attach(self.plain.model, self.sizes).state_dict()
+        return self.resized(whole, list(range(self.sizes.channels)), self.active(1))
+
+    def _of_width(self, active: int) -> CutNetwork:
+        sizes = replace(self.sizes, active=active)
+        place = self.plain.only()
+        parts = bottlenecked(place.parts, sizes)
+        whole = attach(self.plain.model, sizes)
+        if active == self.active(1):
+            load_arrays(whole, self.first[0])
+        narrow = self.plain.with_parts(
+            whole,
+            replace(place, parts=parts, names=parts.device_names()),
+            settings={**self.plain.settings, **messages.pack_settings(bottleneck=sizes)},
+            described={
+                **self.plain.described,
+                "cut_channels": sizes.channels,
+                "active_channels": active,
+            },
+        )
+        return replace(narrow, whole_cost=cost_of_parts)
+
+    def _channels(self, state: ServerState) -> list[int]:
+        found: list[int] = state.extra[CHANNELS].tolist()
+        return found
+
+    def _with_channels(self, state: ServerState) -> ServerState:
+        """Note the first round's channels."""
+        if CHANNELS in state.extra:
+            return state
+        channels = np.array(self.first[1], dtype=np.int64)
+        return replace(state, extra={**state.extra, CHANNELS: channels})
+
+    def _scores(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """(k,) worth of the active channels."""
-        if self.bottleneck.taylor:
-            return state[TAYLOR]
-        return importance(state[ENCODER_WEIGHT], state[DECODER_WEIGHT], self._sizes(state))
+        if self.sizes.taylor:
+            return arrays[TAYLOR]
+        return importance(arrays[ENCODER_WEIGHT], arrays[DECODER_WEIGHT], self._own_sizes(arrays))
 
-    def _sizes(self, state: Mapping[str, Tensor]) -> Tensor:
+    def _own_sizes(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """(C,) size of the network's own channels; all alike where nothing tells them apart."""
-        if self.bottleneck.taylor or self._scales is None:
-            return torch.ones(self.bottleneck.channels)
-        return state[self._scales].detach().reshape(self.bottleneck.channels, -1).abs().sum(1)
+        if self.sizes.taylor or self.scales is None:
+            return torch.ones(self.sizes.channels)
+        return arrays[self.scales].detach().reshape(self.sizes.channels, -1).abs().sum(1)
+
+
+def cost_of_parts(network: CutNetwork) -> Cost:
+    """Of both parts, encoder and decoder among them."""
+    device, server = network.only().costs
+    return joined([*device, server])
+
+
+def narrow_costs(prune: PruneSettings, candidate: Candidate) -> PartCosts:
+    """What the parts would cost with the bottleneck as it is at the end.
+
+    Raises:
+        ValueError: the method takes no cut there.
+    """
+    (device,), server = plain_costs(candidate)
+    channels, *rest = device.output_shape
+    active = prune.target(channels)
+    bottleneck = Bottleneck(channels, active, len(rest))
+    if prune.importance == "bn":
+        part = halves(candidate.model, Split(candidate.name)).device[0]
+        if weight_before(part, candidate.input_shape, SCALES) is None:
+            raise ValueError(f"no normalisation of {channels} channels comes before it")
+    encoder = cost(bottleneck.encoder(), device.output_shape, input_grad=True)
+    decoder = cost(bottleneck.decoder(), (active, *rest), input_grad=True)
+    return [joined([device, encoder])], joined([decoder, server])
+
+
+def active_channels(
+    network: Network | None, results: Sequence[Result], alone: Sequence[int]
+) -> dict[str, float]:
+    """What every round's record says: the active channels."""
+    assert isinstance(network, CutNetwork)
+    return {"active_channels": network.described["active_channels"]}
 
 
 def bottlenecked(parts: Halves, bottleneck: Bottleneck) -> Halves:
@@ -337,10 +371,7 @@ def bottlenecked(parts: Halves, bottleneck: Bottleneck) -> Halves:
     return Halves((device,), decoder)
 
 
-# The client half; `split_learning.train` is the rest of it ----------------------------------------
-
-
-def prepare(model: nn.Module, config: Mapping[str, Any]) -> Halves:
-    """Clients train the parts of the network with the round's bottleneck between them."""
-    bottleneck = unpack_settings(config, "bottleneck", Bottleneck)
-    return bottlenecked(split_learning.prepare(model, config), bottleneck)
+def cut_with_bottleneck(model: nn.Module, settings: Settings) -> Halves:
+    """Cut the network as told, with the round's bottleneck between the parts."""
+    bottleneck = unpack_settings(settings, "bottleneck", Bottleneck)
+    return bottlenecked(cut_as_told(model, settings), bottleneck)

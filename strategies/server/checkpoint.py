@@ -8,7 +8,6 @@ has its name is whole.
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from strategies.server.method import Arrays, ServerState
 from tracking.record import RoundRecord
-
-Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """State after a round.
-
-    Attributes:
-        round: the last finished round.
-        arrays: the global model.
-        state: what the strategy says its state is.
-        records: one record per finished round.
-    """
-
-    round: int
-    arrays: Arrays
-    state: Arrays = field(default_factory=dict)
-    records: Sequence[RoundRecord] = ()
 
 
 @dataclass(frozen=True)
@@ -70,15 +51,15 @@ class Checkpoints:
         """Whether one is written after this round; the last round always has one."""
         return self.every > 0 and (server_round % self.every == 0 or server_round == num_rounds)
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Write one and delete those that are too old."""
-        target = self.folder / f"{checkpoint.round:06d}"
-        part = self.folder / f"{checkpoint.round:06d}.part"
+    def save(self, state: ServerState) -> None:
+        """Write the state after a round, and delete those that are too old."""
+        target = self.folder / f"{state.round:06d}"
+        part = self.folder / f"{state.round:06d}.part"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        save_file(_plain(checkpoint.arrays), part / "model.safetensors")
-        save_file(_plain(checkpoint.state), part / "strategy.safetensors")
-        records = [record.to_dict() for record in checkpoint.records]
+        save_file(_plain(state.arrays), part / "model.safetensors")
+        save_file(_plain(state.extra), part / "strategy.safetensors")
+        records = [record.to_dict() for record in state.records]
         (part / "records.json").write_text(json.dumps(records))
         for file in part.iterdir():
             _sync(file)
@@ -88,17 +69,17 @@ class Checkpoints:
         for old in self._folders()[: -self.keep]:
             shutil.rmtree(old)
 
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint, or None."""
+    def latest(self) -> ServerState | None:
+        """The newest state, or None."""
         folders = self._folders()
         if not folders:
             return None
         records = json.loads((folders[-1] / "records.json").read_text())
-        return Checkpoint(
+        return ServerState(
             round=int(folders[-1].name),
             arrays=load_file(folders[-1] / "model.safetensors"),
-            state=load_file(folders[-1] / "strategy.safetensors"),
-            records=[RoundRecord.from_dict(record) for record in records],
+            extra=load_file(folders[-1] / "strategy.safetensors"),
+            records=tuple(RoundRecord.from_dict(record) for record in records),
         )
 
     def _folders(self) -> list[Path]:
@@ -106,7 +87,7 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("*") if path.name.isdigit())
 
 
-def _plain(arrays: Arrays) -> Arrays:
+def _plain(arrays: Arrays) -> dict[str, NDArray[Any]]:
     """C order: safetensors writes memory as it lies, whatever the strides say."""
     return {name: np.asarray(array, order="C") for name, array in arrays.items()}
 

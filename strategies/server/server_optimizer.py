@@ -32,9 +32,7 @@ from numpy.typing import NDArray
 from quant.functional import MIN_STEP
 from quant.layers import initialised_flag, is_step
 from strategies import messages
-from strategies.client.proximal import check_mu
-from strategies.server.aggregation import AverageSettings
-from strategies.server.checkpoint import Arrays
+from strategies.server.method import Arrays
 
 NONE = "none"
 # The settings that each one reads.
@@ -81,25 +79,15 @@ class ServerSettings:
         if not (is_number(self.tau) and 0 < self.tau < math.inf):
             raise ValueError(f"strategy.tau={self.tau}: takes a finite number above 0")
 
+    @property
+    def is_used(self) -> bool:
+        """Whether there is an optimizer at all."""
+        return self.server_optimizer != NONE
+
     def unread(self) -> tuple[str, ...]:
         """Settings that the chosen optimizer does not read."""
         read = ("server_optimizer", *SERVER_OPTIMIZERS[self.server_optimizer])
         return tuple(f.name for f in fields(ServerSettings) if f.name not in read)
-
-
-@dataclass(frozen=True)
-class AveragingSettings(ServerSettings, AverageSettings):
-    """What methods that train the whole network take for averaging: keys of the group strategy."""
-
-    proximal_mu: float = field(
-        default=0.0,
-        metadata={"help": "FedProx: clients minimise loss + mu/2·‖w − w_global‖²"},
-    )
-
-    def __post_init__(self) -> None:
-        ServerSettings.__post_init__(self)
-        AverageSettings.__post_init__(self)
-        check_mu(self.proximal_mu)
 
 
 def is_number(value: object) -> bool:
@@ -120,8 +108,8 @@ class ServerOptimizer:
         self._names: list[str] = []  # in the order of FedAvgM's list
 
     def step(
-        self, server_round: int, before: ArrayRecord, average: Arrays, trained: Sequence[str]
-    ) -> Arrays:
+        self, server_round: int, before: Arrays, average: Arrays, trained: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
         """Return the new global model.
 
         Args:
@@ -137,8 +125,7 @@ class ServerOptimizer:
         self._names = sorted(trained)
         stepped = {name: average[name] for name in self._names}
         current = {
-            name: before[name].numpy() if _is_set(name, before) else average[name]
-            for name in self._names
+            name: before[name] if _is_set(name, before) else average[name] for name in self._names
         }
         if isinstance(self._flower, flower.FedAvgM):
             self._flower.current_arrays = messages.to_record(current)
@@ -153,7 +140,7 @@ class ServerOptimizer:
             for name, old in average.items()
         }
 
-    def state(self) -> Arrays:
+    def state(self) -> dict[str, NDArray[Any]]:
         """Return the memory: one array per kind and parameter, shaped like it; at first none."""
         if isinstance(self._flower, flower.FedAvgM):
             vector = self._flower.momentum_vector
@@ -180,17 +167,17 @@ class ServerOptimizer:
             self._flower.v_t = _under(f"{PREFIX}v_t.", state) or None
 
 
-def _is_set(name: str, before: ArrayRecord) -> bool:
-    return not is_step(name) or bool(before[initialised_flag(name)].numpy())
+def _is_set(name: str, before: Arrays) -> bool:
+    return not is_step(name) or bool(before[initialised_flag(name)])
 
 
 def _finish(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """FedAdam returns float64 for float32, and any optimizer may go below the smallest step."""
     typed = np.asarray(array, dtype=dtype)
-    return np.maximum(typed, dtype.type(MIN_STEP)) if is_step(name) else typed
+    return np.asarray(np.maximum(typed, dtype.type(MIN_STEP))) if is_step(name) else typed
 
 
-def _under(prefix: str, state: Arrays) -> Arrays:
+def _under(prefix: str, state: Arrays) -> dict[str, NDArray[Any]]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 

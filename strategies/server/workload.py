@@ -132,6 +132,48 @@ def split_round(
     return ClientWork(down, Compute(), runs, up, peak_bytes(device, settings))
 
 
+def hierarchical_round(
+    tiers: Sequence[Cost],
+    server: Cost,
+    num_examples: int,
+    settings: LocalTraining,
+    link: LinkSettings,
+    model_bytes: tuple[int, int],
+) -> ClientWork:
+    """A round over a cut from which nothing comes back.
+
+    Args:
+        tiers: the device's part, and its exit with the gradient of its input.
+        server: the cloud's part, without the gradient of its input.
+        num_examples: samples that the client has.
+        settings: how it trains.
+        link: the codec of the activations.
+        model_bytes: of the device's part and its exit, down and up.
+    """
+    device, head = tiers
+    codec, _ = link.codecs()
+    runs = []
+    for size, count in batch_runs(num_examples, settings):
+        labels = size * label_bytes(server.output_shape[-1])
+        exchange = Exchange(
+            device=forward(device, size),
+            bytes_up=codec.num_bytes((size, *device.output_shape)) + labels,
+            server=forward(server, size) + backward(server, size),
+        )
+        runs.append(BatchWork((exchange,), _after_sending(device, head, size), count))
+    down, up = model_bytes
+    return ClientWork(down, Compute(), tuple(runs), up, peak_bytes([device, head], settings))
+
+
+def alone_round(tiers: Sequence[Cost], num_examples: int, settings: LocalTraining) -> ClientWork:
+    """The same without network: the device's part and its exit."""
+    device, head = tiers
+    total = Compute()
+    for size, count in batch_runs(num_examples, settings):
+        total += (forward(device, size) + _after_sending(device, head, size)) * count
+    return ClientWork(local=total, peak_bytes=peak_bytes([device, head], settings))
+
+
 def _split_batch(
     device: Sequence[Cost], server: Cost, link: LinkSettings, size: int, count: int
 ) -> BatchWork:
@@ -148,6 +190,11 @@ def _split_batch(
     around = forward(last[0], size) + backward(last[0], size)
     exchanges = Exchange(ahead, z_up, middle[0], h_down), Exchange(around, h_up, middle[1], z_down)
     return BatchWork(exchanges, back, count)
+
+
+def _after_sending(device: Cost, head: Cost, size: int) -> Compute:
+    """Exit and backward passes of one batch, which go on while the cloud works."""
+    return forward(head, size) + backward(head, size) + backward(device, size)
 
 
 def _traffic(part: Cost, batch_size: int) -> float:

@@ -7,8 +7,6 @@ from typing import ClassVar
 
 from strategies import oqfl
 
-prepare, train = oqfl.prepare, oqfl.train
-
 
 class Colocated(oqfl.OQFL):
     """Server half: OQFL's."""

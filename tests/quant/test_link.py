@@ -5,13 +5,20 @@ import torch
 from torch import nn
 
 from quant.codec import CODECS, LinkSettings
-from quant.link import Link, label_bytes, there_and_back
+from quant.link import End, label_bytes, leaf, receive_labels, there_and_back
+from quant.packet import Packet
 
 SHAPE = (5, 4, 6, 6)
 
 
-def generators():
-    return torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+def two_ends(settings, packed=False):
+    up, down = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+    return End.of_device(settings, up, packed), End.of_server(settings, down, packed)
+
+
+def moved(packet):
+    """As it comes out at the other side."""
+    return packet if packet.values is not None else Packet.from_bytes(packet.to_bytes())
 
 
 @pytest.mark.parametrize("up", CODECS)
@@ -19,46 +26,77 @@ def generators():
 def test_both_directions_as_if_packed(up, down):
     settings = LinkSettings(up, down, k=0.2, rounding="stochastic")
     z, gradient = torch.randn(SHAPE), torch.randn(SHAPE)
-    link = Link(settings, *generators())
-    sent = link.send_up(z)
-    back = link.gradient_down(gradient, sent)
+    device, server = two_ends(settings)
+    received = server.receive(device.send(z))
+    back = device.receive_gradient(server.send_gradient(gradient))
 
     one, other = settings.codecs()
-    g_up, g_down = generators()
+    g_up, g_down = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     packet = one.encode(z, g_up)
-    received, support = one.decode(packet), one.support(packet)
+    expected, support = one.decode(packet), one.support(packet)
     answer = other.encode(one.select(gradient, support), g_down)
-    assert torch.equal(sent.values, received)
-    assert torch.equal(back.values, other.decode(answer))
-    assert (link.bytes_up, link.bytes_down) == (packet.num_bytes, answer.num_bytes)
-    assert (link.bytes_up, link.bytes_down) == there_and_back(one, other, SHAPE)
-    assert torch.equal(link.before_up(z, back), one.gradient(z, other.decode(answer), support))
+    assert torch.equal(received, expected)
+    assert torch.equal(back, one.gradient(z, other.decode(answer), support))
+    sent = device.bytes_sent, server.bytes_sent
+    assert sent == (packet.num_bytes, answer.num_bytes) == there_and_back(one, other, SHAPE)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("down", CODECS)
+@pytest.mark.parametrize("up", CODECS)
+def test_an_exchange_as_bytes(up, down, memory_format):
+    """Activations there and back, and gradients back and there: bits, strides, bytes as unpacked.
+
+    The gradient comes back in another memory format than its activations went up in.
+    """
+    settings = LinkSettings(up, down, k=0.2, rounding="stochastic")
+    z = torch.randn(SHAPE).to(memory_format=memory_format)
+    h, of_h, of_z = torch.randn(5, 9), torch.randn(5, 9), torch.randn(SHAPE)
+    y = torch.tensor([3, 255, 0, 7, 200])
+    found = []
+    for packed in (False, True):
+        device, server = two_ends(settings, packed)
+        arrived = [
+            server.receive(moved(device.send(z))),
+            device.receive(moved(server.send(h))),
+            server.receive_gradient(moved(device.send_gradient(of_h))),
+            device.receive_gradient(moved(server.send_gradient(of_z))),
+            receive_labels(device.send_labels(y, 256)),
+        ]
+        found.append((arrived, device.bytes_sent, server.bytes_sent))
+    (plain, *sent), (packed, *also_sent) = found
+    for one, other in zip(plain, packed, strict=True):
+        assert torch.equal(one, other)
+        assert (one.stride(), one.dtype) == (other.stride(), other.dtype)
+    assert sent == also_sent
 
 
 def test_the_gradient_is_that_of_what_arrives():
     """With a straight-through codec, as if autograd had seen the rounding as a constant."""
-    link, device, server = Link(LinkSettings("int4")), nn.Linear(7, 5), nn.Linear(5, 3)
+    device, server = nn.Linear(7, 5), nn.Linear(5, 3)
+    one, other = End.of_device(LinkSettings("int4")), End.of_server(LinkSettings("int4"))
     x = torch.randn(6, 7)
     z = device(x)
-    sent = link.send_up(z)
-    received = sent.values.detach().requires_grad_()
+    received, gradients = leaf(other.receive(one.send(z)))
     server(received).square().sum().backward()
-    z.backward(link.before_up(z.detach(), link.gradient_down(received.grad, sent)))
+    z.backward(one.receive_gradient(other.send_gradient(gradients[0])))
     got = device.weight.grad.clone()
 
     device.zero_grad()
     z = device(x)
-    server(z + (sent.values - z).detach()).square().sum().backward()
+    server(z + (received - z).detach()).square().sum().backward()
     torch.testing.assert_close(got, device.weight.grad)
 
 
 def test_random_codecs_draw_nothing_at_test():
     settings = LinkSettings("randtopk", "int8", rounding="stochastic")
     z = torch.randn(SHAPE)
-    assert torch.equal(Link(settings).send_up(z).values, Link(settings).send_up(z).values)
-    plain = Link(LinkSettings("topk", "int8"))
-    assert torch.equal(Link(settings).send_up(z).values, plain.send_up(z).values)
-    assert torch.equal(Link(settings).send_down(z).values, plain.send_down(z).values)
+    sent, again = (End.of_device(settings).send(z).values for _ in range(2))
+    assert torch.equal(sent, again)
+    plain = LinkSettings("topk", "int8")
+    assert torch.equal(sent, End.of_device(plain).send(z).values)
+    down = [End.of_server(link).send(z).values for link in (settings, plain)]
+    assert torch.equal(*down)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +104,39 @@ def test_random_codecs_draw_nothing_at_test():
 )
 def test_bytes_of_a_label(num_classes, size):
     assert label_bytes(num_classes) == size
-    link = Link(LinkSettings())
-    link.labels_up(torch.zeros(7, dtype=torch.int64), num_classes)
-    assert link.bytes_up == 7 * size
+    y = torch.arange(num_classes - 7, num_classes).clamp_(min=0)
+    for packed in (False, True):
+        end = End.of_device(LinkSettings(), packed=packed)
+        sent = end.send_labels(y, num_classes)
+        assert end.bytes_sent == 7 * size
+        assert not packed or sent.numel() * sent.element_size() == 7 * size
+        assert torch.equal(receive_labels(sent), y)
+
+
+# What is no packet of this link ---------------------------------------------------------------
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    device, server = two_ends(LinkSettings("topk", "fp32", k=0.2))
+    server.receive(device.send(torch.randn(SHAPE)))
+    with pytest.raises(ValueError, match=r"a gradient of shape \(5, 4, 6, 6\): \(5, 29\) expected"):
+        device.receive_gradient(End.of_server(LinkSettings()).send(torch.randn(SHAPE)))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_packet_of_another_codec_is_refused(codec):
+    alike = {"topk", "randtopk"}
+    for other in CODECS:
+        if other == codec or {codec, other} == alike:
+            continue
+        packet = moved(End.of_device(LinkSettings(other), packed=True).send(torch.randn(SHAPE)))
+        with pytest.raises(ValueError, match=r"^a packet of shape \(5, 4, 6, 6\)"):
+            End.of_server(LinkSettings(codec)).receive(packet)
+
+
+def test_positions_that_are_none_are_refused():
+    sparse = LinkSettings("topk", k=0.2)
+    packet = End.of_device(sparse, packed=True).send(torch.randn(2, 5, 3))  # 15 positions in 4 bits
+    packet.payload[1].fill_(255)
+    with pytest.raises(ValueError, match=r"a packet of shape \(2, 5, 3\)"):
+        End.of_server(sparse).receive(moved(packet))

@@ -1,31 +1,31 @@
 """Hierarchical training whose clients fail on demand, as `faulty_split` says."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
-from strategies import hierarchical
-from strategies.client.tiers import Tiers
-from strategies.client.training import ClientData, Streams, Update
+from strategies.client.tiers import Tiers, TiersClient
+from strategies.contract import ClientData, ServerHalf, Task, Update
 from strategies.hierarchical import Hierarchical
 from tests.strategies.faulty_split import Skipping, faults
 
-prepare = hierarchical.prepare
+
+class FaultyClient(TiersClient):
+    def train(
+        self,
+        model: Tiers,
+        arrays: Mapping[str, Tensor],
+        data: ClientData,
+        task: Task,
+        server: ServerHalf | None,
+    ) -> Update:
+        update = super().train(model, arrays, data, task, server)
+        if faults().get(str(task.streams.partition)) == "late":
+            raise ArithmeticError("this phone breaks at the end")
+        return update
 
 
 class Faulty(Skipping, Hierarchical):
     """Server half."""
 
-
-def train(
-    model: Tiers,
-    arrays: Mapping[str, Tensor],
-    data: ClientData,
-    config: Mapping[str, Any],
-    streams: Streams,
-) -> Update:
-    update = hierarchical.train(model, arrays, data, config, streams)
-    if faults().get(str(streams.partition)) == "late":
-        raise ArithmeticError("this phone breaks at the end")
-    return update
+    client = FaultyClient()

@@ -15,10 +15,9 @@ from app.jobs import Session
 from fleet.seeds import derive_seed
 from privacy.attacks import reconstruct
 from privacy.leakage import channel_leakage
-from privacy.settings import PrivacySettings
 from quant.binary import binary_layers
 from strategies import binarized_split
-from strategies.client.training import Streams
+from strategies.contract import Streams
 
 ARM = ("strategy=binarized_split", "split.cut=stage2")
 
@@ -114,6 +113,15 @@ def test_leakage_is_measured_on_a_random_draw_of_the_test_set(monkeypatch) -> No
     assert min(rows) < len(test_x) / 4 and max(rows) > 3 * len(test_x) / 4
 
 
+def test_without_the_attack_the_run_is_the_same(tmp_path: Path) -> None:
+    for attack in ("true", "false"):
+        simulate(tmp_path / attack, *ARM, f"privacy.attack={attack}")
+    one, other = (rounds(tmp_path / attack)[-1] for attack in ("true", "false"))
+    assert {k for k in one if k.startswith("attack")} and "dcor_max" in other
+    assert not {k for k in other if k.startswith("attack")}
+    assert one["loss"] == other["loss"] and one["dcor_max"] == other["dcor_max"]
+
+
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_leakage_of_few_samples(count) -> None:
     x, z = torch.randn(count, 1, 8), torch.randn(count, 2, 4).sign()
@@ -173,6 +181,8 @@ def test_real_valued_without_measures_is_the_base(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["strategy.binarize=half"], r"strategy\.binarize=half: takes client, both, none"),
+        (["strategy.estimator=x"], r"^strategy\.estimator=x: takes clip, approx, tanh"),
+        (["strategy.scale=1"], r"strategy\.scale=1: takes true or false"),
         (["split.cut=head.pool"], r"split\.cut=head\.pool strategy\.binarize=client: .* is not ±1"),
         (["strategy.base=fedavg"], r"strategy\.base=fedavg: takes split, splitfed_v1, splitfed_v2"),
         (["privacy.epsilon=0"], r"privacy\.epsilon=0\.0: takes a positive number"),
@@ -197,14 +207,14 @@ def test_streams_of_noise_differ_by_client_and_round() -> None:
 def test_the_leak_loss_is_of_the_mean_and_of_the_worst_channel() -> None:
     x = torch.randn(9, 1, 8)
     z = torch.cat([x, torch.randn(9, 2, 8)], 1)
-    shield = binarized_split.Shield(PrivacySettings(dcor_weight=3.0), torch.Generator())
+    shield = binarized_split.Shield(binarized_split.Privacy(dcor_weight=3.0), torch.Generator())
     channels = channel_leakage(x, z)
     assert channels.argmax() == 0 and channels[0] == pytest.approx(1.0, rel=1e-5)
     expected = 3 * (channels.sum() / 3 + channels[0]) / 2
-    assert float(shield.leak(x, z)) == pytest.approx(float(expected), rel=1e-6)
-    assert shield.leak(x[:1], z[:1]) is None
-    no_weight = binarized_split.Shield(PrivacySettings(), torch.Generator())
-    assert no_weight.leak(x, z) is None
+    assert float(shield.extra_loss(x, z)) == pytest.approx(float(expected), rel=1e-6)
+    assert shield.extra_loss(x[:1], z[:1]) is None
+    no_weight = binarized_split.Shield(binarized_split.Privacy(), torch.Generator())
+    assert no_weight.extra_loss(x, z) is None
 
 
 def test_a_rest_of_one_joins_the_batch_before_it_and_has_noise() -> None:

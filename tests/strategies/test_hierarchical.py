@@ -19,12 +19,15 @@ from fleet.devices import tables
 from fleet.outages import Outage
 from fleet.seeds import draw_uniform
 from quant.codec import LinkSettings
-from quant.link import Link
+from quant.link import End
 from strategies import hierarchical, messages
-from strategies.client.tiers import Cloud, train_tiers
-from strategies.client.training import LocalTraining, Streams, samples, train_epochs
+from strategies.client.simulated import train_simulated
+from strategies.client.tiers import train_tiers
+from strategies.client.training import LocalTraining, samples, train_epochs
+from strategies.contract import Streams, Task
 from strategies.messages import ROUND
 from strategies.server.aggregation import mean
+from strategies.server.half import LocalHalf
 from tests.strategies.test_split_methods import DEVICE, NETWORK, SAMPLES
 
 STRATEGY = "strategy=hierarchical"
@@ -48,10 +51,11 @@ class Client:
 
     def train(self, arrays: dict[str, Tensor], partition: int = 0, server_round: int = 1):
         settings = {**self.settings, ROUND: server_round}
-        model = hierarchical.prepare(experiment.network(self.config), settings)
+        client = hierarchical.Hierarchical.client
+        model = client.prepare(experiment.network(self.config), settings)
         data = experiment.client_data(self.config, partition)
-        streams = Streams(0, server_round, partition)
-        update = hierarchical.train(model, arrays, data, settings, streams)
+        task = Task(settings, Streams(0, server_round, partition), len(data))
+        update = train_simulated(client, model, arrays, data, task)
         return update, {name: tensor.clone() for name, tensor in update.arrays.items()}
 
     def on_device(self, name: str) -> bool:
@@ -66,15 +70,15 @@ def test_the_cloud_cannot_be_felt_on_the_device(network, monkeypatch) -> None:
     """Whatever its weights, its loss, or its absence: the device's arrays stay the same in bits."""
     client = Client(*network)
     update, plain = client.train(client.arrays)
-    assert update.work.bytes_down == 0 < update.work.bytes_up
+    assert update.bytes_down == 0 < update.bytes_up
     other = {
         name: tensor if client.on_device(name) or not tensor.is_floating_point()
         else tensor + torch.rand_like(tensor)
         for name, tensor in client.arrays.items()
     }  # fmt: skip
     _, randomised = client.train(other)
-    step = Cloud.step
-    monkeypatch.setattr(Cloud, "step", lambda self, z, y: step(self, z, (y + 3) % 10))
+    learn = LocalHalf.learn
+    monkeypatch.setattr(LocalHalf, "learn", lambda self, z, y: learn(self, z, (y + 3) % 10))
     _, misled = client.train(client.arrays)
     monkeypatch.undo()
     client.settings[messages.ALONE] = True
@@ -91,22 +95,23 @@ def test_the_cloud_cannot_be_felt_on_the_device(network, monkeypatch) -> None:
 def test_activations_go_up_without_a_graph() -> None:
     seen = []
 
-    class Watching(Cloud):
-        def step(self, z, y):
+    class Watching(LocalHalf):
+        def learn(self, z, y):
             seen.append(z.values.requires_grad)
-            loss = super().step(z, y)
+            loss = super().learn(z, y)
             seen.append(z.values.grad is not None)
             return loss
 
     client = Client("model=cnn", "split.cut=stage2")
     tiers = client.server.tiers(client.arrays)
     device, part = tiers.halves.parts
-    settings, link = LocalTraining(batch_size=16), Link(LinkSettings())
+    settings, link = LocalTraining(batch_size=16), LinkSettings()
     data = experiment.client_data(client.config, 0)
-    cloud = Watching(part, settings, link)
-    train_tiers(device, tiers.exit, cloud, link, data, settings, Streams(0, 1, 0))
+    cloud = Watching(part, settings, End.of_server(link))
+    task = Task({}, Streams(0, 1, 0), len(data))
+    train_tiers(device, tiers.exit, cloud, End.of_device(link), data, settings, task)
     assert seen and not any(seen)
-    assert link.bytes_down == 0
+    assert cloud.bytes_sent == 0
 
 
 @pytest.mark.parametrize("up", ["fp32", "int8"])

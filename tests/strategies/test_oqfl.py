@@ -1,6 +1,6 @@
 """OQFL: codes on the wire, bytes by hand, and FedAvg at 32 bits."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,9 +15,10 @@ from app.engine import SerialGrid
 from models.cnn import CNN
 from quant.layers import QuantSpec, is_step, quantize, weight_quantizers
 from quant.packing import packed_bytes, unpack
+from quant.settings import QuantSettings
 from strategies import messages, oqfl
-from strategies.client.training import LocalTraining, Update
-from strategies.oqfl import OQFL, Wire, decode_weights, encode_weights
+from strategies.client.training import LocalTraining
+from strategies.oqfl import OQFL, WireSettings, decode_weights, encode_weights, wire_of
 
 ROUNDS, CLIENTS = 2, 5
 
@@ -128,22 +129,22 @@ def test_encoding_leaves_the_model_alone():
 
 
 def test_each_client_is_decoded_with_its_own_step():
-    strategy = OQFL(wire="codes")
+    strategy = OQFL(quant=QuantSettings(wire="codes"))
     model = strategy.prepare(CNN(input_shape=(1, 8, 8), width=4), (1, 8, 8))
     name = "stage2.conv.weight"
     step_name = "stage2.conv.weight_quantizer.step"
     encoded = encode_weights(model, generator())
     codes = unpack(encoded[name], 4, model.get_parameter(name).numel()) - 8
     for step in (0.5, 0.0625):
-        update = Update({**encoded, step_name: torch.tensor(step)}, 3, 0.0)
-        np.testing.assert_array_equal(
-            strategy.decode(update)[name].reshape(-1), codes.numpy() * np.float32(step)
-        )
+        network = strategy.prepared().in_round(1)
+        arrays = {**encoded, step_name: torch.tensor(step)}
+        decoded, _ = strategy.method.wire.decode(network, arrays, 0)
+        np.testing.assert_array_equal(decoded[name].reshape(-1), codes.numpy() * np.float32(step))
 
 
 def test_an_unknown_wire_names_the_key():
     with pytest.raises(ValueError, match=r"quant\.wire=fax: takes latent, codes, codes_both"):
-        Wire("fax")
+        wire_of("fax")
 
 
 class ZeroHead(nn.Module):
@@ -194,10 +195,11 @@ def run(*overrides, prepare=True):
     )  # fmt: skip
     config = experiment.resolve(config)
     strategy, sink = experiment.strategy(config), Memory()
-    strategy.fleet = strategy.fleet if prepare else None  # which needs shapes
+    if not prepare:  # which a fleet needs
+        strategy.rounds = replace(strategy.rounds, fleet=None)
     network = experiment.network(config)
     shape = (1, 8, 8)
-    model = strategy.prepare(network, shape) if prepare else oqfl.quantize(network, strategy.spec)
+    model = strategy.prepare(network, shape) if prepare else quantize(network, config.quant.spec(4))
     nodes = SerialGrid(CLIENTS, experiment.run_config(config), client.app)
     result = strategy.start(nodes, messages.to_record(model.state_dict()), ROUNDS, sinks=[sink])
     return messages.to_arrays(result.arrays), sink, model
@@ -295,12 +297,17 @@ def test_latent_needs_no_prepare():
 
 def test_settings_travel_to_the_client():
     spec = QuantSpec(weight_bits=3, act_bits=5, edge_bits=6, learn_step=False, per_channel=True)
-    strategy = OQFL(spec=spec, wire="codes", train=LocalTraining(lr=0.5))
-    config = strategy.client_config()
+    quant = QuantSettings(
+        weight_bits=3, act_bits=5, edge_bits=6, learn_step=False, per_channel=True, wire="codes"
+    )
+    strategy = OQFL(quant=quant, train=LocalTraining(lr=0.5))
+    strategy.prepare(CNN(input_shape=(1, 8, 8)), (1, 8, 8))
+    config = strategy.client_settings()
     assert messages.unpack_settings(config, "quant", QuantSpec) == spec
-    assert messages.unpack_settings(config, "wire", Wire) == Wire("codes")
+    assert messages.unpack_settings(config, "wire", WireSettings) == WireSettings("codes")
     assert messages.unpack_settings(config, "train", LocalTraining).lr == 0.5
-    assert strategy.describe() == {"weight_bits": 3, "act_bits": 5}
+    described = strategy.prepared().in_round(1).describe(strategy.rounds.train)
+    assert described == {"weight_bits": 3, "act_bits": 5}
     made = oqfl.prepare(CNN(input_shape=(1, 8, 8)), config)
     assert {q.bits for q in weight_quantizers(made).values()} == {3, 6}
     assert not any(is_step(name) for name, _ in made.named_parameters())

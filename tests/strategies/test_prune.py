@@ -470,7 +470,7 @@ def test_the_width_is_in_the_settings_that_clients_get() -> None:
     for active in (2, 7):
         strategy._widen(active)
         settings = {**strategy.client_config(), **dict(strategy.variant(0))}
-        parts = deprune.prepare(experiment.network(config), settings)
+        parts = deprune.Deprune.client.prepare(experiment.network(config), settings)
         assert parts.device[0].state_dict()[ENCODER_WEIGHT].shape == (active, 16, 1, 1)
         assert parts.device_names() == strategy.device_names()
 

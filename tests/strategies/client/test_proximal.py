@@ -20,13 +20,12 @@ from quant.layers import QuantSpec, is_step, quantize
 from strategies import messages
 from strategies.client.proximal import Proximal
 from strategies.client.training import (
-    ClientData,
     LocalTraining,
-    Streams,
     batches,
     make_optimizer,
     train_epochs,
 )
+from strategies.contract import ClientData, Streams
 from strategies.fedavg import FedAvg
 
 STREAMS = Streams(0, 1, 2)

@@ -15,9 +15,7 @@ from torch import nn
 from models.cnn import CNN
 from quant.layers import QuantSpec, is_step, quantize
 from strategies.client.training import (
-    ClientData,
     LocalTraining,
-    Streams,
     batches,
     crop_flip,
     load_arrays,
@@ -25,6 +23,7 @@ from strategies.client.training import (
     samples,
     train_epochs,
 )
+from strategies.contract import ClientData, Streams
 
 modest = settings(deadline=None, max_examples=60)
 

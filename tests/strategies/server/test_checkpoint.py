@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from strategies.server import checkpoint as module
-from strategies.server.checkpoint import Checkpoint, Checkpoints
+from strategies.server.checkpoint import Checkpoints
+from strategies.server.method import ServerState
 from tracking.record import RoundRecord
 
 
@@ -25,11 +26,11 @@ def record(server_round, **changes):
 
 
 def made(server_round, value=0.0, **state):
-    return Checkpoint(
+    return ServerState(
         server_round,
         {"w": np.full((2, 3), value, np.float32)},
         state,
-        [record(r) for r in range(1, server_round + 1)],
+        tuple(record(r) for r in range(1, server_round + 1)),
     )
 
 
@@ -60,15 +61,15 @@ def test_round_trip_of_every_type(tmp_path):
         record(2, sim_s=1.5, energy_j=2.5, extra={"dcor_max": 0.75, "active_channels": 8.0}),
     ]
     state = {"half/3/w": np.arange(4.0), "seen": np.array(False)}
-    Checkpoints(tmp_path / "new" / "folder").save(Checkpoint(2, ARRAYS, state, records))
+    Checkpoints(tmp_path / "new" / "folder").save(ServerState(2, ARRAYS, state, records))
     found = Checkpoints(tmp_path / "new" / "folder").latest()
     assert found.round == 2
     assert same(found.arrays, ARRAYS)
-    assert same(found.state, state)
+    assert same(found.extra, state)
     assert list(found.records) == records
 
 
-@pytest.mark.parametrize("where", ["arrays", "state"])
+@pytest.mark.parametrize("where", ["arrays", "extra"])
 @pytest.mark.parametrize(
     "array",
     [
@@ -79,8 +80,8 @@ def test_round_trip_of_every_type(tmp_path):
     ids=["transposed", "sliced", "channels_last"],
 )
 def test_arrays_of_any_layout_come_back(tmp_path, array, where):
-    saved = {"arrays": {}, "state": {}, where: {"w": array}}
-    Checkpoints(tmp_path).save(Checkpoint(1, **saved))
+    saved = {"arrays": {}, "extra": {}, where: {"w": array}}
+    Checkpoints(tmp_path).save(ServerState(1, **saved))
     found = getattr(Checkpoints(tmp_path).latest(), where)
     np.testing.assert_array_equal(found["w"], array)
 
@@ -100,16 +101,16 @@ def test_arrays_of_any_layout_come_back(tmp_path, array, where):
 def test_round_trip_by_property(tmp_path_factory, arrays, values):
     folder = tmp_path_factory.mktemp("checkpoint")
     records = [record(1, accuracy=values[0], loss=values[1], extra={"x": values[2]})]
-    Checkpoints(folder).save(Checkpoint(1, arrays, {}, records))
+    Checkpoints(folder).save(ServerState(1, arrays, {}, records))
     found = Checkpoints(folder).latest()
     assert same(found.arrays, arrays)
-    assert found.state == {}
+    assert found.extra == {}
     assert list(found.records) == records
 
 
 def test_a_strategy_without_state_has_an_empty_one(tmp_path):
     Checkpoints(tmp_path).save(made(1))
-    assert Checkpoints(tmp_path).latest().state == {}
+    assert Checkpoints(tmp_path).latest().extra == {}
 
 
 def test_no_folder_no_checkpoint(tmp_path):

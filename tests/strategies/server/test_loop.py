@@ -2,6 +2,7 @@
 
 import logging
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from flwr.serverapp.strategy import Strategy
 
 from app.engine import SerialGrid
 from fleet.selection import select
-from fleet.work import Work
 from strategies import messages
 from strategies.client.training import LocalTraining, Update
 from strategies.fedavg import FedAvg
+from strategies.server.aggregation import Averaging
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.loop import FederatedStrategy
 from strategies.server.results import AllClientsFailedError
@@ -27,10 +28,10 @@ class DivergedError(ArithmeticError):
     pass
 
 
-def make_app(sizes=SIZES, fails=(), partition_of=lambda node: node, work=None, log=None):
+def make_app(sizes=SIZES, fails=(), partition_of=lambda node: node, cut=(0, 0), log=None):
     """Clients that add partition + round/10 to every weight, and report partition as their loss.
 
-    ``fails``: (round, partition) pairs; a round of None fails in all.
+    ``fails``: (round, partition) pairs; a round of None fails in all. ``cut``: bytes over a cut.
     """
     app = ClientApp()
 
@@ -51,9 +52,7 @@ def make_app(sizes=SIZES, fails=(), partition_of=lambda node: node, work=None, l
             name: t + partition + server_round / 10 if t.is_floating_point() else t
             for name, t in messages.to_tensors(record).items()
         }
-        return messages.reply(
-            message, Update(arrays, sizes[partition], float(partition), work or Work())
-        )
+        return messages.reply(message, Update(arrays, sizes[partition], float(partition), *cut))
 
     return app
 
@@ -167,7 +166,8 @@ def test_another_average_is_used():
     def first_only(values, weights):
         return values[0]
 
-    result = FedAvg(average=first_only).start(grid(), initial(), num_rounds=1)
+    method = replace(FedAvg().method, aggregate=Averaging(first_only))
+    result = FederatedStrategy(method).start(grid(), initial(), num_rounds=1)
     np.testing.assert_array_equal(weights(result.arrays), np.float32(0.1))
 
 
@@ -404,10 +404,10 @@ def test_sinks_get_each_round_before_the_next_begins():
     assert spies[0].ends == []  # who made the sinks ends them
 
 
-def test_bytes_are_payload_plus_the_work_s_own():
+def test_bytes_are_payload_plus_what_crossed_the_cut():
     payload = 6 * 4 + 8 + 4  # w, n, s
     sink = Memory()
-    app = make_app(work=Work(bytes_up=1000, bytes_down=7))
+    app = make_app(cut=(1000, 7))
     FedAvg(clients_per_round=3).start(grid(app), initial(), num_rounds=2, sinks=[sink])
     for record, clients in zip(sink.rounds, sink.clients, strict=True):
         assert {c.bytes_up for c in clients} == {payload + 1000}
@@ -475,27 +475,12 @@ def test_result_is_filled():
 # Checkpoints --------------------------------------------------------------------------------------
 
 
-class Counting(FedAvg):
-    """Has a state of its own: adds the count of rounds to the global model's ``s``."""
-
-    def __init__(self, **common):
-        super().__init__(**common)
-        self.count = np.zeros((), np.int64)
-
-    def state(self):
-        return {"count": self.count.copy()}
-
-    def load_state(self, state):
-        self.count = state["count"]
-
-    def combine(self, outcomes):
-        self.count = np.asarray(self.count + 1)  # a sum of 0-d arrays is a scalar
-        arrays, metrics = super().combine(outcomes)
-        if arrays is None:
-            return None, None
-        named = messages.to_arrays(arrays)
-        named["s"] = np.float32(named["s"] + self.count)
-        return messages.to_record(named), metrics
+def counting(state, results, trained):
+    """An aggregate with a state of its own: adds the count of rounds to the model's ``s``."""
+    count = state.extra.get("count", np.zeros((), np.int64)) + 1
+    state = Averaging()(state, results, trained)
+    arrays = {**state.arrays, "s": np.float32(state.arrays["s"] + count)}
+    return replace(state, arrays=arrays, extra={"count": np.asarray(count)})
 
 
 @pytest.mark.parametrize("stopped_at", [1, 2, 3, 4])
@@ -504,7 +489,8 @@ def test_continuing_equals_never_having_stopped(tmp_path, stopped_at):
 
     def begin(num_rounds, resume_from=None, store=None, fails=()):
         sink = Memory()
-        result = Counting(**common).start(
+        method = replace(FedAvg().method, aggregate=counting)
+        result = FederatedStrategy(method, **common).start(
             grid(make_app(fails=fails)), initial(), num_rounds,
             evaluate_fn=evaluate_all([]), sinks=[sink], checkpoints=store, resume_from=resume_from,
         )  # fmt: skip
@@ -522,7 +508,7 @@ def test_continuing_equals_never_having_stopped(tmp_path, stopped_at):
     assert after.clients == uninterrupted.clients[stopped_at:]
     last = store.latest()
     assert timeless(last.records) == timeless(uninterrupted.rounds)
-    assert last.state["count"] == 5
+    assert last.extra["count"] == 5
     assert states_equal(messages.to_record(last.arrays), whole.arrays)
 
 
@@ -553,9 +539,9 @@ def test_a_finished_run_can_grow(tmp_path):
 # Flower's contract --------------------------------------------------------------------------------
 
 
-def test_is_a_flower_strategy_and_the_base_is_abstract():
+def test_is_a_flower_strategy_and_needs_a_method():
     assert isinstance(FedAvg(), Strategy)
-    with pytest.raises(TypeError, match="abstract"):
+    with pytest.raises(TypeError, match="method"):
         FederatedStrategy()
 
 

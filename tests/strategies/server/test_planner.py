@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import rounds, simulate, small
+from conftest import cut_network, phases_of, rounds, simulate, small, works_of
 from safetensors.numpy import load_file
 from test_conformance import ROWS
 
@@ -36,7 +36,7 @@ def prepared(*overrides):
 def test_bytes_planned_from_shapes_are_those_that_cross(strategy, overrides, tmp_path) -> None:
     chosen = (f"strategy={strategy}", *overrides, "data.partition=dirichlet")
     simulate(tmp_path, *chosen)
-    works = prepared(*chosen).client_works()
+    works = works_of(prepared(*chosen))
     for row in [row for row in clients(tmp_path) if row["round"] == 1]:  # shapes may change later
         total = works[row["partition"]].total()
         assert (row["bytes_up"], row["bytes_down"]) == (total.bytes_up, total.bytes_down)
@@ -81,7 +81,7 @@ def test_who_is_late_has_no_part(strategy, tmp_path) -> None:
     """A run with a deadline equals one in which the late ones were never drawn."""
     chosen = (f"strategy={strategy}", "fleet=mobile", "clients.total=8", "rounds=1")
     free = prepared(*chosen)
-    turns = free.rule()(list(free.phases().values()), float("inf"))
+    turns = free.method.schedule.rule(list(phases_of(free).values()), float("inf"))
     ends = sorted(turn.end_s for turn in turns)
     deadline = (ends[2] + ends[3]) / 2
     simulate(tmp_path, *chosen, f"fleet.deadline_s={deadline}")
@@ -166,7 +166,7 @@ def test_auto_is_no_slower_than_any_single_cut(strategy, own) -> None:
         method = prepared(
             f"strategy={strategy}", *own, "fleet=mobile", "clients.total=12", f"split.cut={cut}"
         )
-        turns = method.rule()(list(method.phases().values()), float("inf"))
+        turns = method.method.schedule.rule(list(phases_of(method).values()), float("inf"))
         return max(turn.end_s for turn in turns if turn is not None)
 
     best = seconds("auto")
@@ -185,14 +185,14 @@ def test_auto_by_joules_and_for_classes(tmp_path) -> None:
     assert by["joules"]["total_energy_j"] <= by["seconds"]["total_energy_j"]
     method = prepared(*chosen, "split.cut={phone_low:stage1,default:stage3}")
     for partition in range(12):
-        is_low = method.fleet.clients[partition].device.name == "phone_low"
-        assert method.split_of(partition).cut == ("stage1" if is_low else "stage3")
+        is_low = method.rounds.fleet.clients[partition].device.name == "phone_low"
+        assert cut_network(method).place(partition).split.cut == ("stage1" if is_low else "stage3")
 
 
 def test_a_device_that_does_not_fit(tmp_path, monkeypatch) -> None:
     """Left out with the reason; where no device fits, nothing begins."""
     strategy = prepared("strategy=fedavg", "fleet=mobile", "clients.total=12")
-    need = next(iter(strategy.phases().values())).peak_bytes
+    need = next(iter(phases_of(strategy).values())).peak_bytes
     original = fleets.make
 
     def cramped(config, largest):
@@ -217,7 +217,7 @@ def test_a_device_that_does_not_fit(tmp_path, monkeypatch) -> None:
 def test_quantized_devices_are_faster_only_as_far_as_the_table_says() -> None:
     def seconds(*overrides: str) -> float:
         method = prepared("fleet=mobile", "clients.total=2", *overrides)
-        (turn,) = parallel([next(iter(method.phases().values()))])
+        (turn,) = parallel([next(iter(phases_of(method).values()))])
         return turn.end_s
 
     full = seconds("strategy=oqfl", "quant.bits=32")

@@ -1,5 +1,6 @@
 """Server optimizers: against the formulas, against Flower's own classes, and in whole runs."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,9 @@ from app.config.composition import compose, config_hash, relevant
 from app.engine import SerialGrid
 from strategies import messages
 from strategies.fedavg import FedAvg
+from strategies.server.aggregation import AveragingSettings
 from strategies.server.checkpoint import Checkpoints
+from strategies.server.loop import FederatedStrategy
 from strategies.server.server_optimizer import LEARNING_RATES, ServerOptimizer, ServerSettings
 
 # Fewer clients and samples than `small` has.
@@ -62,7 +65,7 @@ def by_formula(settings, start, averages):
 
 
 def step(optimizer, server_round, before, average, trained=tuple(SHAPES)):
-    return optimizer.step(server_round, messages.to_record(before), average, trained)
+    return optimizer.step(server_round, before, average, trained)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -257,11 +260,11 @@ def test_stopped_and_continued_equals_never_stopped(overrides: tuple[str, ...], 
     simulate(tmp_path / "stopped", *overrides, *TINY, "rounds=2")
     found = Checkpoints(tmp_path / "stopped" / "checkpoint").latest()
     assert found is not None
-    assert any(np.any(array != 0) for array in found.state.values())
+    assert any(np.any(array != 0) for array in found.extra.values())
     simulate(tmp_path / "stopped", *overrides, *TINY, "rounds=4", "resume=true")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
     ends = [Checkpoints(tmp_path / n / "checkpoint").latest() for n in ("whole", "stopped")]
-    assert_same_arrays(ends[0].state, ends[1].state)  # type: ignore[union-attr]
+    assert_same_arrays(ends[0].extra, ends[1].extra)  # type: ignore[union-attr]
 
 
 def test_the_optimizer_is_not_the_plain_average(tmp_path: Path):
@@ -272,7 +275,7 @@ def test_the_optimizer_is_not_the_plain_average(tmp_path: Path):
     assert len(models) == 4
     found = Checkpoints(tmp_path / "none" / "checkpoint").latest()
     assert found is not None
-    assert found.state == {}
+    assert found.extra == {}
 
 
 def session(strategy):
@@ -283,7 +286,8 @@ def session(strategy):
 
 
 def test_flower_s_two_calls_are_a_round():
-    made = [FedAvg(server=ServerSettings("fedadam", 0.01), seed=1) for _ in range(2)]
+    adam = AveragingSettings(server_optimizer="fedadam", server_learning_rate=0.01)
+    made = [FedAvg(averaging=adam, seed=1) for _ in range(2)]
     grid, initial = session(made[0])
     whole = messages.to_arrays(made[0].start(grid, initial, num_rounds=1).arrays)
     grid, initial = session(made[1])
@@ -294,7 +298,7 @@ def test_flower_s_two_calls_are_a_round():
 
 
 def test_a_strategy_starts_again_without_memory():
-    made = FedAvg(server=ServerSettings("fedavgm"))
+    made = FedAvg(averaging=AveragingSettings(server_optimizer="fedavgm"))
     grid, initial = session(made)
     first = made.start(grid, initial, num_rounds=2).arrays
     second = made.start(grid, initial, num_rounds=2).arrays
@@ -302,31 +306,30 @@ def test_a_strategy_starts_again_without_memory():
 
 
 def test_a_method_s_own_state_is_kept_apart(tmp_path: Path):
-    class Counting(FedAvg):
-        def __init__(self):
-            super().__init__(server=ServerSettings("fedyogi"))
-            self.kept = {"count": np.array(7)}
+    averaging = AveragingSettings(server_optimizer="fedyogi")
+    plain = FedAvg(averaging=averaging).method
+    seen = []
 
-        def state(self):
-            return self.kept
+    def counting(state, results, trained):
+        seen.append(state.extra.get("count"))
+        return plain.aggregate(state.keeping("count", {"": np.array(7)}), results, trained)
 
-        def load_state(self, state):
-            self.kept = state
-
-    made = Counting()
+    made = FederatedStrategy(replace(plain, aggregate=counting))
     grid, initial = session(made)
     made.start(grid, initial, num_rounds=1, checkpoints=Checkpoints(tmp_path))
-    assert made.kept.keys() == {"count"}
     found = Checkpoints(tmp_path).latest()
-    assert len(found.state) > 1
-    made.start(grid, initial, num_rounds=1, resume_from=found)
-    assert made.kept == {"count": 7}
+    assert found is not None
+    assert len(found.extra) > 1
+    made.start(grid, initial, num_rounds=2, resume_from=found)
+    assert seen == [None, 7]
 
 
 def test_prepare_is_asked_for_before_anybody_trains():
     grid, initial = session(FedAvg())
     with pytest.raises(RuntimeError, match=r"server_optimizer needs prepare\(\) before start\(\)"):
-        FedAvg(server=ServerSettings("fedadam")).start(grid, initial, num_rounds=1)
+        FedAvg(averaging=AveragingSettings(server_optimizer="fedadam")).start(
+            grid, initial, num_rounds=1
+        )
 
 
 # Settings -----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.cloud_round import cloud_round
 from benchmarks.hierarchical import (
     BASELINES,
     CUTS,
@@ -25,8 +26,7 @@ from fleet.devices import tables
 from models.cost import cost
 from quant.codec import LinkSettings
 from strategies.client.training import LocalTraining
-from strategies.server.tiers_workload import alone_round, cloud_round, hierarchical_round
-from strategies.server.workload import backward, forward
+from strategies.server.workload import alone_round, backward, forward, hierarchical_round
 
 TRAIN = LocalTraining(batch_size=16)
 
@@ -40,7 +40,7 @@ def parts():
 
 def test_a_batch_by_hand(parts) -> None:
     device, head, server = parts
-    work = hierarchical_round(device, head, server, 40, TRAIN, LinkSettings(up="int8"), (100, 90))
+    work = hierarchical_round([device, head], server, 40, TRAIN, LinkSettings(up="int8"), (100, 90))
     assert (work.bytes_down, work.bytes_up) == (100, 90)
     assert [batch.count for batch in work.batches] == [2, 1]  # 16, 16, 8
     (exchange,) = work.batches[0].exchanges
@@ -53,8 +53,8 @@ def test_a_batch_by_hand(parts) -> None:
 
 def test_alone_is_the_same_without_the_cloud(parts) -> None:
     device, head, server = parts
-    whole = hierarchical_round(device, head, server, 40, TRAIN, LinkSettings(), (0, 0))
-    alone = alone_round(device, head, 40, TRAIN)
+    whole = hierarchical_round([device, head], server, 40, TRAIN, LinkSettings(), (0, 0))
+    alone = alone_round([device, head], 40, TRAIN)
     assert alone.total().flops == whole.total().flops
     assert alone.peak_bytes == whole.peak_bytes
     assert (alone.total().bytes_up, alone.total().bytes_down, alone.batches) == (0, 0, ())

@@ -1,0 +1,196 @@
+"""What a client is: what it gets, what it does, what it returns.
+
+A method's clients are a `ClientHalf`: `prepare` makes what they train, `train` trains it for one
+round. Where the network is cut, what lies beyond the cut is a `ServerHalf`, which is handed to
+`train`: beside the client in a simulation, else on the server.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fleet.seeds import derive_seed
+from quant.packet import Packet
+
+# What came with a train message, under flat keys such as ``train.lr``.
+Settings = Mapping[str, bool | int | float | str]
+
+M = TypeVar("M")
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's samples: rows of tensors that all clients of a worker share.
+
+    Attributes:
+        x: (N, …) float32 inputs of the whole training set.
+        y: (N,) int64 classes.
+        rows: (n,) int64 rows that are this client's.
+        num_classes: of the task; 0 stands for as many as ``y`` has.
+    """
+
+    x: Tensor
+    y: Tensor
+    rows: Tensor
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.num_classes and len(self.y):
+            object.__setattr__(self, "num_classes", int(self.y.max()) + 1)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The random streams of one client in one round."""
+
+    seed: int
+    server_round: int
+    partition: int
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """Return a new generator at the start of the stream called ``purpose``."""
+        seed = derive_seed(self.seed, purpose, self.server_round, self.partition)
+        return torch.Generator().manual_seed(seed)
+
+    def seed_dropout(self) -> None:
+        """Put torch's default generator, which dropout uses, at the start of this stream."""
+        seed = derive_seed(self.seed, "dropout", self.server_round, self.partition)
+        # torch.manual_seed would also take a stack trace for each accelerator that is not there.
+        torch.default_generator.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one client is to do in one round.
+
+    Attributes:
+        settings: what came with the message.
+        streams: the client's randomness in this round.
+        num_examples: samples that the client has.
+    """
+
+    settings: Settings
+    streams: Streams
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client half returns.
+
+    Attributes:
+        arrays: what goes up, by name: model state, or packed codes as (n,) uint8.
+        num_examples: samples that the client has, its weight in the average.
+        loss: mean training loss per sample over the round.
+        bytes_up: what the device sent over the cut; the loop adds the arrays themselves.
+        bytes_down: what the server sent over the cut; the same.
+        metrics: what a method adds.
+    """
+
+    arrays: dict[str, Tensor]
+    num_examples: int
+    loss: float
+    bytes_up: int = 0
+    bytes_down: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class ServerHalf(Protocol):
+    """The other side of the cut, as the device sees it: for one client, in one round."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether packets must hold their bytes, because the half is in another process."""
+
+    def begin(self, task: Task) -> None:
+        """Start the client's round."""
+
+    def step(self, z: Packet, y: Tensor) -> tuple[Packet, float]:
+        """Train on one batch.
+
+        Args:
+            z: activations at the cut.
+            y: (B,) classes, as the device's end of the link sends them.
+
+        Returns:
+            Gradient of the loss at ``z``, and the mean loss.
+        """
+
+    def learn(self, z: Packet, y: Tensor) -> float:
+        """Hierarchical: train on one batch as `step` does; nothing but the mean loss comes back."""
+
+    def forward(self, z: Packet) -> Packet:
+        """U-shaped: activations at the second cut, given those at the first."""
+
+    def backward(self, gradient: Packet) -> Packet:
+        """U-shaped: train; gradient at the first cut, given that at the second."""
+
+    def end(self) -> None:
+        """End the client's round: what was trained counts from here on.
+
+        Raises:
+            FloatingPointError: a weight is no finite number any more.
+        """
+
+
+class ColocatedHalf(ServerHalf, Protocol):
+    """A `ServerHalf` beside its client, for simulation: its state travels in the client's reply."""
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that this end of the link has sent."""
+
+    def arrays(self) -> dict[str, Tensor]:
+        """State of the server's part, by name."""
+
+
+class ClientHalf(Protocol[M]):
+    """What the clients of a method do.
+
+    ``M`` is what `prepare` makes of the network, and what the other functions take.
+    """
+
+    def prepare(self, model: nn.Module, settings: Settings) -> M:
+        """Make what a client trains; it is kept over rounds.
+
+        Args:
+            model: the user's network.
+            settings: what came with the message, but for those of the training
+                (`messages.of_network`).
+        """
+
+    def train(
+        self,
+        model: M,
+        arrays: Mapping[str, Tensor],
+        data: ClientData,
+        task: Task,
+        server: ServerHalf | None,
+    ) -> Update:
+        """Train for one round.
+
+        Args:
+            model: what `prepare` returned; gets the client's part of ``arrays``.
+            arrays: what came with the message, by name.
+            data: the client's.
+            task: what to do.
+            server: the other side of the cut; None where nothing is cut.
+        """
+
+    def colocated(
+        self, model: M, arrays: Mapping[str, Tensor], task: Task, packed: bool = False
+    ) -> ColocatedHalf | None:
+        """Return the server's half for one client and round; None where nothing is cut.
+
+        Args:
+            model: what `prepare` returned; the server's part of it gets its part of ``arrays``.
+            arrays: what came with the message, by name.
+            task: what the client is to do.
+            packed: have packets hold their bytes, so that they can leave the process.
+        """

@@ -1,0 +1,127 @@
+"""The server's half of a cut network, for one client in one round: it trains in this process.
+
+That is the client's process in a simulation, and it may as well be another one: nothing here knows
+the client but by its packets. Dropout draws from torch's default generator. In the client's process
+both halves share it, one after the other, as in the whole network; in another process, where the
+half begins at the same stream, the draws are the same if the device's part has no dropout.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quant.link import End, leaf, receive_labels
+from quant.packet import Packet
+from strategies.client.training import (
+    LocalTraining,
+    begin_training,
+    end_training,
+    make_optimizer,
+)
+from strategies.contract import Task
+
+AfterStep = Callable[[nn.Module], None]
+
+
+def nothing(part: nn.Module) -> None:
+    """The hook of a half to which nothing is done after a step."""
+
+
+class LocalHalf:
+    """A `ServerHalf` over a part of a network.
+
+    Args:
+        part: the server's part, trained in place.
+        settings: how the client trains, and the server at its own rate.
+        end: the server's end of the link.
+        after_step: called with the part after each step of its optimizer.
+        packed: whether ``end`` packs, because the client is in another process.
+    """
+
+    def __init__(
+        self,
+        part: nn.Module,
+        settings: LocalTraining,
+        end: End,
+        after_step: AfterStep = nothing,
+        packed: bool = False,
+    ) -> None:
+        self._part = part
+        self._settings = settings
+        self._end = end
+        self._after_step = after_step
+        self._packed = packed
+        self._optimizer: torch.optim.Optimizer
+        self._pending: tuple[list[Tensor], Tensor] | None = None
+        self._random: Tensor  # where dropout is in `learn`
+        # torch 2.13 crashes in group norm's backward pass in channels_last where the gradient of
+        # its input is not asked for.
+        self._asks = any(isinstance(module, nn.GroupNorm) for module in part.modules())
+
+    @property
+    def packed(self) -> bool:
+        """Whether packets hold their bytes."""
+        return self._packed
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that the server's end has sent."""
+        return self._end.bytes_sent
+
+    def arrays(self) -> dict[str, Tensor]:
+        """State of the part, by name; shares memory with it."""
+        return dict(self._part.state_dict())
+
+    def begin(self, task: Task) -> None:
+        """Put the part into training, with a new optimizer, and dropout at the round's start."""
+        begin_training([self._part], task.num_examples)
+        self._optimizer = make_optimizer([self._part], self._settings.of_server())
+        task.streams.seed_dropout()
+        self._random = task.streams.generator("dropout.cloud").get_state()
+
+    def step(self, z: Packet, y: Tensor) -> tuple[Packet, float]:
+        """Forward, loss, backward, step."""
+        received, gradients = leaf(self._end.receive(z))
+        logits = self._part(received)  # (B, classes)
+        loss = F.cross_entropy(logits, receive_labels(y))
+        self._train(loss, None)
+        return self._end.send_gradient(gradients[0]), float(loss.detach())
+
+    def learn(self, z: Packet, y: Tensor) -> float:
+        """As `step`, with dropout in a stream of its own: nothing of it is felt on the device."""
+        device_random = torch.default_generator.get_state()
+        torch.default_generator.set_state(self._random)
+        received = self._end.receive(z).detach().requires_grad_(self._asks)
+        logits = self._part(received)  # (B, classes)
+        self._random = torch.default_generator.get_state()
+        torch.default_generator.set_state(device_random)
+        loss = F.cross_entropy(logits, receive_labels(y))
+        self._train(loss, None)
+        return float(loss.detach())
+
+    def forward(self, z: Packet) -> Packet:
+        """Forward alone."""
+        received, gradients = leaf(self._end.receive(z))
+        h = self._part(received)
+        self._pending = gradients, h
+        return self._end.send(h)
+
+    def backward(self, gradient: Packet) -> Packet:
+        """Backward of the last `forward`, and step."""
+        assert self._pending is not None, "backward() comes after forward()"
+        gradients, h = self._pending
+        self._pending = None
+        self._train(h, self._end.receive_gradient(gradient))
+        return self._end.send_gradient(gradients[0])
+
+    def end(self) -> None:
+        """Keep the steps of quantizers positive, and refuse weights that are no numbers."""
+        end_training([self._part], None, self._settings)
+
+    def _train(self, output: Tensor, gradient: Tensor | None) -> None:
+        self._optimizer.zero_grad()
+        output.backward(gradient)
+        self._optimizer.step()
+        self._after_step(self._part)

@@ -1,0 +1,132 @@
+"""Networks that are on the device as a whole: as the user chose them, or quantized."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor, nn
+
+from fleet.clock import Rule
+from fleet.work import ClientWork
+from models.cost import Cost, cost
+from quant.layers import QuantSpec, quantize
+from strategies import messages
+from strategies.client.training import LocalTraining, load_arrays
+from strategies.contract import Settings
+from strategies.server.method import Clients, RoundSettings, ServerState, Sizes, Test, Variant
+from strategies.server.workload import local_round
+
+
+@dataclass(frozen=True, eq=False)
+class WholeNetwork:
+    """A network all of which every client trains.
+
+    Attributes:
+        model: the global model.
+        input_shape: of one sample.
+        clients: who there is.
+        settings: what a client needs to build the same from the user's network.
+        described: what summary.json says of it.
+    """
+
+    model: nn.Module
+    input_shape: tuple[int, ...]
+    clients: Clients
+    settings: Settings = field(default_factory=dict)
+    described: Mapping[str, float] = field(default_factory=dict)
+
+    def variant(self, partition: int) -> Variant:
+        """Nothing: all train the same."""
+        return ()
+
+    def on_device(self, partition: int) -> frozenset[str] | None:
+        """All arrays."""
+        return None
+
+    def works(self, train: LocalTraining, sent: Sizes) -> dict[int, ClientWork]:
+        """A round without a cut; clients with as many samples share one."""
+        work = functools.cache(
+            lambda samples, sizes: local_round(self.cost(), samples, train, sizes)
+        )
+        samples = self.clients.num_examples
+        return {p: work(samples[p], sent(p)) for p in self.clients.with_data()}
+
+    def alone_works(self, train: LocalTraining) -> dict[int, ClientWork]:
+        """None: without a network a client takes no part."""
+        return {}
+
+    def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
+        """Accuracy and loss of the global model."""
+        load_arrays(self.model, arrays)
+        accuracy, loss = test(self.model)
+        return {"accuracy": accuracy, "loss": loss}
+
+    def device_costs(self) -> list[Cost]:
+        """Of the one part there is."""
+        return [self.cost()]
+
+    def cost(self) -> Cost:
+        """Of the network."""
+        return self._cost
+
+    @functools.cached_property
+    def _cost(self) -> Cost:
+        return cost(self.model, self.input_shape)
+
+    def describe(self, train: LocalTraining) -> dict[str, float]:
+        """Bit widths, where it is quantized."""
+        return dict(self.described)
+
+    def for_clients(self, clients: Clients) -> "WholeNetwork":
+        """The same network."""
+        return replace(self, clients=clients)
+
+    def in_round(self, server_round: int) -> "WholeNetwork":
+        """The same in all rounds."""
+        return self
+
+    def enter(self, state: ServerState, server_round: int) -> ServerState:
+        """As the round before left it."""
+        return state
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The user's network as it is."""
+
+    def check(self, rounds: RoundSettings) -> None:
+        """Any rounds will do."""
+
+    def prepare(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        clients: Clients,
+        rounds: RoundSettings,
+        rule: Rule,
+    ) -> WholeNetwork:
+        """Return it."""
+        return WholeNetwork(model, input_shape, clients)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The user's network with quantizers on weights and inputs of its layers."""
+
+    spec: QuantSpec
+
+    def check(self, rounds: RoundSettings) -> None:
+        """Any rounds will do."""
+
+    def prepare(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        clients: Clients,
+        rounds: RoundSettings,
+        rule: Rule,
+    ) -> WholeNetwork:
+        """Quantize it."""
+        described = {"weight_bits": self.spec.weight_bits, "act_bits": self.spec.act_bits}
+        settings = messages.pack_settings(quant=self.spec)
+        return WholeNetwork(quantize(model, self.spec), input_shape, clients, settings, described)

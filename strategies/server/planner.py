@@ -1,0 +1,95 @@
+"""Who takes part in a round, decided from shapes before anybody trains."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fleet.phases import Phases
+from fleet.plan import RoundPlan, num_asked
+from fleet.selection import num_selected, select
+from strategies.server.method import Clients, Method, Network, RoundSettings
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The clients of a round.
+
+    Attributes:
+        linked: who trains with the server, in the order of training.
+        alone: who trains without a network, by partition id.
+        plan: what becomes of everybody who was asked, and how long it lasts; None without a fleet.
+    """
+
+    linked: Sequence[int]
+    alone: Sequence[int]
+    plan: RoundPlan | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Planner:
+    """Draws the clients of each round: with a fleet those that are there, fit and end in time.
+
+    Attributes:
+        method: its schedule orders them and says how they take turns.
+        rounds: how many are wanted.
+        clients: who there is.
+        made: phases of each network, and of its clients alone, so that shapes are read once.
+    """
+
+    method: Method
+    rounds: RoundSettings
+    clients: Clients
+    made: dict[tuple[Network, bool], Mapping[int, Phases]] = field(default_factory=dict, repr=False)
+
+    def choose(self, network: Network | None, server_round: int, now_s: float) -> Chosen:
+        """Draw a round's clients.
+
+        Args:
+            network: of this round.
+            server_round: from 1.
+            now_s: simulated seconds since the experiment began.
+        """
+        with_data, seed = self.clients.with_data(), self.rounds.seed
+        fleet, order = self.clients.fleet, self.method.schedule.order
+        if fleet is None:
+            drawn = select(with_data, self.rounds.clients_per_round, seed, server_round)
+            outage = self.method.outage
+            is_out = outage is not None and outage.is_now(seed, server_round)
+            ordered = order(drawn, seed, server_round)
+            return Chosen([], ordered) if is_out else Chosen(ordered, [])
+        wanted = num_selected(self.rounds.clients_per_round, len(with_data))
+        count = num_asked(wanted, self.rounds.over_select, len(with_data))
+        asked = order(select(with_data, count, seed, server_round), seed, server_round)
+        assert network is not None, "a fleet needs prepare()"
+        plan = fleet.plan(
+            asked, self.phases(network), self.method.schedule.rule, server_round, now_s, wanted,
+            self.alone_phases(network),
+        )  # fmt: skip
+        alone = sorted(plan.alone)
+        return Chosen([p for p in plan.participants if p not in alone], alone, plan)
+
+    def check(self, network: Network) -> None:
+        """Refuse a fleet in which no client could ever take part.
+
+        Raises:
+            ValueError: all lack memory, or nobody can end by the deadline; names the key.
+        """
+        if self.clients.fleet is not None:
+            self.clients.fleet.check(self.phases(network), self.method.schedule.rule)
+
+    def phases(self, network: Network) -> Mapping[int, Phases]:
+        """Each client's round on its device and link; made once for each network."""
+        assert self.clients.fleet is not None
+        if (network, False) not in self.made:
+            sent = functools.partial(self.method.wire.num_bytes, network)
+            works = network.works(self.rounds.train, sent)
+            self.made[network, False] = self.clients.fleet.phases(works)
+        return self.made[network, False]
+
+    def alone_phases(self, network: Network) -> Mapping[int, Phases]:
+        """The same of those that train without a network."""
+        assert self.clients.fleet is not None
+        if (network, True) not in self.made:
+            works = network.alone_works(self.rounds.train)
+            self.made[network, True] = self.clients.fleet.phases(works)
+        return self.made[network, True]
