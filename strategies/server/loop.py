@@ -91,8 +91,8 @@ class Session:
 
     def choose(self, state: ServerState) -> Chosen:
         """Draw the clients of the next round."""
-        number = state.round + 1
-        return self.planner.choose(self.in_round(number), number, state.now_s)
+        number, busy = state.round + 1, self.method.schedule.busy(state)
+        return self.planner.choose(self.in_round(number), number, state.now_s, busy)
 
     def enter(self, state: ServerState) -> ServerState:
         """Return the state with which the next round begins."""
@@ -125,11 +125,9 @@ class Session:
         return state, linked, alone
 
     def aggregate(self, state: ServerState, results: Sequence[Result]) -> ServerState:
-        """Return the state with the next global model; as it is where nobody came back."""
+        """Return the state with the next global model."""
         useful = [result for result in results if result.update is not None]
         network = self.in_round(state.round + 1)
-        if not useful:
-            return state
         if self.method.private is not None and network is not None:
             useful = list(self.method.private.shared(network, self.clients, useful))
         trained = None if network is None else trained_names(network.model)
