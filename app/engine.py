@@ -9,6 +9,7 @@ Everything that touches what Flower does not publish (TaskIdentity, message ids,
 for `app.runtime`.
 """
 
+import contextlib
 import itertools
 import logging
 import os
@@ -29,12 +30,11 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from ray.exceptions import RayError, RayTaskError
 
-from app import client, experiment, server
+from app import ROOT, client, experiment, server
 from app.experiment import Experiment, Prepared
 from strategies import messages
 from tracking.progress import ProgressSink, Show
 
-ROOT = Path(__file__).resolve().parent.parent
 CLIENTS_PER_CALL = 10  # measured.md: beyond this nothing is gained
 CALLS_IN_FLIGHT = 2  # per actor, so that it never waits for the driver
 MAX_DEATHS = 2  # of its actor, before a client is given up
@@ -255,8 +255,10 @@ def _start_ray(count: int | None, address: str | None) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
-    # "local": without it Ray would join any cluster that it finds on this machine.
-    ray.init("local", num_cpus=count or os.cpu_count(), include_dashboard=False, **quiet)
+    # Ray puts the folder that it is started in first, where a user's own models/ may lie.
+    with contextlib.chdir(ROOT):
+        # "local": without it Ray would join any cluster that it finds on this machine.
+        ray.init("local", num_cpus=count or os.cpu_count(), include_dashboard=False, **quiet)
 
 
 @dataclass

@@ -196,16 +196,23 @@ def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
     name = chosen[-1].value()
     if chosen[-1].is_sweep_override():
         raise ValueError(f"sweep: takes one preset, not {chosen[-1].input_line}")
-    over = compose([f"sweep={name}"]).sweep.over
+    path = searchpath(overrides)
+    over = compose([*path, f"sweep={name}"]).sweep.over
     if not is_sweep and over:
         raise ValueError(f"sweep={name}: runs several jobs; takes -m beside it")
     given = {override.key_or_group for override in parsed}
     papers = [override.value() for override in parsed if override.key_or_group == "experiment"]
     if papers and isinstance(papers[-1], str):
-        method = compose([f"experiment={papers[-1]}"]).strategy["name"]
+        method = compose([*path, f"experiment={papers[-1]}"]).strategy["name"]
         if method not in str(over.get("strategy", method)).split(","):
             given.add("strategy")
     return [f"{key}={values}" for key, values in over.items() if key not in given]
+
+
+def searchpath(overrides: Sequence[str]) -> list[str]:
+    """Return the override that says where a user's own groups lie, if there is one."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [str(o.input_line) for o in parsed if o.key_or_group == "hydra.searchpath"]
 
 
 def expand(overrides: Sequence[str], is_sweep: bool) -> list[list[str]]:

@@ -87,6 +87,13 @@ def test_record_keys_are_named_in_one_file() -> None:
             ), path
 
 
+def test_the_file_below_all_folders_imports_none() -> None:
+    for node in ast.walk(ast.parse((ROOT / "targets.py").read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert all(name.split(".")[0] in sys.stdlib_module_names for name in names)
+
+
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
