@@ -103,6 +103,9 @@ SMALL = (
 )  # fmt: skip
 
 
+LOOKS = 40  # at one function; what it is handed later is like what it was handed before
+
+
 def way(key: str) -> dict[str, str]:
     """Files that a setting enters in a run, in order, each with the function that had it first.
 
@@ -140,6 +143,7 @@ class Trace:
     def __init__(self, value: float) -> None:
         self.value, self.text = value, str(value)
         self.entered: dict[str, str] = {}
+        self.looked: dict[Any, int] = {}
 
     def __call__(self, frame: FrameType, event: str, given: Any) -> None:
         path = frame.f_code.co_filename
@@ -148,6 +152,9 @@ class Trace:
         name = os.path.relpath(path, ROOT)
         inner = Path(name).parts[0]
         if name in self.entered or (inner not in FOLDERS and name != "main.py"):
+            return
+        looked = self.looked[frame.f_code] = self.looked.get(frame.f_code, 0) + 1
+        if looked > LOOKS:
             return
         if any(self.holds(one, 4) for one in (*frame.f_locals.values(), given)):
             self.entered[name] = frame.f_code.co_name
@@ -252,8 +259,15 @@ def picture() -> str:
             inside(drawing, name, boxes[name])
         y += height + (64 if number == 0 else 92)
     draw_arrows(drawing, boxes)
-    height = int(max(box.bottom for box in boxes.values()) + 52)
-    note = "An arrow: imports. Its number: how many files do. None points up."
+    below = Box(EDGE, max(box.bottom for box in boxes.values()) + 24, WIDTH - 2 * EDGE, 40)
+    drawing.box(below, "#f4f5f7", "#8a94a3")
+    drawing.text(below.x + 14, below.y + 26, "targets.py", 16, bold=True, font=MONO)
+    said = "Loads the user's own code, by dotted path or by file. Imports none of ours."
+    drawing.text(below.x + 130, below.y + 26, said, 15, FAINT)
+    height = int(below.bottom + 52)
+    note = (
+        "Arrow: imports. Number: files that do. No arrow points up; any folder may use targets.py."
+    )
     drawing.text(EDGE, height - 18, note, 15, FAINT)
     colors = [color for _, color in COLORS] + [UP]
     heads = "".join(
