@@ -1,1 +1,1 @@
-"""Low-precision numbers: learned quantizers, the rewrite of a model, codecs, packing. Pure torch."""
+"""Low-precision numbers: quantizers, the rewrite of a model, codecs, packing. Pure torch."""
