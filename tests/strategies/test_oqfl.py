@@ -308,6 +308,6 @@ def test_settings_travel_to_the_client():
     assert messages.unpack_settings(config, "train", LocalTraining).lr == 0.5
     described = strategy.prepared().in_round(1).describe(strategy.rounds.train)
     assert described == {"weight_bits": 3, "act_bits": 5}
-    made = oqfl.prepare(CNN(input_shape=(1, 8, 8)), config)
+    made = OQFL.client.prepare(CNN(input_shape=(1, 8, 8)), config)
     assert {q.bits for q in weight_quantizers(made).values()} == {3, 6}
     assert not any(is_step(name) for name, _ in made.named_parameters())
