@@ -16,7 +16,7 @@ from models.cnn import CNN
 from quant.layers import QuantSpec, is_step, quantize, weight_quantizers
 from quant.packing import packed_bytes, unpack
 from quant.settings import QuantSettings
-from strategies import messages, oqfl
+from strategies import messages
 from strategies.client.training import LocalTraining
 from strategies.oqfl import OQFL, WireSettings, decode_weights, encode_weights, wire_of
 
