@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 import targets
 from app import experiment
 from app.config.composition import compose, from_stored
-from app.jobs import Session, expand, preset
+from app.jobs import Jobs, expand, preset
 from data.partition import partition
 from models.build import build
 from models.split import cut
@@ -355,4 +355,4 @@ def test_groups_of_a_searchpath(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     jobs = expand([path, "data=noise,digits"], is_sweep=True)
     assert [small(*job).network.num_classes for job in jobs] == [3, 10]
     with pytest.raises(ValueError, match=r"sweep=none: takes .*widths"):
-        Session().prepare([path, "sweep=none"], is_sweep=True)
+        Jobs().check([path, "sweep=none"], is_sweep=True)
