@@ -98,18 +98,20 @@ class LinkSettings:
     up: str = field(
         default="fp32",
         metadata={
-            "help": "codec of what the device sends: fp32, fp16, int8, int4, int2, sign, topk, "
+            "help": "uplink codec at the cut: fp32, fp16, int8, int4, int2, sign, topk, "
             "randtopk, or a class of your own (docs/EXTEND.md)"
         },
     )
-    down: str = field(default="fp32", metadata={"help": "codec of what comes back: the same"})
+    down: str = field(
+        default="fp32", metadata={"help": "downlink codec at the cut; the same choices"}
+    )
     k: float = field(
-        default=0.1, metadata={"help": "topk, randtopk: share of a sample's values that is kept"}
+        default=0.1, metadata={"help": "topk, randtopk: share of each sample's values that is sent"}
     )
-    per_channel: bool = field(
-        default=False, metadata={"help": "intN: a range per channel of more than one value"}
+    per_channel: bool = field(default=False, metadata={"help": "intN: one range per channel"})
+    rounding: str = field(
+        default="nearest", metadata={"help": "intN: rounding, nearest or stochastic"}
     )
-    rounding: str = field(default="nearest", metadata={"help": "intN: nearest, stochastic"})
 
     def __post_init__(self) -> None:
         for key in ("up", "down"):

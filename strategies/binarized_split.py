@@ -76,7 +76,7 @@ class BinarizedSettings(BaseSettings):
     binarize: str = field(
         default="client",
         metadata={
-            "help": "what is binary: client (the device's part), both (the whole network), none"
+            "help": "binarized part: client (the client model), both (the whole network), none"
         },
     )
 

@@ -72,14 +72,18 @@ class PruneSettings:
         default="grow",
         metadata={"help": "deprune: fixed, grow (from few to the target), shrink (from all to it)"},
     )
-    importance: str = field(default="l1", metadata={"help": "which channels go: l1, taylor, bn"})
+    importance: str = field(
+        default="l1", metadata={"help": "importance of channels: l1, taylor, bn"}
+    )
     rounds: Any = field(
         default=None,
-        metadata={"help": "when the last stage ends: a round, a share of all as 0.5, or null: all"},
+        metadata={
+            "help": "round at which the last stage ends, or a share such as 0.5; null: the last"
+        },
     )
-    stages: int = field(default=4, metadata={"help": "widths on the way, the target among them"})
+    stages: int = field(default=4, metadata={"help": "number of widths, including the target"})
     source: str | None = field(
-        default=None, metadata={"help": "prune: folder of a finished run to begin with"}
+        default=None, metadata={"help": "prune: folder of the finished run to start from"}
     )
     source_content: str = ""
     pretrain_rounds: int | None = field(

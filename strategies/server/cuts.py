@@ -51,12 +51,12 @@ class SplitSettings:
     cut: Any = field(
         default="stage1",
         metadata={
-            "help": "a cut point (python -m app.cuts), a share of the FLOPs, auto (the best on the "
-            "fleet), or '{0: …, phone_low: …, default: …}'"
+            "help": "cut point (see python -m app.cuts), share of the FLOPs, auto (best on the "
+            "fleet), or one per client: '{0: …, phone_low: …, default: …}'"
         },
     )
     tail: str = field(
-        default=HEAD, metadata={"help": "ushaped: where the device's last part begins"}
+        default=HEAD, metadata={"help": "ushaped: first module of the client's last part"}
     )
 
     def cuts(self) -> dict[str, CutName]:

@@ -322,7 +322,7 @@ class FederatedStrategy(Strategy):
             num_examples: samples of each partition; None takes those that the network knows.
 
         Raises:
-            ValueError: all lack memory, or nobody can end by the deadline; names the key.
+            ValueError: all lack memory, or no client can meet the deadline; names the key.
         """
         network = network or self.prepared()
         if num_examples is not None:

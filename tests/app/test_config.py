@@ -155,7 +155,7 @@ def test_every_job_of_a_sweep_is_checked_before_the_first() -> None:
         ),
         (
             ["strategy=splitfed_v1", "fleet=mobile", "fleet.deadline_s=10", "seed=0,3"],
-            r"fleet\.deadline_s=10: nobody can end by then",
+            r"fleet\.deadline_s=10: no client can meet the deadline",
         ),
     ],
 )

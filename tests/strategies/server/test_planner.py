@@ -233,7 +233,7 @@ def test_what_cannot_be(tmp_path) -> None:
     for overrides, message in (
         (
             ["fleet.deadline_s=1e-9"],
-            r"fleet\.deadline_s=1e-09: nobody can end by then; the fastest",
+            r"fleet\.deadline_s=1e-09: no client can meet the deadline; the fastest",
         ),
         (["fleet.deadline_s=0"], r"fleet\.deadline_s=0\.0: takes a positive number"),
         (["fleet.availability=often"], r"fleet\.availability=often: takes always, a probability"),
