@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 import warnings
-from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 # Hydra then raises its errors instead of printing them, and explain() makes one line of them.
@@ -16,6 +15,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from app import ours_first
 from app.config.composition import open_keys
 from app.config.errors import explain
 from app.config.help import help_text
@@ -28,12 +28,12 @@ SHOWS_ONLY = ("hydra_help", "cfg", "info", "shell_completion")
 def main() -> int:
     """Check every job, run them, compare them; return the exit code."""
     flags = get_args_parser().parse_args()
+    ours_first()
     if flags.help:
         sys.stdout.write(help_text())
         return 0
     from app.jobs import Session  # brings Ray, which --help need not wait for
 
-    sys.path.append(str(Path.cwd()))  # where a user's own networks are
     register()
     session = Session()
     run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(session.job)

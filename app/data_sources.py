@@ -8,7 +8,6 @@ found before anything runs.
 
 import functools
 import hashlib
-import importlib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +15,7 @@ from typing import Any
 
 from data.dataset import Dataset
 from data.settings import DataSettings
+from targets import locate_module, shown
 
 
 def find(data: DataSettings) -> ModuleType:
@@ -24,10 +24,14 @@ def find(data: DataSettings) -> ModuleType:
     Raises:
         ValueError: names data.source.
     """
-    try:
-        return importlib.import_module(data.source)
-    except ImportError as error:
-        raise ValueError(f"data.source={data.source}: cannot be imported: {error}") from error
+    key, expected = "data.source", "a module such as my_pkg.my_source or sources/mine.py"
+    source = locate_module(data.source, key, expected)
+    kinds = (("files", "load"), ("describe", "load"))
+    if not any(all(hasattr(source, name) for name in names) for names in kinds):
+        raise ValueError(
+            f"{key}={shown(data.source)}: has neither files and load nor describe and load"
+        )
+    return source
 
 
 def completed(data: DataSettings) -> DataSettings:

@@ -8,6 +8,7 @@ actor that dies is replaced and its clients are run again.
 What Flower does not publish (task identity, message ids, runs) is in `app.runtime`.
 """
 
+import contextlib
 import itertools
 import logging
 import os
@@ -25,12 +26,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from ray.exceptions import RayError, RayTaskError
 
-from app import client, experiment, runtime, server
+from app import ROOT, client, experiment, runtime, server
 from app.experiment import Experiment, Prepared
 from strategies import messages
 from tracking.progress import ProgressSink, Show
 
-ROOT = Path(__file__).resolve().parent.parent
 CLIENTS_PER_CALL = 10  # measured.md: beyond this nothing is gained
 CALLS_IN_FLIGHT = 2  # per actor, so that it never waits for the driver
 MAX_DEATHS = 2  # of its actor, before a client is given up
@@ -242,8 +242,10 @@ def _start_ray(count: int | None, address: str | None) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
-    # "local": without it Ray would join any cluster that it finds on this machine.
-    ray.init("local", num_cpus=count or os.cpu_count(), include_dashboard=False, **quiet)
+    # Ray puts the folder that it is started in first, where a user's own models/ may lie.
+    with contextlib.chdir(ROOT):
+        # "local": without it Ray would join any cluster that it finds on this machine.
+        ray.init("local", num_cpus=count or os.cpu_count(), include_dashboard=False, **quiet)
 
 
 @dataclass

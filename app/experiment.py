@@ -7,7 +7,6 @@ Data and divisions are prepared once per machine (data.cache) and loaded once pe
 import copy
 import functools
 import hashlib
-import importlib
 import importlib.metadata
 import inspect
 import json
@@ -29,7 +28,7 @@ from app.config.schema import Config, EngineSettings
 from app.evaluation import EvaluateSettings
 from data.cache import cached
 from data.dataset import Dataset
-from data.partition import partition
+from data.partition import SCHEMES, own_partition, partition
 from data.settings import DataSettings
 from fleet.plan import Fleet
 from fleet.seeds import derive_seed
@@ -45,6 +44,7 @@ from strategies.server.bottleneck import PruneSettings
 from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
 from strategies.server.loop import FederatedStrategy
+from targets import short_name
 from tracking.wandb_sink import WandbSettings
 
 PARTS = "parts"  # in the run config of our own engine
@@ -77,7 +77,7 @@ class Network:
     @property
     def name(self) -> str:
         """Short name: ``models.cnn.CNN`` is ``cnn``."""
-        return self.target.rpartition(".")[2].lower()
+        return short_name(self.target)
 
 
 @dataclass(frozen=True)
@@ -444,7 +444,8 @@ def _division(data_json: str, num_clients: int, seed: int) -> list[Tensor]:
     whole = _dataset(data_json, seed)
     labels = whole.train_y.numpy()
     users = whole.train_group.numpy() if whole.train_group is not None else None
-    if data.partition != "natural":
+    own = [] if data.partition in SCHEMES else [inspect.getmodule(own_partition(data.partition))]
+    if data.partition != "natural" and not own:
         users = None
     options = {
         "scheme": data.partition,
@@ -462,7 +463,7 @@ def _division(data_json: str, num_clients: int, seed: int) -> list[Tensor]:
         }
 
     whose = [hashlib.sha256(a.tobytes()).hexdigest() for a in (labels, users) if a is not None]
-    key = f"division-{_digest(options, _code(), whose)}"
+    key = f"division-{_digest(options, _code(*filter(None, own)), whose)}"
     stored = cached(key, divide)
     return list(stored["rows"].split(stored["sizes"].tolist()))
 

@@ -26,6 +26,7 @@ from app.experiment import Experiment, Prepared, resolve
 from app.run_folder import CONFIG, FolderTakenError, claim, write_json
 from strategies.server.cuts import AUTO
 from tracking.collect import common, find
+from tracking.files import whole
 from tracking.jsonl import ROUNDS, read
 from tracking.live import SweepView
 from tracking.progress import ProgressSink
@@ -196,16 +197,23 @@ def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
     name = chosen[-1].value()
     if chosen[-1].is_sweep_override():
         raise ValueError(f"sweep: takes one preset, not {chosen[-1].input_line}")
-    over = compose([f"sweep={name}"]).sweep.over
+    path = searchpath(overrides)
+    over = compose([*path, f"sweep={name}"]).sweep.over
     if not is_sweep and over:
         raise ValueError(f"sweep={name}: runs several jobs; takes -m beside it")
     given = {override.key_or_group for override in parsed}
     papers = [override.value() for override in parsed if override.key_or_group == "experiment"]
     if papers and isinstance(papers[-1], str):
-        method = compose([f"experiment={papers[-1]}"]).strategy["name"]
+        method = compose([*path, f"experiment={papers[-1]}"]).strategy["name"]
         if method not in str(over.get("strategy", method)).split(","):
             given.add("strategy")
     return [f"{key}={values}" for key, values in over.items() if key not in given]
+
+
+def searchpath(overrides: Sequence[str]) -> list[str]:
+    """Return the override that says where a user's own groups lie, if there is one."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [str(o.input_line) for o in parsed if o.key_or_group == "hydra.searchpath"]
 
 
 def expand(overrides: Sequence[str], is_sweep: bool) -> list[list[str]]:
@@ -284,9 +292,8 @@ def finished(above: Path) -> dict[str, Path]:
 def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> None:
     """Give an identical job the results of the one that ran; the target may be another."""
     for name in COPIED:
-        part = folder / f"{name}.part"
-        shutil.copy2(before / name, part)
-        part.replace(folder / name)
+        with whole(folder / name) as part:
+            shutil.copy2(before / name, part)
     summary = json.loads((before / "summary.json").read_text())
     kept = {name: found for name, found in summary.items() if "target" not in name}
     same_as = os.path.relpath(before, folder.parent)

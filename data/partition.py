@@ -5,17 +5,22 @@ blocks) and gives each client a list of row numbers; samples are never copied. A
 with one sample or none.
 """
 
+import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from targets import is_target, locate, shown
+
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
 SCHEMES = ("iid", "dirichlet", "shards", "natural")
+# What a partitioner of the user's own is given, as far as its signature names it.
+GIVEN = ("labels", "num_clients", "seed", "users", "alpha", "samples_per_client")
 SHARDS_PER_CLIENT = 2  # McMahan et al. 2017, arXiv 1602.05629, section 3
 
 
@@ -35,24 +40,33 @@ def partition(
         scheme: ``iid``; ``dirichlet``, each class divided by Dirichlet(alpha) proportions (Hsu et
             al. 2019, arXiv 1909.06335); ``shards``, samples sorted by class, cut into two shards
             per client (McMahan et al. 2017); what does not fill a shard is unused; ``natural``,
-            each client has one or more whole users, see `deal_users`.
+            each client has one or more whole users, see `deal_users`; or a function of the user's
+            own, see `own_partition`.
         num_clients: how many clients share the samples.
         seed: the same seed gives the same division.
         alpha: concentration for ``dirichlet``; small is unequal.
         samples_per_client: at most this many samples for each client; the rest are unused.
-        users: (N,) whose each training sample is, for ``natural``; None where the data have none.
+        users: (N,) whose each training sample is; None where the data have none.
 
     Raises:
         ValueError: the data cannot be divided so; names the key.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"data.partition={scheme}: takes {', '.join(SCHEMES)}")
+    check_scheme(scheme)
     if num_clients < 1:
         raise ValueError(f"clients.total={num_clients}: takes 1 or more")
     if not 0 < alpha < np.inf:
         raise ValueError(f"data.alpha={alpha}: takes a finite number above 0")
     if samples_per_client is not None and samples_per_client < 1:
         raise ValueError(f"data.samples_per_client={samples_per_client}: takes 1 or more")
+    if scheme not in SCHEMES:
+        function = own_partition(scheme)
+        given = (labels, num_clients, seed, users, alpha, samples_per_client)
+        names = inspect.signature(function).parameters
+        taken = {name: value for name, value in zip(GIVEN, given, strict=True) if name in names}
+        parts = checked(
+            function(**taken), len(labels), num_clients, f"data.partition={shown(scheme)}"
+        )
+        return [part[:samples_per_client] for part in parts]
     order = np.random.default_rng(seed).permutation(len(labels))
     if scheme == "natural":
         if users is None:
@@ -83,6 +97,68 @@ def partition(
     parts = _apply(_partitioner(scheme, num_blocks, seed, alpha), order, labels[order])
     parts += [np.empty(0, dtype=np.int64)] * (num_clients - num_blocks)
     return [part[:samples_per_client] for part in parts]
+
+
+def check_scheme(scheme: str) -> None:
+    """Refuse what is neither a scheme of ours nor a function that can divide samples.
+
+    Raises:
+        ValueError: names data.partition.
+    """
+    if scheme not in SCHEMES:
+        own_partition(scheme)
+
+
+def own_partition(scheme: str) -> Callable[..., Sequence[Any]]:
+    """The partitioner ``my_pkg.my_partition`` or ``parts/mine.py:my_partition``.
+
+    A function of any of `GIVEN`, by name: (N,) int64 ``labels``, ``num_clients``, ``seed``, (N,)
+    int64 ``users`` or None, ``alpha`` and ``samples_per_client``. It returns, for each client, the
+    row numbers of its samples.
+
+    Raises:
+        ValueError: names data.partition.
+    """
+    expected = f"{', '.join(SCHEMES)}, or a function of your own (docs/EXTEND.md)"
+    if not is_target(scheme):
+        raise ValueError(f"data.partition={scheme}: takes {expected}")
+    function = locate(scheme, "data.partition", expected)
+    if not inspect.isroutine(function):
+        raise ValueError(f"data.partition={shown(scheme)}: is no function; expected {expected}")
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in GIVEN and parameter.default is parameter.empty:
+            raise ValueError(
+                f"data.partition={shown(scheme)}: its parameter {name} is not given; "
+                f"a partitioner takes any of {', '.join(GIVEN)}"
+            )
+    return function
+
+
+def checked(
+    parts: Sequence[Any], num_samples: int, num_clients: int, key: str
+) -> list[NDArray[np.int64]]:
+    """What a partitioner of the user's own returned, as int64 arrays.
+
+    Raises:
+        ValueError: a part is missing, or a row is no sample's, or is given twice; names ``key``.
+    """
+    if not isinstance(parts, Sequence) or len(parts) != num_clients:
+        got = f"{len(parts)} parts" if isinstance(parts, Sequence) else type(parts).__name__
+        raise ValueError(f"{key}: returns {got}; expected a list of clients.total={num_clients}")
+    rows = [np.asarray(part).reshape(-1) for part in parts]
+    for client, part in enumerate(rows):
+        if len(part) and not np.issubdtype(part.dtype, np.integer):
+            raise ValueError(f"{key}: client {client} gets {part.dtype}; expected row numbers")
+        if len(part) and not 0 <= part.min() <= part.max() < num_samples:
+            beyond = part[(part < 0) | (part >= num_samples)][0]
+            raise ValueError(
+                f"{key}: client {client} gets row {beyond}; expected 0 to {num_samples - 1}"
+            )
+    rows = [part.astype(np.int64) for part in rows]
+    values, counts = np.unique(np.concatenate(rows), return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"{key}: row {values[counts > 1][0]} is given more than once")
+    return rows
 
 
 def deal_users(users: NDArray[np.int64], num_clients: int, seed: int) -> list[NDArray[np.int64]]:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.partition import SCHEMES
+from data.partition import check_scheme
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class DataSettings:
     """The group data of the configuration; `content` is found at `path` and names what is there."""
 
     name: str = field(default="digits", metadata={"help": "of the data set, as in conf/data"})
-    source: str = field(default="data.digits", metadata={"help": "module that loads them"})
+    source: str = field(default="data.digits", metadata={"help": "module or file that loads them"})
     shape: list[int] = field(
         default_factory=list,
         metadata={"help": "of a sample, as [3,32,32]; arrays and hub find it at data.path"},
@@ -34,7 +34,8 @@ class DataSettings:
         metadata={"help": "folder of local data"},
     )
     partition: str = field(
-        default="iid", metadata={"help": "iid, dirichlet, shards, natural (by user)"}
+        default="iid",
+        metadata={"help": "iid, dirichlet, shards, natural (by user), or a function of your own"},
     )
     alpha: float = field(
         default=0.5, metadata={"help": "dirichlet: the smaller, the more unequal the clients"}
@@ -52,8 +53,7 @@ class DataSettings:
         for key in ("samples_per_client", "max_train", "max_test", "image_size"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise ValueError(f"data.{key}={value}: takes 1 or more")
-        if self.partition not in SCHEMES:
-            raise ValueError(f"data.partition={self.partition}: takes {', '.join(SCHEMES)}")
+        check_scheme(self.partition)
         if not 0 < self.alpha < math.inf:
             raise ValueError(f"data.alpha={self.alpha}: takes a finite number above 0")
 

@@ -1,7 +1,6 @@
-"""Build a model from its dotted path, give it the data's sizes, and check that it takes them."""
+"""Build a model from its name, give it the data's sizes, and check that it takes them."""
 
 import copy
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +9,9 @@ import torch
 from torch import nn
 
 from models.blocks import by
+from targets import locate, shown
+
+EXPECTED = "a class of torch.nn.Module, or a function that returns one"
 
 
 def build(
@@ -26,7 +28,7 @@ def build(
     left as it was.
 
     Args:
-        target: dotted path of a class or function, such as ``models.cnn.CNN``.
+        target: a class or function, such as ``models.cnn.CNN`` or ``nets/mine.py:MyNet``.
         options: its other arguments.
         input_shape: shape of one sample, such as (1, 28, 28).
         num_classes: number of classes.
@@ -44,24 +46,27 @@ def build(
     try:
         signature = inspect.signature(factory)
     except ValueError as error:
-        raise ValueError(f"model._target_={target}: {error}") from error
+        raise ValueError(f"model._target_={shown(target)}: {error}") from error
     parameters = signature.parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     arguments: dict[str, Any] = {name: size for name, size in sizes.items() if name in parameters}
     unknown = [name for name in options if name not in parameters and not takes_any]
     if unknown:
         accepted = ", ".join(name for name in parameters if name not in sizes) or "no options"
-        raise ValueError(f"model.{unknown[0]}: {target} does not take it; it takes {accepted}")
+        raise ValueError(
+            f"model.{unknown[0]}: {shown(target)} does not take it; it takes {accepted}"
+        )
     arguments |= options
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise ValueError(f"model.<option> of {target}: {error}") from error
+        raise ValueError(f"model.<option> of {shown(target)}: {error}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = factory(**arguments)
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model._target_={target}: is no torch.nn.Module, but {type(model)}")
+        got = f"is no torch.nn.Module, but returns {type(model).__name__}"
+        raise ValueError(f"model._target_={shown(target)}: {got}; expected {EXPECTED}")
     # Two thirds to nine tenths of the time of a training step on a CPU (benchmarks/quant.py).
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
@@ -128,11 +133,9 @@ def _reason(error: Exception) -> str:
 
 
 def _locate(target: str) -> Callable[..., Any]:
-    module_name, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"model._target_={target}: cannot be imported: {error}") from error
-    if not callable(found):
-        raise ValueError(f"model._target_={target}: is no class or function")
+    found = locate(target, "model._target_", EXPECTED)
+    if not callable(found) or (isinstance(found, type) and not issubclass(found, nn.Module)):
+        raise ValueError(
+            f"model._target_={shown(target)}: is no torch.nn.Module; expected {EXPECTED}"
+        )
     return found  # type: ignore[no-any-return]

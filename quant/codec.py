@@ -24,7 +24,8 @@ What is not finite is refused with a FloatingPointError by all but fp32, which c
 passes it on as an uncut network would.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,6 +34,7 @@ from torch import Generator, Tensor
 from quant.dense import Affine, Fp16, Fp32, Sign
 from quant.packet import Packet
 from quant.sparse import TopK
+from targets import is_target, locate, shown
 
 AFFINE_BITS = {"int8": 8, "int4": 4, "int2": 2}
 CODECS = ("fp32", "fp16", *AFFINE_BITS, "sign", "topk", "randtopk")
@@ -97,7 +99,7 @@ class LinkSettings:
         default="fp32",
         metadata={
             "help": "codec of what the device sends: fp32, fp16, int8, int4, int2, sign, topk, "
-            "randtopk"
+            "randtopk, or a class of your own (docs/EXTEND.md)"
         },
     )
     down: str = field(default="fp32", metadata={"help": "codec of what comes back: the same"})
@@ -110,9 +112,10 @@ class LinkSettings:
     rounding: str = field(default="nearest", metadata={"help": "intN: nearest, stochastic"})
 
     def __post_init__(self) -> None:
-        for key, accepted in (("up", CODECS), ("down", CODECS), ("rounding", ROUNDINGS)):
-            if getattr(self, key) not in accepted:
-                raise ValueError(f"link.{key}={getattr(self, key)}: takes {', '.join(accepted)}")
+        for key in ("up", "down"):
+            check_codec(getattr(self, key), f"link.{key}")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"link.rounding={self.rounding}: takes {', '.join(ROUNDINGS)}")
         if not 0 < self.k <= 1:
             raise ValueError(f"link.k={self.k}: takes a share in (0, 1]")
 
@@ -121,8 +124,47 @@ class LinkSettings:
         return make_codec(self.up, self), make_codec(self.down, self, scaled_sign=True)
 
 
+def check_codec(name: str, key: str) -> None:
+    """Refuse what is neither a codec of ours nor a class that has all that `Codec` has.
+
+    Raises:
+        ValueError: names ``key``, and what is missing.
+    """
+    if name not in CODECS:
+        _own_codec(name, key)
+
+
+def _own_codec(name: str, key: str) -> Callable[..., Codec]:
+    """The class of a codec of the user's own."""
+    expected = f"{', '.join(CODECS)}, or a class of your own (docs/EXTEND.md)"
+    if not is_target(name):
+        raise ValueError(f"{key}={name}: takes {expected}")
+    found = locate(name, key, expected)
+    if not isinstance(found, type):
+        raise ValueError(f"{key}={shown(name)}: is no class; expected {expected}")
+    methods = [part for part in vars(Codec) if not part.startswith("_")]
+    if missing := [part for part in methods if not callable(getattr(found, part, None))]:
+        raise ValueError(
+            f"{key}={shown(name)}: has no {', '.join(missing)}; a codec has {', '.join(methods)}"
+        )
+    needed = [
+        part.name
+        for part in inspect.signature(found).parameters.values()
+        if part.default is part.empty and part.kind not in (part.VAR_POSITIONAL, part.VAR_KEYWORD)
+    ]
+    if unknown := [part for part in needed if part != "settings"]:
+        raise ValueError(
+            f"{key}={shown(name)}: its constructor wants {', '.join(unknown)}; a codec's gets "
+            "nothing, or settings, the group link"
+        )
+    return found
+
+
 def make_codec(name: str, settings: LinkSettings | None = None, scaled_sign: bool = False) -> Codec:
     """The codec called ``name``; of ``settings`` only what it reads matters.
+
+    ``name`` may also be a class of the user's own, such as ``my_pkg.MyCodec`` or
+    ``codecs/mine.py:MyCodec``, which is given ``settings`` where its constructor takes them.
 
     Raises:
         ValueError: there is none of this name.
@@ -142,4 +184,8 @@ def make_codec(name: str, settings: LinkSettings | None = None, scaled_sign: boo
             return TopK(settings.k)
         case "randtopk":
             return TopK(settings.k, ALPHA)
-    raise ValueError(f"{name} is no codec: there are {', '.join(CODECS)}")
+    if not is_target(name):
+        raise ValueError(f"{name} is no codec: there are {', '.join(CODECS)}")
+    kind = _own_codec(name, "codec")
+    takes_settings = "settings" in inspect.signature(kind).parameters
+    return kind(settings=settings) if takes_settings else kind()

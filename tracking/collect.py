@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from targets import short_name
+
 # Said on the command line, but never the reason of a result.
 _NO_REASON = ("resume", "name", "sweep", "tracker", "checkpoint")
 
@@ -95,7 +97,7 @@ def value(run: Run, key: str, known: set[str]) -> Any:
     if not places or not run.config:
         return run.said.get(key)
     found = run.config.get(places[0])
-    return str(found).rpartition(".")[2].lower() if places[0] == f"{key}._target_" else found
+    return short_name(str(found)) if places[0] == f"{key}._target_" else found
 
 
 def common(jobs: Sequence[Sequence[str]]) -> list[str]:

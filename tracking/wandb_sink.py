@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from targets import short_name
 from tracking.jsonl import CLIENTS, read
 from tracking.record import ClientRecord, RoundRecord
 
@@ -172,4 +173,4 @@ class WandbSink:
 def tags(config: Mapping[str, Any]) -> list[str]:
     """Return the names of method, model and data, as far as the configuration has them."""
     names = [config.get(key) for key in ("strategy.name", "model._target_", "data.name")]
-    return [str(name).rpartition(".")[2].lower() for name in names if name]
+    return [short_name(str(name)) for name in names if name]

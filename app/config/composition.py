@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import to_absolute_path
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from app import build_fleet as fleets
@@ -28,10 +28,16 @@ from app.config import methods
 from app.config.errors import explain, nearest
 from app.config.retired import RETIRED
 from app.config.schema import CONF, Config, flatten, known_keys, schema
+from data.partition import SCHEMES
 from strategies.server.bottleneck import PruneSettings
+from targets import FileTarget, pin, placeless
 
 # Keys of ``model`` that are ours and not its constructor's; the last is found, not given.
 MODEL_KEYS = ("_target_", "weights", "replace_head", "weights_content")
+# Keys that may name a file of the user's own code.
+TARGETS = (
+    "model._target_", "strategy._target_", "data.source", "data.partition", "link.up", "link.down",
+)  # fmt: skip
 
 
 # From the command line to a Config --------------------------------------------------------------
@@ -71,7 +77,7 @@ def from_omegaconf(node: DictConfig) -> Config:
         ValueError: one line that names the key.
         FileNotFoundError: a file that is named is not there.
     """
-    config = OmegaConf.to_object(node)
+    config = OmegaConf.to_object(_pinned(node))
     assert isinstance(config, Config)
     # Absolute before it goes to workers, which run in folders of their own.
     root = to_absolute_path(str(Path(config.data.root).expanduser()))
@@ -87,6 +93,17 @@ def from_omegaconf(node: DictConfig) -> Config:
     return completed
 
 
+def _pinned(node: DictConfig) -> DictConfig:
+    """Name files of the user's own code by absolute path and content."""
+    node = node.copy()
+    for key in TARGETS:
+        group, _, name = key.partition(".")
+        with read_write(node), read_write(node[group]):
+            if OmegaConf.select(node, key) is not None:
+                node[group][name] = pin(str(node[group][name]), key)
+    return node
+
+
 def from_stored(path: Path) -> Config:
     """Read back the configuration that a run stored, without the weights that it began with.
 
@@ -100,9 +117,25 @@ def from_stored(path: Path) -> Config:
         group, _, name = key.partition(".")
         if group in stored and stored[group].get(name) == retired.value:
             stored[group].pop(name)
+    _keep_code(stored, path)
     node = OmegaConf.merge(schema(), stored)
     assert isinstance(node, DictConfig)
     return from_omegaconf(node)
+
+
+def _keep_code(stored: DictConfig, path: Path) -> None:
+    """Name files of code as the run did: from the folder that it began in, with their content."""
+    began, identity = path.with_name("hydra.yaml"), path.parents[1] / "config.json"
+    if not (began.is_file() and identity.is_file()):
+        return
+    folder = Path(OmegaConf.load(began).hydra.runtime.cwd)
+    known = json.loads(identity.read_text())
+    for key in TARGETS:
+        file = FileTarget.of(str(OmegaConf.select(stored, key) or ""))
+        ran = FileTarget.of(str(known.get(key, "")))
+        if file is not None and ran is not None:
+            whole = FileTarget(str(folder / Path(file.path).expanduser()), file.name, ran.content)
+            OmegaConf.update(stored, key, str(whole))
 
 
 def _completed_prune(prune: PruneSettings) -> PruneSettings:
@@ -225,13 +258,14 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("train.augment")
     if config.train.lr_decay == 1:
         unread.add("train.lr_decay")
-    if config.data.partition != "dirichlet":
+    if config.data.partition in SCHEMES and config.data.partition != "dirichlet":
         unread.add("data.alpha")
     if config.train.optimizer != "sgd":
         unread.add("train.momentum")
     unread |= {f"strategy.{name}" for name in methods.unread(config.strategy)}
     found = {key: value for key, value in flat.items() if not is_under(key, unread)}
     found |= {key: one.value for key, one in RETIRED.items() if one.beside in found}
+    found |= {key: placeless(str(found[key])) for key in TARGETS if key in found}
     # Through JSON, so that what is compared with a file is equal to what was written to it.
     return {key: json.loads(json.dumps(value)) for key, value in found.items()}
 

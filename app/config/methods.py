@@ -6,7 +6,6 @@ its ``_target_`` is imported, and nothing here knows it.
 """
 
 import functools
-import importlib
 import inspect
 import typing
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from app.config.errors import unknown
 from app.config.schema import CONF
 from strategies.server.aggregation import AverageSettings
 from strategies.server.loop import FederatedStrategy
+from targets import locate, short_name, shown
 
 GROUPS = ("averaging", "settings")  # parameters whose dataclasses hold the group strategy
 OURS = ("_target_", "name")
@@ -31,13 +31,10 @@ def method_class(target: str) -> type[FederatedStrategy]:
     Raises:
         ValueError: it cannot be imported, or is no method.
     """
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"strategy._target_={target}: cannot be imported: {error}") from error
+    key, expected = "strategy._target_", "a subclass of FederatedStrategy"
+    found = locate(target, key, expected)
     if not (isinstance(found, type) and issubclass(found, FederatedStrategy)):
-        raise ValueError(f"strategy._target_={target}: takes a subclass of FederatedStrategy")
+        raise ValueError(f"{key}={shown(target)}: expected {expected}")
     return found
 
 
@@ -88,7 +85,7 @@ def completed(strategy: Mapping[str, Any]) -> dict[str, Any]:
     for key in strategy:
         if key not in (*OURS, *found):
             raise ValueError(unknown(f"strategy.{key}"))
-    return {"name": target.rpartition(".")[2].lower()} | found | dict(strategy)
+    return {"name": short_name(target)} | found | dict(strategy)
 
 
 def settings_of(strategy: Mapping[str, Any]) -> dict[str, Any]:
