@@ -234,8 +234,7 @@ class Federation:
         if reply is None:
             return replace(result, error="no answer in time")
         if reply.has_error():
-            error = reply.error.reason or f"error code {reply.error.code}"
-            return replace(result, error=error)
+            return replace(result, error=messages.why(reply))
         try:
             update = messages.read_reply(reply)
             arrays, masks = self.method.wire.decode(network, update.arrays, partition)
