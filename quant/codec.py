@@ -143,7 +143,7 @@ def _own_codec(name: str, key: str) -> Callable[..., Codec]:
         raise ValueError(f"{key}={name}: takes {expected}")
     found = locate(name, key, expected)
     if not isinstance(found, type):
-        raise ValueError(f"{key}={shown(name)}: is no class; expected {expected}")
+        raise ValueError(f"{key}={shown(name)}: is not a class; expected {expected}")
     methods = [part for part in vars(Codec) if not part.startswith("_")]
     if missing := [part for part in methods if not callable(getattr(found, part, None))]:
         raise ValueError(
@@ -187,7 +187,7 @@ def make_codec(name: str, settings: LinkSettings | None = None, scaled_sign: boo
         case "randtopk":
             return TopK(settings.k, ALPHA)
     if not is_target(name):
-        raise ValueError(f"{name} is no codec: there are {', '.join(CODECS)}")
+        raise ValueError(f"{name} is not a codec; expected {', '.join(CODECS)}")
     kind = _own_codec(name, "codec")
     takes_settings = "settings" in inspect.signature(kind).parameters
     return kind(settings=settings) if takes_settings else kind()

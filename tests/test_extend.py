@@ -223,7 +223,7 @@ def test_a_stored_run_finds_its_files_again(
         ("nets/none.py:MyNet", "no such file: .*/nets/none.py; expected folder/file.py:Name"),
         ("nets/mine.py:YourNet", r"mine.py has no YourNet; expected a class of torch\.nn\.Module"),
         ("nets/mine.py", "the name in it is missing"),
-        ("nets/mine.py:Tensor", r"is no torch\.nn\.Module; expected a class of torch"),
+        ("nets/mine.py:Tensor", r"is not a torch\.nn\.Module; expected a class of torch"),
         ("broken.py:MyNet", r"cannot be loaded: NameError: name 'nn' is not defined \(line 2\)"),
         ("my_pkg.YourNet", "my_pkg has no YourNet; expected"),
         ("models.net.MyNet", "models is CutBit's own package, your file is models/net.py:MyNet"),
@@ -275,7 +275,7 @@ def test_a_codec_packs_what_it_says(folder: Path) -> None:
         ("class C:\n    def encode(self): ...\n", "has no decode, num_bytes, transmit, support,"),
         ("from quant.dense import Fp32\nclass C(Fp32):\n    def __init__(self, bits): ...\n",
          "its constructor wants bits; a codec's gets nothing, or settings, the group link"),
-        ("C = 3\n", "is no class; expected fp32"),
+        ("C = 3\n", "is not a class; expected fp32"),
     ],
 )  # fmt: skip
 def test_a_codec_that_lacks_something(body: str, message: str, tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def end_training(models: Sequence[nn.Module], loss: float | None, settings: Loca
         bool(torch.isfinite(p.detach().sum())) for model in models for p in model.parameters()
     )
     if not finite:
-        what = "a weight of the server's part is no number" if loss is None else f"loss {loss}"
+        what = "a weight of the server model is not finite" if loss is None else f"loss {loss}"
         rates = f"train.lr={settings.lr}"
         if settings.server_lr:
             rates += f", train.server_lr={settings.server_lr}"

@@ -273,8 +273,8 @@ def test_weights_identify_a_run_by_their_content(tmp_path: Path) -> None:
     [
         ({"stage9.weight": torch.zeros(3)}, "does not fit: missing .*; unexpected stage9.weight"),
         ([torch.zeros(3)], "holds no state dict"),
-        (torch.nn.ReLU(), "is no file of weights saved by torch.save"),
-        (b"PK nothing", "is no file of weights saved by torch.save"),
+        (torch.nn.ReLU(), "is not a weights file saved by torch.save"),
+        (b"PK nothing", "is not a weights file saved by torch.save"),
     ],
 )
 def test_weights_that_do_not_fit_name_the_key(
@@ -289,5 +289,5 @@ def test_weights_that_do_not_fit_name_the_key(
         Jobs().check([f"model.weights={path}", "clients.total=3"], is_sweep=False)
     assert "\n" not in str(caught.value)
     path.rename(tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"^model\.weights=.* is no safetensors file"):
+    with pytest.raises(ValueError, match=r"^model\.weights=.* is not a safetensors file"):
         experiment.check_network(small(f"model.weights={tmp_path / 'w.safetensors'}"))
