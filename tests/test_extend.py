@@ -108,8 +108,8 @@ def test_the_pages_commands(folder: Path) -> None:
     ]
     assert re.fullmatch(r"mine\.py:MyNet@[0-9a-f]{12}", network[0]["model._target_"])
     assert network[0]["model.width"] == 8
-    assert method[0]["strategy._target_"].startswith("clipped.py:Clipped@")
-    assert method[0]["strategy.clip"] == 0.5
+    assert method[0]["strategy._target_"].startswith("tempered.py:Tempered@")
+    assert method[0]["strategy.power"] == 0
     assert source[0]["data.name"] == "noise"
     assert source[0]["data.source"].startswith("noise.py@")
     assert parts[0]["data.partition"].startswith("sizes.py:power_law@")
