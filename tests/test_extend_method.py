@@ -15,9 +15,7 @@ from safetensors.numpy import load_file
 from app import experiment
 
 TEXT = (ROOT / "docs" / "EXTEND.md").read_text()
-PAGE = TEXT.partition("## A method
-")[2].partition("
-## ")[0]
+PAGE = TEXT.partition("## A method\n")[2].partition("\n## ")[0]
 FILES = re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)```", PAGE, re.M | re.S)
 COMMANDS = re.findall(r"```bash\n(.*?)\n```", PAGE, re.S)
 
