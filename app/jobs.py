@@ -26,6 +26,7 @@ from app.experiment import Experiment, Prepared, resolve
 from app.run_folder import CONFIG, FolderTakenError, claim, write_json
 from strategies.server.cuts import AUTO
 from tracking.collect import common, find
+from tracking.files import whole
 from tracking.jsonl import ROUNDS, read
 from tracking.live import SweepView
 from tracking.progress import ProgressSink
@@ -40,7 +41,7 @@ COPIED = ("rounds.jsonl", "clients.jsonl", "model.safetensors", "config.json")
 log = logging.getLogger(__name__)
 
 
-class Session:
+class Jobs:
     """Runs jobs as Hydra calls for them, and keeps what failed."""
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class Session:
         self._resolved: dict[tuple[str, ...], Experiment] = {}  # by the overrides of the job
         self._prepared: Prepared | None = None  # of the one run: of a sweep it would be too many
 
-    def prepare(self, overrides: Sequence[str], is_sweep: bool) -> list[str]:
+    def check(self, overrides: Sequence[str], is_sweep: bool) -> list[str]:
         """Check every job before any runs, and return the overrides to run with.
 
         Those given, a preset's, and the folder of the run to continue where one is to be.
@@ -291,9 +292,8 @@ def finished(above: Path) -> dict[str, Path]:
 def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> None:
     """Give an identical job the results of the one that ran; the target may be another."""
     for name in COPIED:
-        part = folder / f"{name}.part"
-        shutil.copy2(before / name, part)
-        part.replace(folder / name)
+        with whole(folder / name) as part:
+            shutil.copy2(before / name, part)
     summary = json.loads((before / "summary.json").read_text())
     kept = {name: found for name, found in summary.items() if "target" not in name}
     same_as = os.path.relpath(before, folder.parent)

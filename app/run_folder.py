@@ -14,6 +14,7 @@ from app.experiment import Experiment, method_class, resolve
 from strategies.client.training import load_arrays
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.method import ServerState
+from tracking.files import whole
 
 CONFIG, MODEL, SUMMARY = "config.json", "model.safetensors", "summary.json"
 
@@ -78,9 +79,8 @@ def take(folder: Path, experiment: Experiment, is_continued: bool) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")
 
 
 # A finished run -----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from app.summary import describe
 from strategies import messages
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.discovery import wait_for_nodes
+from tracking.files import whole
 from tracking.jsonl import ROUNDS, JsonlSink, read
 from tracking.progress import ProgressSink, Show
 from tracking.record import Sink
@@ -152,9 +153,8 @@ def run(
             checkpoints=checkpoints,
             resume_from=resume_from,
         )
-        part = folder / f"{MODEL}.part"
-        save_file(messages.to_arrays(result.arrays), part)
-        part.replace(folder / MODEL)
+        with whole(folder / MODEL) as part:
+            save_file(messages.to_arrays(result.arrays), part)
         summary = describe(chosen, strategy, folder) | {"wall_setup_s": setup_s}
         write_json(folder / SUMMARY, summary)
         if not any(row["num_clients"] for row in read(folder / ROUNDS)):

@@ -46,7 +46,7 @@ from strategies.server.workload import hierarchical_round
 SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 50_000
 RATES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 CURVE = [10 ** (k / 20) for k in range(-40, 61)]  # the same range, for the plot
-TRAIN = LocalTraining(batch_size=128)
+TRAIN = LocalTraining(epochs=1, batch_size=128, momentum=0.0)
 NETWORKS = {"vgg16": lambda: vgg16(), "resnet18": lambda: resnet18(stem="imagenet")}
 # Late enough for fewer values than the input has, early enough that the cloud's part is a network.
 CUTS = {"vgg16": "features.33", "resnet18": "layer3"}

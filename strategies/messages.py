@@ -28,7 +28,6 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.common.constant import ErrorCode
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -46,6 +45,7 @@ ALONE = "alone"  # where the client trains without network
 PARTITION = "partition-id"
 BYTES_UP, BYTES_DOWN = "cut.bytes-up", "cut.bytes-down"
 EXTRA = "extra."
+CLIENT_RAISED = 2  # Flower's code of an error in the ClientApp, which it does not publish
 
 Group = TypeVar("Group")
 
@@ -210,7 +210,7 @@ def reply_bytes(message: Message, names: Collection[str] | None = None) -> int:
 def error_reply(message: Message, error: BaseException) -> Message:
     """Answer with the traceback of what went wrong."""
     reason = "".join(traceback.format_exception(error))
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    return Message(Error(CLIENT_RAISED, reason), reply_to=message)
 
 
 def introduction(message: Message, partition: int, num_examples: int) -> Message:

@@ -109,6 +109,13 @@ def assert_same_arrays(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert np.array_equal(array, other[name]), name
 
 
+def settings_of(strategy: FederatedStrategy, server_round: int = 1) -> dict[str, Any]:
+    """What client 0 of a prepared strategy is told in a round, but for the round itself."""
+    network = strategy.prepared().in_round(server_round)
+    settings = {**strategy.client_settings(server_round), **dict(network.variant(0))}
+    return {**settings, "seed": strategy.rounds.seed}
+
+
 def works_of(strategy: FederatedStrategy, server_round: int = 1) -> Mapping[int, ClientWork]:
     """What a round takes each client, of a prepared strategy."""
     network = strategy.prepared().in_round(server_round)

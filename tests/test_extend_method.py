@@ -14,11 +14,8 @@ from safetensors.numpy import load_file
 
 from app import experiment
 
-PAGE = next(
-    text.partition("## A method\n")[2].partition("\n## ")[0]
-    for path in (ROOT / "docs" / "EXTEND.md", ROOT / "docs" / "EXTEND_METHOD.part.md")
-    if path.is_file() and "## A method\n" in (text := path.read_text())
-)
+TEXT = (ROOT / "docs" / "EXTEND.md").read_text()
+PAGE = TEXT.partition("## A method\n")[2].partition("\n## ")[0]
 FILES = re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)```", PAGE, re.M | re.S)
 COMMANDS = re.findall(r"```bash\n(.*?)\n```", PAGE, re.S)
 

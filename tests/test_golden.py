@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import ROOT, small, strategies
+from conftest import ROOT, settings_of, small, strategies
 
 from app import experiment
 from app.client import _key
@@ -45,7 +45,7 @@ def test_losses(strategy: str, losses: list[float], request: pytest.FixtureReque
     )
     server = experiment.strategy(config)
     arrays = experiment.prepare(config, server).state_dict()
-    settings = {**server.client_config(), **dict(server.variant(0)), "seed": 0, ROUND: 1}
+    settings = {**settings_of(server), ROUND: 1}
     assert _key(settings)  # as the app keys its model by them
     client = experiment.method_class(config).client
     model = client.prepare(experiment.network(config), settings)

@@ -8,33 +8,16 @@ import pytest
 from conftest import ROOT
 
 OURS = ("app", "data", "fleet", "models", "privacy", "quant", "strategies", "tracking")
+LIBRARIES = {"flwr", "hydra", "omegaconf", "ray", "wandb"}
+ABOVE = {"app", "strategies", "data", "tracking"}
 FORBIDDEN = {
-    "quant": {
-        "flwr",
-        "hydra",
-        "omegaconf",
-        "ray",
-        "wandb",
-        "app",
-        "strategies",
-        "data",
-        "tracking",
-    },
-    "models": {
-        "flwr",
-        "hydra",
-        "omegaconf",
-        "ray",
-        "wandb",
-        "app",
-        "strategies",
-        "data",
-        "tracking",
-    },
-    "fleet": {"torch", "flwr", "hydra", "omegaconf", "ray", "wandb", "app", "strategies"},
-    "strategies": {"hydra", "omegaconf", "ray", "wandb"},
-    "tracking": {"torch", "flwr", "hydra", "omegaconf", "ray", "app", "strategies"},
-    "data": {"flwr", "hydra", "omegaconf", "ray", "wandb", "app", "strategies"},
+    "quant": {*LIBRARIES, *ABOVE, "privacy", "fleet"},
+    "models": {*LIBRARIES, *ABOVE, "privacy", "fleet"},
+    "privacy": {*LIBRARIES, *ABOVE, "fleet"},
+    "fleet": {*LIBRARIES, *ABOVE, "torch", "quant", "models", "privacy"},
+    "data": {*LIBRARIES, "app", "strategies", "tracking", "fleet", "quant", "models", "privacy"},
+    "tracking": {*LIBRARIES, "torch", "app", "strategies", "data", "fleet", "quant", "models"},
+    "strategies": {"hydra", "omegaconf", "ray", "wandb", "app"},
 }
 
 
@@ -61,12 +44,45 @@ def test_a_folder_imports_only_what_it_may(folder: str) -> None:
         assert not names & FORBIDDEN[folder] - allowed, path
 
 
-def test_strategies_know_the_app_by_its_messages_alone() -> None:
-    for path in (ROOT / "strategies").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "app":
-                names = {alias.name for alias in node.names}
-                assert node.module == "strategies.messages" or names == {"messages"}, path.name
+def test_nothing_takes_a_helper_from_an_app() -> None:
+    """The ServerApp, the ClientApp and the grids are started, and not imported from."""
+    starters = {"app/engine.py", "app/jobs.py"}
+    for folder in OURS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            name = str(path.relative_to(ROOT))
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.module == "app.server":
+                    raise AssertionError(name)
+                if isinstance(node, ast.ImportFrom) and node.module == "app":
+                    assert "server" not in {a.name for a in node.names} or name in starters, name
+
+
+def test_what_flower_does_not_publish_is_used_in_one_file() -> None:
+    published = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation"}
+    published |= {"flwr.serverapp.strategy"}
+    found: dict[str, set[str]] = {}
+    for folder in (*OURS, "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = []
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.module == "flwr":
+                    names = [f"flwr.{alias.name}" for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    names = [node.module or ""]
+                hidden = {n for n in names if n.split(".")[0] == "flwr"} - published
+                if hidden:
+                    found[str(path.relative_to(ROOT))] = hidden
+    assert list(found) == ["app/runtime.py"], found
+
+
+def test_the_error_code_of_messages_is_flowers() -> None:
+    from flwr.common.constant import ErrorCode
+
+    from strategies.messages import CLIENT_RAISED
+
+    assert CLIENT_RAISED == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
 def test_record_keys_are_named_in_one_file() -> None:

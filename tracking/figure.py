@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from tracking.files import whole
+
 FONT = {"family": "system-ui, sans-serif", "size": 13}
 COLORS = ("#2563eb", "#ea580c", "#16a34a", "#9333ea")
 
@@ -20,7 +22,6 @@ def plain(figure: Any, title: str) -> None:
 
 def write_figure(path: Path, figure: Any) -> None:
     """Write a page that holds the figure and plotly's script; the same figure, the same bytes."""
-    part = path.with_name(path.name + ".part")
     page = figure.to_html(include_plotlyjs=True, div_id="figure", default_height="96vh")
-    part.write_text(page, encoding="utf-8")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(page, encoding="utf-8")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tracking.collect import Run, common, swept, value
+from tracking.files import whole
 from tracking.jsonl import CLIENTS, ROUNDS, read
 from tracking.seeds import groups
 
@@ -34,9 +35,8 @@ def write_html(path: Path, runs: Sequence[Run], title: str) -> None:
         runs: at least one.
         title: stands above, as text.
     """
-    part = path.with_name(path.name + ".part")
-    part.write_text(render(runs, title), encoding="utf-8")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(render(runs, title), encoding="utf-8")
 
 
 def render(runs: Sequence[Run], title: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tracking.files import whole
 from tracking.record import ClientRecord, RoundRecord
 
 ROUNDS = "rounds.jsonl"
@@ -45,11 +46,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    whole: list[dict[str, Any]] = json.loads(f"[{','.join(filter(None, lines))}]")  # all at once
-    return whole
+    found: list[dict[str, Any]] = json.loads(f"[{','.join(filter(None, lines))}]")  # all at once
+    return found
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracking.collect import Run, common, find, swept, value
+from tracking.files import whole
 from tracking.html import write_html
 from tracking.seeds import MEASURES, Group, Spread, groups
 
@@ -44,9 +45,8 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Run]:
 
 def _write(path: Path, text: str) -> None:
     """Write whole or not at all, line ends as they are."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="")
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
 
 
 def _csv_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -59,7 +59,9 @@ AVERAGES: dict[str, Average] = {"mean": mean, "median": median, "trimmed_mean": 
 class AverageSettings:
     """How clients are averaged: what the strategy group holds for every method."""
 
-    average: str = field(default="mean", metadata={"help": "mean, median, trimmed_mean"})
+    average: str = field(
+        default="mean", metadata={"help": "aggregation: mean, median, trimmed_mean"}
+    )
 
     def __post_init__(self) -> None:
         if self.average not in AVERAGES:
@@ -81,7 +83,7 @@ class AveragingSettings(ServerSettings, AverageSettings):
 
     proximal_mu: float = field(
         default=0.0,
-        metadata={"help": "FedProx: clients minimise loss + mu/2·‖w − w_global‖²"},
+        metadata={"help": "FedProx: weight of the proximal term, mu/2·‖w − w_global‖²"},
     )
 
     def __post_init__(self) -> None:

@@ -81,7 +81,7 @@ class Planner:
         """Refuse a fleet in which no client could ever take part.
 
         Raises:
-            ValueError: all lack memory, or nobody can end by the deadline; names the key.
+            ValueError: all lack memory, or no client can meet the deadline; names the key.
         """
         if self.clients.fleet is not None:
             self.clients.fleet.check(self.phases(network), self.method.schedule.rule)

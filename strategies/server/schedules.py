@@ -105,7 +105,7 @@ class BaseSettings:
 
     base: str = field(
         default="splitfed_v1",
-        metadata={"help": "split, splitfed_v1, splitfed_v2: who trains when, and what is averaged"},
+        metadata={"help": "schedule: split, splitfed_v1, splitfed_v2"},
     )
 
     def __post_init__(self) -> None:

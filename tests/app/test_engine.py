@@ -166,7 +166,6 @@ def test_a_client_that_hangs_is_left_behind(
     config = small(*FAULTY, *ON_RAY)
     grid = simulator._grid(config)
     strategy = experiment.strategy(config)
-    strategy.discover(grid)
     arrays = messages.to_record(experiment.prepare(config, strategy).state_dict())
     from flwr.app import ConfigRecord
 
@@ -239,14 +238,13 @@ def test_several_contents_in_one_send(grid: SerialGrid | RayGrid) -> None:
 
     config = small("clients.total=5")
     strategy = experiment.strategy(config)
-    strategy.discover(grid)
     state = experiment.prepare(config, strategy).state_dict()
     sent = []
     for node in range(5):
         arrays = messages.to_record(
             {k: v * 0 + node if v.is_floating_point() else v for k, v in state.items()}
         )
-        config_record = ConfigRecord({**strategy.client_config(), "seed": 0, "train.lr": 0.0})
+        config_record = ConfigRecord({**strategy.client_settings(), "seed": 0, "train.lr": 0.0})
         content = messages.request(arrays, config_record, 1)
         sent.append(Message(content, node, "train"))
     for _ in range(2):

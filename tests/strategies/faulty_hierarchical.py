@@ -1,13 +1,15 @@
 """Hierarchical training whose clients fail on demand, as `faulty_split` says."""
 
 from collections.abc import Mapping
+from functools import wraps
+from typing import Any
 
 from torch import Tensor
 
 from strategies.client.tiers import Tiers, TiersClient
 from strategies.contract import ClientData, ServerHalf, Task, Update
 from strategies.hierarchical import Hierarchical
-from tests.strategies.faulty_split import Skipping, faults
+from tests.strategies.faulty_split import faults, skipping
 
 
 class FaultyClient(TiersClient):
@@ -25,7 +27,12 @@ class FaultyClient(TiersClient):
         return update
 
 
-class Faulty(Skipping, Hierarchical):
-    """Server half."""
+class Faulty(Hierarchical):
+    """Hierarchical training with faulty clients."""
 
     client = FaultyClient()
+
+    @wraps(Hierarchical.__init__)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.method = skipping(self.method)

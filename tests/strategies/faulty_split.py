@@ -6,13 +6,18 @@ skip    takes no part: it is given no data
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from fleet.clock import Rule
 from strategies.client.split_loop import Halves, SplitClient
 from strategies.contract import ClientData, ServerHalf, Task, Update
+from strategies.server.method import Exchange, Method, Network, Result, Schedule, ServerState
 from strategies.split import Split
 from strategies.splitfed_v2 import SplitFedV2
 from strategies.splitfed_v3 import SplitFedV3
@@ -22,12 +27,32 @@ def faults() -> dict[str, str]:
     return dict(line.split() for line in Path(os.environ["FAULTS"]).read_text().splitlines())
 
 
+@dataclass(frozen=True)
 class Skipping:
-    """Leaves out who is to be skipped, after the draw of the order."""
+    """A schedule that leaves out who is to be skipped, after the draw of the order."""
 
-    def order(self, chosen: list[int], server_round: int) -> list[int]:
-        found: list[int] = super().order(chosen, server_round)  # type: ignore[misc]
+    of: Schedule
+
+    @property
+    def rule(self) -> Rule:
+        return self.of.rule
+
+    def busy(self, state: ServerState) -> Collection[int]:
+        return self.of.busy(state)
+
+    def order(self, chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
+        found = self.of.order(chosen, seed, server_round)
         return [p for p in found if faults().get(str(p)) != "skip"]
+
+    def run(
+        self, state: ServerState, network: Network | None, chosen: Sequence[int], exchange: Exchange
+    ) -> tuple[ServerState, list[Result]]:
+        return self.of.run(state, network, chosen, exchange)
+
+
+def skipping(method: Method) -> Method:
+    """The method with a schedule that leaves out who is to be skipped."""
+    return replace(method, schedule=Skipping(method.schedule))
 
 
 class FaultyClient(SplitClient):
@@ -48,22 +73,34 @@ class FaultyClient(SplitClient):
         return update
 
 
-class FaultySplit(Skipping, Split):
-    """Server half: sequential split learning's."""
+class FaultySplit(Split):
+    """Sequential split learning with faulty clients."""
 
     client = FaultyClient()
 
+    @wraps(Split.__init__)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.method = skipping(self.method)
 
-class FaultyV2(Skipping, SplitFedV2):
-    """Server half: SplitFed V2's."""
+
+class FaultyV2(SplitFedV2):
+    """SplitFed V2 with faulty clients."""
 
     client = FaultyClient()
+
+    @wraps(SplitFedV2.__init__)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.method = skipping(self.method)
 
 
 class FaultyV3(SplitFedV3):
-    """Server half: SplitFed V3's."""
+    """SplitFed V3 with faulty clients."""
 
     client = FaultyClient()
 
-    def choose(self, server_round: int) -> list[int]:
-        return [p for p in super().choose(server_round) if faults().get(str(p)) != "skip"]
+    @wraps(SplitFedV3.__init__)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.method = skipping(self.method)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from app import experiment
 from app.config.composition import compose
-from app.config.schema import Config
+from app.experiment import Experiment, resolve
 from quant.link import LABELS
 from quant.packet import LENGTH_BYTES, Packet
 from strategies.contract import ClientHalf, Streams, Task
@@ -151,8 +151,8 @@ def begun(told: dict[str, Any], arrays: Mapping[str, Tensor]) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def composed(overrides: tuple[str, ...]) -> Config:
-    return compose(overrides)
+def composed(overrides: tuple[str, ...]) -> Experiment:
+    return resolve(compose(overrides))
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,19 +2,28 @@
 
 import copy
 import json
-import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAULTS, assert_same_arrays, assert_same_run, rounds, simulate, small
+from conftest import (
+    FAULTS,
+    assert_same_arrays,
+    assert_same_run,
+    cut_network,
+    rounds,
+    settings_of,
+    simulate,
+    small,
+)
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from app import experiment
-from app.jobs import Session
+from app import build_fleet, experiment
+from app.jobs import Jobs
 from fleet.devices import tables
 from fleet.outages import Outage
 from fleet.seeds import draw_uniform
@@ -47,7 +56,9 @@ class Client:
         self.server = experiment.strategy(self.config)
         state = experiment.prepare(self.config, self.server).state_dict()
         self.arrays = {name: tensor.clone() for name, tensor in state.items()}
-        self.settings = {**self.server.client_config(), **dict(self.server.variant(0)), "seed": 0}
+        self.network = cut_network(self.server)
+        self.device_names = self.network.only().names
+        self.settings = settings_of(self.server)
 
     def train(self, arrays: dict[str, Tensor], partition: int = 0, server_round: int = 1):
         settings = {**self.settings, ROUND: server_round}
@@ -58,8 +69,16 @@ class Client:
         update = train_simulated(client, model, arrays, data, task)
         return update, {name: tensor.clone() for name, tensor in update.arrays.items()}
 
+    def edge(self) -> nn.Sequential:
+        """What the device has without network."""
+        tiers = hierarchical.tiers_in(self.network, self.arrays)
+        return nn.Sequential(tiers.halves.device[0], tiers.exit)
+
+    def order(self, chosen: Sequence[int], server_round: int) -> list[int]:
+        return self.server.method.schedule.order(chosen, 0, server_round)
+
     def on_device(self, name: str) -> bool:
-        return name in self.server.device_names()
+        return name in self.device_names
 
 
 # Nothing comes back -------------------------------------------------------------------------------
@@ -103,7 +122,7 @@ def test_activations_go_up_without_a_graph() -> None:
             return loss
 
     client = Client("model=cnn", "split.cut=stage2")
-    tiers = client.server.tiers(client.arrays)
+    tiers = hierarchical.tiers_in(client.network, client.arrays)
     device, part = tiers.halves.parts
     settings, link = LocalTraining(batch_size=16), LinkSettings()
     data = experiment.client_data(client.config, 0)
@@ -134,13 +153,13 @@ def test_bytes_by_hand(up, tmp_path: Path) -> None:
 def test_the_edge_is_a_plain_training_of_device_and_exit(network) -> None:
     client = Client(*network, "train.epochs=2")
     update, found = client.train(client.arrays)
-    edge = client.server.edge(client.arrays)
+    edge = client.edge()
     settings = client.config.train
     data = experiment.client_data(client.config, 0)
     loss = train_epochs(edge, data, settings, Streams(0, 1, 0))
     device, head = edge
     plain = {**device.state_dict(), **{f"exit.{n}": t for n, t in head.state_dict().items()}}
-    assert plain.keys() == client.server.device_names()
+    assert plain.keys() == client.device_names
     assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
     assert update.metrics["edge_loss"] == loss
 
@@ -150,7 +169,7 @@ def test_the_cloud_is_a_plain_training_on_what_it_gets(network) -> None:
     """Its data are the activations that the device makes as it trains."""
     client = Client(*network, "train.server_lr=0.03")
     update, found = client.train(client.arrays)
-    tiers = client.server.tiers(client.arrays)
+    tiers = hierarchical.tiers_in(client.network, client.arrays)
     device, part = (copy.deepcopy(half) for half in tiers.halves.parts)
     edge = nn.Sequential(device, tiers.exit).train()
     settings, streams = client.config.train, Streams(0, 1, 0)
@@ -184,7 +203,7 @@ def test_a_shared_cloud_goes_from_client_to_client_and_devices_are_averaged(tmp_
     simulate(tmp_path, STRATEGY, *chosen)
     client = Client(*chosen)
     current, devices, sizes = client.arrays, {}, {}
-    for partition in client.server.order([0, 1, 2], 1):
+    for partition in client.order([0, 1, 2], 1):
         update, state = client.train(current, partition)
         devices[partition], sizes[partition] = state, update.num_examples
         current = {n: t if client.on_device(n) else state[n] for n, t in current.items()}
@@ -228,7 +247,7 @@ def test_one_device_trains_on_as_if_nothing_had_happened(tmp_path) -> None:
     simulate(tmp_path / "always", *chosen)
     simulate(tmp_path / "lost", *chosen, "strategy.outage=[2,3]")
     always, lost = (load_file(tmp_path / run / "model.safetensors") for run in ("always", "lost"))
-    names = Client("clients.total=1").server.device_names()
+    names = Client("clients.total=1").device_names
     for name, array in always.items():
         assert np.array_equal(lost[name], array) == (name in names), name
     here, now = rounds(tmp_path / "always"), rounds(tmp_path / "lost")
@@ -264,7 +283,7 @@ def test_many_devices_keep_their_halves_until_the_network_is_back(tmp_path) -> N
     client.settings[messages.ALONE] = True
     for partition in chosen_now:
         _, state = client.train(start, partition, 2)
-        for name in client.server.device_names():
+        for name in client.device_names:
             assert np.array_equal(own[f"{partition}/{name}"], state[name].numpy())
 
 
@@ -313,7 +332,7 @@ def test_who_is_cut_off_in_a_round_by_hand(server_half, tmp_path) -> None:
         linked, begun = there(server_round, 3), current
         cut = set(range(3)) - linked
         states, clouds = {}, []
-        for p in client.server.order(range(3), server_round):
+        for p in client.order(range(3), server_round):
             client.settings[messages.ALONE] = p in cut
             base = begun if server_half == "replicated" or p in cut else current
             _, states[p] = client.train(base | own.get(p, {}), p, server_round)
@@ -434,11 +453,9 @@ def test_those_without_network_train_on_when_all_the_others_fail(
     assert all(np.array_equal(end[name], start[name].numpy()) for name in end)
 
 
-def test_nobody_there_is_no_failure(tmp_path) -> None:
-    file = tmp_path / "capacity.pickle"
-    file.write_bytes(pickle.dumps({"9": {"computation": 20.0, "communication": 5000.0}}))
-    trace = ("fleet=trace", f"fleet.capacity={file}", "fleet.by_id=true")  # of another client
-    simulate(tmp_path / "run", STRATEGY, *trace, "strategy.outage=[2]")
+def test_nobody_there_is_no_failure(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(build_fleet, "_clients", lambda *drawn: {})
+    simulate(tmp_path / "run", STRATEGY, "strategy.outage=[2]")
     found = [(row["num_clients"], row["link_cut"]) for row in rounds(tmp_path / "run")]
     assert found == [(0, 0), (0, 0)]
 
@@ -473,7 +490,7 @@ def test_a_round_by_hand(tmp_path) -> None:
 
 def test_pipelined_is_a_yes_or_no() -> None:
     with pytest.raises(ValueError, match=r"strategy\.pipelined=2: takes true or false"):
-        Session().prepare([STRATEGY, "strategy.pipelined=2"], is_sweep=False)
+        Jobs().check([STRATEGY, "strategy.pipelined=2"], is_sweep=False)
 
 
 @pytest.mark.parametrize("cut", ["stage1.conv", "stage2.conv"])
@@ -522,9 +539,9 @@ ERRORS = [
 @pytest.mark.parametrize(("override", "message"), ERRORS)
 def test_what_cannot_be(override, message) -> None:
     with pytest.raises(ValueError, match=message):
-        Session().prepare([STRATEGY, "clients.total=3", override], is_sweep=False)
+        Jobs().check([STRATEGY, "clients.total=3", override], is_sweep=False)
 
 
 def test_prepare_comes_first() -> None:
     with pytest.raises(RuntimeError, match=r"needs prepare\(\)"):
-        hierarchical.Hierarchical().client_config()
+        hierarchical.Hierarchical().prepared()

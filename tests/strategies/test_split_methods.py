@@ -6,29 +6,39 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import FAULTS, ROOT, SMALL, assert_same_run, rounds, simulate, small
+from conftest import (
+    FAULTS,
+    ROOT,
+    SMALL,
+    assert_same_run,
+    cut_network,
+    rounds,
+    settings_of,
+    simulate,
+    small,
+)
 from safetensors.numpy import load_file
 from torch import nn
 
 from app import client, experiment
 from app.config.composition import compose
 from app.engine import SerialGrid
-from app.jobs import Session
+from app.jobs import Jobs
 from quant.codec import LinkSettings
 from quant.layers import quantized_layers
 from strategies.client.simulated import train_simulated
-from strategies.client.split_loop import Hooks, Split, SplitClient
+from strategies.client.split_loop import CutAt, Hooks, SplitClient
 from strategies.client.training import LocalTraining
 from strategies.contract import Streams, Task, Update
 from strategies.hierarchical import Hierarchical
 from strategies.messages import of_network, pack_settings, to_record, unpack_settings
-from strategies.server.server_optimizer import ServerSettings
+from strategies.server.aggregation import AveragingSettings
 from strategies.splitfed_v1 import SplitFedV1
 from strategies.splitfed_v3 import SplitFedV3
 from tests.strategies.half_process import RemoteHalf
@@ -318,7 +328,7 @@ def test_quantizers_on_one_side(side) -> None:
     strategy = prepared(
         "strategy=splitfed_v1", "quant.bits=4", f"quant.side={side}", "split.cut=stage2"
     )
-    layers = dict(quantized_layers(strategy.whole_model()))
+    layers = dict(quantized_layers(cut_network(strategy).model))
     device = {"stage1.conv", "stage2.conv"}
     assert set(layers) == (device if side == "client" else {*device, "stage3.conv", "head.linear"})
     assert layers["stage1.conv"].weight_quantizer.bits == 8  # the network's first layer
@@ -349,7 +359,7 @@ def test_the_tail_begins_with_a_module(model, tail, expected) -> None:
     strategy = prepared(
         "strategy=ushaped", f"model={model}", f"split.tail={tail}", f"split.cut={cut}", *data
     )
-    assert strategy.split_of(0).tail.startswith(expected)
+    assert cut_network(strategy).place(0).split.tail.startswith(expected)
 
 
 def test_summary_is_of_the_devices_part(tmp_path: Path) -> None:
@@ -364,18 +374,20 @@ def test_summary_is_of_the_devices_part(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [SplitFedV1, SplitFedV3, Hierarchical])
 @pytest.mark.parametrize(
-    "argument", [{"server": ServerSettings("fedadam")}, {"proximal_mu": 1.0}], ids=["server", "mu"]
+    "averaging",
+    [AveragingSettings(server_optimizer="fedadam"), AveragingSettings(proximal_mu=1.0)],
+    ids=["server", "mu"],
 )
-def test_what_a_cut_network_cannot_have_is_refused(kind, argument) -> None:
+def test_what_a_cut_network_cannot_have_is_refused(kind, averaging) -> None:
     with pytest.raises(ValueError, match="methods over a cut take neither"):
-        kind(**argument)
+        kind(averaging=averaging)
 
 
 def test_devices_that_were_not_drawn_may_have_a_cut() -> None:
     cuts = "split.cut={phone_low:stage1,phone_mid:stage2,phone_high:stage2,default:stage3}"
     chosen = ("strategy=splitfed_v1", "fleet=mobile", "clients.total=2")
     method = prepared(*chosen, cuts)
-    drawn = {client.device.name for client in method.fleet.clients.values()}
+    drawn = {client.device.name for client in method.rounds.fleet.clients.values()}
     assert len(drawn) < 3  # two clients have two devices at most
     with pytest.raises(ValueError, match=r"raspberry_pi_4: takes .* phone_high, phone_low, phone_"):
         prepared(*chosen, "split.cut={raspberry_pi_4:stage1,default:stage2}")
@@ -390,9 +402,9 @@ SECOND = {
 def test_a_second_start_begins_anew(strategy) -> None:
     chosen = (f"strategy={strategy}", "clients.total=2", "rounds=2", *SECOND[strategy])
     method = prepared(*chosen)
-    config, initial = small(*chosen), method.whole_model().state_dict()
+    config, initial = small(*chosen), method.prepared().in_round(1).model.state_dict()
     arrays = {name: tensor.clone() for name, tensor in initial.items()}
-    grid = SerialGrid(2, {"config": json.dumps(asdict(config))})
+    grid = SerialGrid(2, experiment.run_config(config))
     first, again = (
         method.start(grid, to_record(arrays), num_rounds=2).arrays.to_numpy_ndarrays()
         for _ in range(2)
@@ -403,15 +415,18 @@ def test_a_second_start_begins_anew(strategy) -> None:
 def test_simulated_time_begins_anew() -> None:
     method = prepared("strategy=splitfed_v1", "clients.total=2", "fleet=iot")
     config, sink, times = small("clients.total=2"), [], []
-    grid = SerialGrid(2, {"config": json.dumps(asdict(config))})
+    grid = SerialGrid(2, experiment.run_config(config))
 
     class Now:
         def absence(self, partition, server_round, now_s, seed):
             times.append(now_s)
 
-    method.fleet = replace(method.fleet, availability=Now())
+    fleet = replace(method.rounds.fleet, availability=Now())
+    method.rounds = replace(method.rounds, fleet=fleet)
     for _ in range(2):
-        method.start(grid, to_record(method.whole_model().state_dict()), 2, sinks=sink)
+        method.start(
+            grid, to_record(method.prepared().in_round(1).model.state_dict()), 2, sinks=sink
+        )
     assert times[:4] == times[4:]
     assert times[0] == 0 < times[2]
 
@@ -455,19 +470,19 @@ ERRORS = [
 @pytest.mark.parametrize(("override", "message"), ERRORS)
 def test_what_cannot_be(override, message) -> None:
     with pytest.raises(ValueError, match=message):
-        Session().prepare(["strategy=splitfed_v1", "clients.total=3", override], is_sweep=False)
+        Jobs().check(["strategy=splitfed_v1", "clients.total=3", override], is_sweep=False)
 
 
 @pytest.mark.parametrize("strategy", ["split", "splitfed_v2", "ushaped"])
 def test_one_cut_where_there_is_one_server_half(strategy) -> None:
     with pytest.raises(ValueError, match=r"split\.cut: a mapping .* splitfed_v1 or splitfed_v3"):
-        Session().prepare([f"strategy={strategy}", "split.cut={default:stage1}"], is_sweep=False)
+        Jobs().check([f"strategy={strategy}", "split.cut={default:stage1}"], is_sweep=False)
 
 
 def test_a_tail_that_is_none() -> None:
     with pytest.raises(ValueError, match=r"split\.tail=fo: no such cut point; the nearest are"):
         chosen = ("fleet=mobile", "split.cut=auto", "split.tail=fo")
-        Session().prepare(["strategy=ushaped", *chosen], is_sweep=False)
+        Jobs().check(["strategy=ushaped", *chosen], is_sweep=False)
     for tail, message in (
         ("nowhere", r"split\.cut=stage1 split\.tail=nowhere: .* no cut point 'nowhere'"),
         ("stage1", r"split\.tail=stage1: CNN has no cut point before 'stage1'"),
@@ -475,11 +490,12 @@ def test_a_tail_that_is_none() -> None:
         ("", r"split\.tail=: takes a module"),
     ):
         with pytest.raises(ValueError, match=message):
-            Session().prepare(["strategy=ushaped", f"split.tail={tail}"], is_sweep=False)
+            Jobs().check(["strategy=ushaped", f"split.tail={tail}"], is_sweep=False)
 
 
 def test_keys_that_a_method_does_not_read() -> None:
-    from app.server import identity
+    def identity(config):
+        return experiment.resolve(config).identity
 
     fedavg = identity(compose(["strategy=fedavg", "split.cut=stage2", "link.up=int8"]))
     assert not [key for key in fedavg if key.startswith(("split", "link", "quant", "train.server"))]
@@ -510,12 +526,12 @@ class Round:
 
     def __init__(self, *overrides: str) -> None:
         self.overrides = (*SMALL, "train.max_batches=3", *overrides)
-        config = compose(self.overrides)
+        config = experiment.resolve(compose(self.overrides))
         server = experiment.strategy(config)
         state = experiment.prepare(config, server).state_dict()
         self.arrays = {name: tensor.clone() for name, tensor in state.items()}
-        settings = {**server.client_config(), **dict(server.variant(0)), "seed": 0}
-        self.device_names = server.device_names()
+        settings = settings_of(server)
+        self.device_names = cut_network(server).on_device(0)
         self.data = experiment.client_data(config, 0)
         self.task = Task(settings, Streams(0, 1, 0), len(self.data))
         self.client = experiment.method_class(config).client
@@ -622,13 +638,13 @@ def test_hooks_of_the_device_are_not_called_on_the_servers_part() -> None:
 
 def test_settings_travel() -> None:
     strategy = prepared("strategy=ushaped", "link.up=int8", "train.server_lr=0.5", "quant.bits=4")
-    config = {**strategy.client_config(), **dict(strategy.variant(0))}
-    split = unpack_settings(config, "split", Split)
-    assert split == Split("stage1", "stage3")
+    config = settings_of(strategy)
+    split = unpack_settings(config, "split", CutAt)
+    assert split == CutAt("stage1", "stage3")
     assert unpack_settings(config, "train", LocalTraining).server_lr == 0.5
     assert unpack_settings(config, "link", LinkSettings) == LinkSettings("int8")
     # What a worker keeps of a network is not made anew because a rate falls.
-    falling = replace(strategy.train, lr_decay=0.5)
+    falling = replace(strategy.rounds.train, lr_decay=0.5)
     first, second = (config | pack_settings(train=falling.in_round(n)) for n in (1, 2))
     assert first != second
     assert of_network(first) == of_network(second)

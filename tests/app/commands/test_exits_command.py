@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, cut_network
 from safetensors.torch import load_file
+from torch import nn
 
 from app import experiment
 from app.commands import export, ptq
@@ -16,7 +17,7 @@ from app.config.composition import compose
 from app.evaluation import test as accuracy_of
 from app.run_folder import load_experiment
 from models.exits import Point
-from strategies.hierarchical import Hierarchical
+from strategies.hierarchical import Hierarchical, tiers_in
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,9 @@ def test_the_ends_are_the_runs_own_accuracies(run_folder: Path) -> None:
     config = load_experiment(run_folder)
     method = experiment.strategy(config)
     experiment.prepare(config, method)
+    tiers = tiers_in(cut_network(method), load_file(run_folder / "model.safetensors"))
     edge, data = (
-        method.edge(load_file(run_folder / "model.safetensors")),
+        nn.Sequential(tiers.halves.device[0], tiers.exit),
         experiment.dataset(config),
     )
     assert accuracy_of(edge, data.test_x, data.test_y)[0] == first.accuracy

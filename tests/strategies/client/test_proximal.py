@@ -27,6 +27,7 @@ from strategies.client.training import (
 )
 from strategies.contract import ClientData, Streams
 from strategies.fedavg import FedAvg
+from strategies.server.aggregation import AveragingSettings
 
 STREAMS = Streams(0, 1, 2)
 
@@ -179,10 +180,10 @@ def test_the_larger_the_nearer():
 
 
 def test_mu_travels_under_flower_s_name_and_only_where_there_is_one():
-    assert "proximal-mu" not in FedAvg().client_config()
-    config = FedAvg(proximal_mu=0.25).client_config()
+    assert "proximal-mu" not in FedAvg().client_settings()
+    config = FedAvg(averaging=AveragingSettings(proximal_mu=0.25)).client_settings()
     assert messages.proximal_mu(config) == config["proximal-mu"] == 0.25
-    assert messages.proximal_mu(FedAvg().client_config()) == 0
+    assert messages.proximal_mu(FedAvg().client_settings()) == 0
     theirs, nodes = ConfigRecord(), type("Nodes", (), {"get_node_ids": lambda self: range(0)})()
     strategy = FedProx(proximal_mu=0.25, fraction_train=0.0)
     strategy.configure_train(1, ArrayRecord(), theirs, nodes)

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from torch import nn
 
 from models.cnn import CNN
 from quant.layers import QuantSpec, is_step, quantize
+from strategies.client import training
 from strategies.client.training import (
-    LocalTraining,
     batches,
     crop_flip,
     load_arrays,
@@ -24,6 +25,8 @@ from strategies.client.training import (
     train_epochs,
 )
 from strategies.contract import ClientData, Streams
+
+LocalTraining = partial(training.LocalTraining, epochs=1, momentum=0.0)
 
 modest = settings(deadline=None, max_examples=60)
 

@@ -14,7 +14,8 @@ from flwr.serverapp.strategy import Strategy
 from app.engine import SerialGrid
 from fleet.selection import select
 from strategies import messages
-from strategies.client.training import LocalTraining, Update
+from strategies.client.training import LocalTraining
+from strategies.contract import Update
 from strategies.fedavg import FedAvg
 from strategies.server.aggregation import Averaging
 from strategies.server.checkpoint import Checkpoints

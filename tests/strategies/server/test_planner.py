@@ -13,9 +13,10 @@ from test_conformance import ROWS
 from app import build_fleet as fleets
 from app import experiment
 from app.config.composition import compose
-from app.jobs import Session
+from app.jobs import Jobs
 from fleet.clock import parallel
 from fleet.devices import tables
+from fleet.traces import match
 from strategies.client.training import LocalTraining, batch_sizes, batches
 
 CASES = [pytest.param(s, o, id=" ".join((s, *o))) for s, rows in ROWS.items() for o in rows]
@@ -133,7 +134,7 @@ class InTurns:
 
 
 def test_a_continued_run_goes_on_at_its_simulated_time(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(fleets, "_availability", lambda config: InTurns())
+    monkeypatch.setattr(fleets, "_availability", lambda *drawn: InTurns())
     chosen = ("strategy=fedavg", "fleet=iot", "evaluate.every=9")
     simulate(tmp_path / "whole", *chosen, "rounds=5")
     simulate(tmp_path / "grown", *chosen, "rounds=3")
@@ -195,8 +196,8 @@ def test_a_device_that_does_not_fit(tmp_path, monkeypatch) -> None:
     need = next(iter(phases_of(strategy).values())).peak_bytes
     original = fleets.make
 
-    def cramped(config, largest):
-        made = original(config)
+    def cramped(drawn, largest):
+        made = original(*drawn)
         for partition, client in made.clients.items():
             small_device = client.device.__class__(
                 **{**vars(client.device), "memory_bytes": need - 1 if partition < largest else 1e12}
@@ -204,14 +205,14 @@ def test_a_device_that_does_not_fit(tmp_path, monkeypatch) -> None:
             made.clients[partition] = client.__class__(small_device, client.link)
         return made
 
-    monkeypatch.setattr(fleets, "make", lambda config: cramped(config, 3))
+    monkeypatch.setattr(fleets, "make", lambda *drawn: cramped(drawn, 3))
     simulate(tmp_path, "strategy=fedavg", "rounds=1")
     rows = clients(tmp_path)
     assert [row["partition"] for row in rows if row["status"] == "unfit"] == [0, 1, 2]
     assert "MiB" in rows[0]["reason"]
-    monkeypatch.setattr(fleets, "make", lambda config: cramped(config, 100))
+    monkeypatch.setattr(fleets, "make", lambda *drawn: cramped(drawn, 100))
     with pytest.raises(ValueError, match=r"fleet: training needs .* MiB, and no client has more"):
-        Session().prepare(["strategy=fedavg"], is_sweep=False)
+        Jobs().check(["strategy=fedavg"], is_sweep=False)
 
 
 def test_quantized_devices_are_faster_only_as_far_as_the_table_says() -> None:
@@ -232,7 +233,7 @@ def test_what_cannot_be(tmp_path) -> None:
     for overrides, message in (
         (
             ["fleet.deadline_s=1e-9"],
-            r"fleet\.deadline_s=1e-09: nobody can end by then; the fastest",
+            r"fleet\.deadline_s=1e-09: no client can meet the deadline; the fastest",
         ),
         (["fleet.deadline_s=0"], r"fleet\.deadline_s=0\.0: takes a positive number"),
         (["fleet.availability=often"], r"fleet\.availability=often: takes always, a probability"),
@@ -250,18 +251,20 @@ def test_what_cannot_be(tmp_path) -> None:
         (["split.cut={0:auto,default:stage2}"], r"split\.cut\.0=auto: auto is for all"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            Session().prepare(["strategy=splitfed_v1", *overrides], is_sweep=False)
+            Jobs().check(["strategy=splitfed_v1", *overrides], is_sweep=False)
 
 
 def test_a_trace(tmp_path) -> None:
-    """Devices from FedScale's file, by id; a client that it lacks is absent."""
+    """Devices from FedScale's file, drawn by seed."""
     file = tmp_path / "capacity.pickle"
     rows = {str(i): {"computation": 20.0 * (i + 1), "communication": 5000.0} for i in range(5)}
     file.write_bytes(pickle.dumps(rows))
-    chosen = ("strategy=fedavg", "fleet=trace", f"fleet.capacity={file}", "fleet.by_id=true")
+    chosen = ("strategy=fedavg", "fleet=trace", f"fleet.capacity={file}")
     simulate(tmp_path / "run", *chosen, "rounds=1")
     found = clients(tmp_path / "run")
-    assert [row["status"] for row in found] == ["ok"] * 5 + ["absent"]
-    times = [row["sim_s"] for row in found[:5]]
+    assert [row["status"] for row in found] == ["ok"] * 6
+    names = match(list(rows), range(6), 0, by_id=False)
+    times = [row["sim_s"] for row in sorted(found, key=lambda row: names[row["partition"]])]
     assert times == sorted(times)
+    assert len(set(times)) == len(set(names.values()))
     assert compose(["fleet=uniform"]).fleet.population == "uniform"

@@ -28,7 +28,7 @@ from quant.codec import LinkSettings
 from strategies.client.training import LocalTraining
 from strategies.server.workload import alone_round, backward, forward, hierarchical_round
 
-TRAIN = LocalTraining(batch_size=16)
+TRAIN = LocalTraining(epochs=1, batch_size=16, momentum=0.0)
 
 
 @pytest.fixture(scope="module")
