@@ -1,6 +1,6 @@
 # Every target installs into .venv first where that is needed; nothing else is asked of the machine
-# but Python 3.11.
-PYTHON ?= python3.11
+# but Python 3.11, 3.12 or 3.13: `make PYTHON=python3.12` where python3 is another one.
+PYTHON ?= python3
 BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED := 0
 
@@ -10,32 +10,40 @@ demo: .venv/demo
 	$(BIN)/python main.py -m strategy=fedavg,oqfl clients.total=100
 
 test: lint
-	$(BIN)/pytest -m "not long" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m "not long" --numprocesses 2 --dist loadfile --durations=25
 
 test-long: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --durations=25
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The benchmarks that need no data of the user's; `binary` and `privacy` do (docs/BINARIZED.md).
 bench: .venv/dev
-	$(BIN)/python -m benchmarks.quant
-	$(BIN)/python -m benchmarks.engine
+	@for name in $(BENCHMARKS); do echo; echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+BENCHMARKS := wire codec quant fleet hierarchical split engine
 
 install: .venv/dev
 
 # Installed anew when pyproject.toml changes.
 .venv/demo: pyproject.toml
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
 .venv/dev: pyproject.toml
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@ .venv/demo
+
+CHECK_PYTHON = found=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
+	case "$$found" in 3.11|3.12|3.13) ;; *) \
+	echo "PYTHON=$(PYTHON): is $${found:-missing}; 3.11, 3.12 or 3.13 is needed," \
+	"such as make PYTHON=python3.12" >&2; exit 1;; esac
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

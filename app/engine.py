@@ -5,8 +5,7 @@ Flower's simulation polls, starts its actors for each run and sends the model wi
 round's model is put into Ray's object store once, several clients go into one actor call, and an
 actor that dies is replaced and its clients are run again.
 
-Everything that touches what Flower does not publish (TaskIdentity, message ids, Run) is here, but
-for `app.runtime`.
+What Flower does not publish (task identity, message ids, runs) is in `app.runtime`.
 """
 
 import contextlib
@@ -22,15 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from flwr.app import Context, Error, Message, Metadata, RecordDict
+from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 from ray.exceptions import RayError, RayTaskError
 
-from app import ROOT, client, experiment, server
+from app import ROOT, client, experiment, runtime, server
 from app.experiment import Experiment, Prepared
 from strategies import messages
 from tracking.progress import ProgressSink, Show
@@ -38,7 +34,6 @@ from tracking.progress import ProgressSink, Show
 CLIENTS_PER_CALL = 10  # measured.md: beyond this nothing is gained
 CALLS_IN_FLIGHT = 2  # per actor, so that it never waits for the driver
 MAX_DEATHS = 2  # of its actor, before a client is given up
-SERVER_NODE = 1
 
 log = logging.getLogger(__name__)
 
@@ -54,21 +49,18 @@ class LocalGrid(Grid):
     _run_ids = itertools.count(1)
 
     def __init__(self, num_nodes: int, run_config: Mapping[str, Any]) -> None:
-        self._run = Run.create_empty(next(self._run_ids))
+        self._run = runtime.start_run(next(self._run_ids))
         self._num_nodes = num_nodes
         self._run_config = dict(run_config)
         self._message_ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
-        TaskIdentity.run_id = self._run.run_id
-        TaskIdentity.node_id = SERVER_NODE
-        TaskIdentity.task_id = 0
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: runtime.Run) -> None:
         """Set the run."""
         self._run = run
 
     @property
-    def run(self) -> Run:
+    def run(self) -> runtime.Run:
         """The run."""
         return self._run
 
@@ -108,7 +100,7 @@ class LocalGrid(Grid):
         """
         sent = list(messages)
         for message in sent:
-            message.metadata.__dict__["_message_id"] = str(next(self._message_ids))
+            runtime.number(message, str(next(self._message_ids)))
         return self._execute(sent, timeout)
 
     @abstractmethod
@@ -151,11 +143,6 @@ def answer(app: ClientApp, message: Message, context: Context) -> Message:
         return messages.error_reply(message, error)
 
 
-def rebuild(content: RecordDict, metadata: Metadata) -> Message:
-    """Put a message together again from what travelled apart."""
-    return Message(content=content, metadata=metadata)  # type: ignore[call-overload,no-any-return]
-
-
 def _node(message: Message) -> int:
     return message.metadata.dst_node_id
 
@@ -192,7 +179,7 @@ class Worker:
         return [
             answer(
                 client.app,
-                rebuild(self._contents[key], metadata),
+                runtime.rebuild(self._contents[key], metadata),
                 make_context(metadata.run_id, metadata.dst_node_id, num_nodes, run_config),
             )
             for key, metadata in jobs
@@ -387,10 +374,9 @@ class RayGrid(LocalGrid):
         elif deaths < MAX_DEATHS:
             state.queue.appendleft(_Call(call.indices, deaths))
         else:
-            lost_reply = Error(ErrorCode.UNKNOWN, f"its worker died {deaths} times: {reason}")
-            state.replies[call.indices[0]] = Message(
-                lost_reply, reply_to=state.sent[call.indices[0]]
-            )
+            (lost_one,) = call.indices
+            text = f"its worker died {deaths} times: {reason}"
+            state.replies[lost_one] = runtime.unknown_error(state.sent[lost_one], text)
 
 
 # A whole run --------------------------------------------------------------------------------------

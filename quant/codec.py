@@ -31,7 +31,7 @@ from typing import Protocol
 
 from torch import Generator, Tensor
 
-from quant.dense import Affine, Fp16, Fp32, Sign
+from quant.dense import Affine, Fp16, Fp32, SignCodec
 from quant.packet import Packet
 from quant.sparse import TopK
 from targets import is_target, locate, shown
@@ -181,7 +181,7 @@ def make_codec(name: str, settings: LinkSettings | None = None, scaled_sign: boo
         case "fp16":
             return Fp16()
         case "sign":
-            return Sign(scaled_sign)
+            return SignCodec(scaled_sign)
         case "topk":
             return TopK(settings.k)
         case "randtopk":

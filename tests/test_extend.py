@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 import targets
 from app import experiment
 from app.config.composition import compose, from_stored
-from app.jobs import Session, expand, preset
+from app.jobs import Jobs, expand, preset
 from data.partition import partition
 from models.build import build
 from models.split import cut
@@ -108,8 +108,8 @@ def test_the_pages_commands(folder: Path) -> None:
     ]
     assert re.fullmatch(r"mine\.py:MyNet@[0-9a-f]{12}", network[0]["model._target_"])
     assert network[0]["model.width"] == 8
-    assert method[0]["strategy._target_"].startswith("clipped.py:Clipped@")
-    assert method[0]["strategy.clip"] == 0.5
+    assert method[0]["strategy._target_"].startswith("tempered.py:Tempered@")
+    assert method[0]["strategy.power"] == 0
     assert source[0]["data.name"] == "noise"
     assert source[0]["data.source"].startswith("noise.py@")
     assert parts[0]["data.partition"].startswith("sizes.py:power_law@")
@@ -355,4 +355,4 @@ def test_groups_of_a_searchpath(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     jobs = expand([path, "data=noise,digits"], is_sweep=True)
     assert [small(*job).network.num_classes for job in jobs] == [3, 10]
     with pytest.raises(ValueError, match=r"sweep=none: takes .*widths"):
-        Session().prepare([path, "sweep=none"], is_sweep=True)
+        Jobs().check([path, "sweep=none"], is_sweep=True)

@@ -57,6 +57,34 @@ def test_nothing_takes_a_helper_from_an_app() -> None:
                     assert "server" not in {a.name for a in node.names} or name in starters, name
 
 
+def test_what_flower_does_not_publish_is_used_in_one_file() -> None:
+    published = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation"}
+    published |= {"flwr.serverapp.strategy"}
+    found: dict[str, set[str]] = {}
+    for folder in (*OURS, "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = []
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.module == "flwr":
+                    names = [f"flwr.{alias.name}" for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    names = [node.module or ""]
+                hidden = {n for n in names if n.split(".")[0] == "flwr"} - published
+                if hidden:
+                    found[str(path.relative_to(ROOT))] = hidden
+    assert list(found) == ["app/runtime.py"], found
+
+
+def test_the_error_code_of_messages_is_flowers() -> None:
+    from flwr.common.constant import ErrorCode
+
+    from strategies.messages import CLIENT_RAISED
+
+    assert CLIENT_RAISED == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+
+
 def test_record_keys_are_named_in_one_file() -> None:
     keys = ("num-examples", "server-round", "partition-id", "train-loss")
     for folder in OURS:

@@ -36,7 +36,7 @@ from models.bottleneck import (
 from models.cost import Cost, cost, joined
 from models.subnetwork import Part
 from strategies import messages
-from strategies.client.split_loop import Halves, Split, cut_as_told, halves
+from strategies.client.split_loop import CutAt, Halves, cut_as_told, halves
 from strategies.client.training import load_arrays
 from strategies.contract import Settings
 from strategies.messages import unpack_settings
@@ -350,7 +350,7 @@ def narrow_costs(prune: PruneSettings, candidate: Candidate) -> PartCosts:
     active = prune.target(channels)
     bottleneck = Bottleneck(channels, active, len(rest))
     if prune.importance == "bn":
-        part = halves(candidate.model, Split(candidate.name)).device[0]
+        part = halves(candidate.model, CutAt(candidate.name)).device[0]
         if weight_before(part, candidate.input_shape, SCALES) is None:
             raise ValueError(f"no normalisation of {channels} channels comes before it")
     encoder = cost(bottleneck.encoder(), device.output_shape, input_grad=True)

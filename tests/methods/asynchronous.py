@@ -1,6 +1,6 @@
 """Asynchronous averaging, as a method of the user's own: one file, and nothing else touched.
 
-After FedBuff (Nguyen et al. 2022, arXiv 2106.06581) and FedAsync (Xie et al. 2019, arXiv
+After FedBuff (Nguyen et al. 2022, arXiv 2106.06639) and FedAsync (Xie et al. 2019, arXiv
 1903.03934). A client starts from the model of step t and its update arrives in step t + k, where k
 is its delay; until then it is not asked again, and the server steps on without it:
 
