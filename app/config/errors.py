@@ -1,4 +1,4 @@
-"""Whatever is wrong becomes one line that names the key, what it got and what it takes."""
+"""One line for every configuration error: the key, the value, and what is accepted."""
 
 import difflib
 import re
