@@ -32,18 +32,18 @@ def main() -> int:
     if flags.help:
         sys.stdout.write(help_text())
         return 0
-    from app.jobs import Session  # brings Ray, which --help need not wait for
+    from app.jobs import Jobs  # brings Ray, which --help need not wait for
 
     register()
-    session = Session()
-    run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(session.job)
+    jobs = Jobs()
+    run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(jobs.job)
     try:
         if any(getattr(flags, name) for name in SHOWS_ONLY):
             run()
             return 0
         refuse_other_configs(flags)
         options = [text for text in sys.argv[1:] if text not in flags.overrides]
-        overrides = session.prepare(flags.overrides, is_sweep=flags.multirun)
+        overrides = jobs.check(flags.overrides, is_sweep=flags.multirun)
         sys.argv[1:] = [*options, *open_keys(overrides)]
         run()
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
@@ -53,8 +53,8 @@ def main() -> int:
         sys.stderr.write("interrupted; the same command with resume=true continues\n")
         return 130
     finally:
-        session.finish()
-    return 1 if session.failed else 0
+        jobs.finish()
+    return 1 if jobs.failed else 0
 
 
 def refuse_other_configs(flags: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Everything that knows Flower's runtime, Hydra or Ray."""
+"""Everything that depends on Flower's runtime, Hydra or Ray."""
 
 import sys
 from pathlib import Path

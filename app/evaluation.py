@@ -20,7 +20,8 @@ class EvaluateSettings:
         default=1, metadata={"help": "rounds between evaluations; the last is always evaluated"}
     )
     clients: int = field(
-        default=10, metadata={"help": "splitfed_v3: how many clients' own halves are tested"}
+        default=10,
+        metadata={"help": "splitfed_v3, hierarchical: private client models that are tested"},
     )
 
     def __post_init__(self) -> None:

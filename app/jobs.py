@@ -41,7 +41,7 @@ COPIED = ("rounds.jsonl", "clients.jsonl", "model.safetensors", "config.json")
 log = logging.getLogger(__name__)
 
 
-class Session:
+class Jobs:
     """Runs jobs as Hydra calls for them, and keeps what failed."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Session:
         self._resolved: dict[tuple[str, ...], Experiment] = {}  # by the overrides of the job
         self._prepared: Prepared | None = None  # of the one run: of a sweep it would be too many
 
-    def prepare(self, overrides: Sequence[str], is_sweep: bool) -> list[str]:
+    def check(self, overrides: Sequence[str], is_sweep: bool) -> list[str]:
         """Check every job before any runs, and return the overrides to run with.
 
         Those given, a preset's, and the folder of the run to continue where one is to be.

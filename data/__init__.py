@@ -1,1 +1,1 @@
-"""Data sources, one file each, and how they are divided among clients."""
+"""Data sources, one file each, and their partitioning among clients."""

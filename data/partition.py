@@ -124,7 +124,7 @@ def own_partition(scheme: str) -> Callable[..., Sequence[Any]]:
         raise ValueError(f"data.partition={scheme}: takes {expected}")
     function = locate(scheme, "data.partition", expected)
     if not inspect.isroutine(function):
-        raise ValueError(f"data.partition={shown(scheme)}: is no function; expected {expected}")
+        raise ValueError(f"data.partition={shown(scheme)}: is not a function; expected {expected}")
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in GIVEN and parameter.default is parameter.empty:
             raise ValueError(

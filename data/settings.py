@@ -11,42 +11,46 @@ from data.partition import check_scheme
 class DataSettings:
     """The group data of the configuration; `content` is found at `path` and names what is there."""
 
-    name: str = field(default="digits", metadata={"help": "of the data set, as in conf/data"})
-    source: str = field(default="data.digits", metadata={"help": "module or file that loads them"})
+    name: str = field(default="digits", metadata={"help": "data set, as in conf/data"})
+    source: str = field(
+        default="data.digits", metadata={"help": "module or file that loads the data"}
+    )
     shape: list[int] = field(
         default_factory=list,
-        metadata={"help": "of a sample, as [3,32,32]; arrays and hub find it at data.path"},
+        metadata={"help": "shape of a sample, e.g. [3,32,32]; arrays, hub: read from the data"},
     )
     num_classes: int = field(
-        default=0, metadata={"help": "classes; arrays and hub find them at data.path"}
+        default=0, metadata={"help": "number of classes; arrays, hub: read from the data"}
     )
     path: str | None = field(
         default=None,
-        metadata={"help": "data=arrays: a .npz file; data=hub: a folder or a name on the Hub"},
+        metadata={"help": "arrays: .npz file; hub: folder, or name on the Hugging Face Hub"},
     )
     content: str = ""
     options: dict[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "data=hub: splits and columns, as data.options.label (docs/DATA.md)"},
+        metadata={"help": "hub: splits and columns, e.g. data.options.label (docs/DATA.md)"},
     )
     root: str = field(
         default="${oc.env:CUTBIT_DATA,${oc.env:HOME,/tmp}/.cache/cutbit}",
-        metadata={"help": "folder of local data"},
+        metadata={"help": "folder of local data sets"},
     )
     partition: str = field(
         default="iid",
         metadata={"help": "iid, dirichlet, shards, natural (by user), or a function of your own"},
     )
     alpha: float = field(
-        default=0.5, metadata={"help": "dirichlet: the smaller, the more unequal the clients"}
+        default=0.5, metadata={"help": "dirichlet: concentration; smaller is more non-IID"}
     )
     samples_per_client: int | None = field(
-        default=None, metadata={"help": "samples of each client; null: all are divided"}
+        default=None, metadata={"help": "maximum samples per client; null: no limit"}
     )
-    max_train: int | None = field(default=None, metadata={"help": "most training samples"})
-    max_test: int | None = field(default=None, metadata={"help": "most test samples"})
+    max_train: int | None = field(
+        default=None, metadata={"help": "maximum training samples; null: all"}
+    )
+    max_test: int | None = field(default=None, metadata={"help": "maximum test samples; null: all"})
     image_size: int | None = field(
-        default=None, metadata={"help": "height and width that images are resized to"}
+        default=None, metadata={"help": "resize images to this height and width"}
     )
 
     def __post_init__(self) -> None:

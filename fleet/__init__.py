@@ -1,1 +1,1 @@
-"""Who takes part in a round, and what a round would cost on real devices."""
+"""Which clients take part in a round, and what it would cost on real devices."""

@@ -13,7 +13,7 @@ OBJECTIVES = ("seconds", "joules")
 
 
 @dataclass(frozen=True)
-class Cost:
+class RoundCost:
     """What a round takes a client that has the server to itself.
 
     Attributes:
@@ -34,7 +34,7 @@ def cost(
     server: Device,
     rule: Rule = parallel,
     participants: int = 1,
-) -> Cost:
+) -> RoundCost:
     """What a round takes a client.
 
     Args:
@@ -48,7 +48,7 @@ def cost(
     parts = phases(work, device, link, server).slowed(server=participants)
     (turn,) = rule([parts], math.inf)
     assert turn is not None  # nobody is late without a deadline
-    return Cost(turn.end_s, parts.joules(turn.end_s), parts.fits)
+    return RoundCost(turn.end_s, parts.joules(turn.end_s), parts.fits)
 
 
 def choose_cut(

@@ -304,7 +304,7 @@ def _rows(path: Path, make: Callable[[str, Mapping[str, Any]], Row]) -> dict[str
     try:
         node = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: is no YAML: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path}: is not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(node, Mapping) or not node:
         raise ValueError(f"{path}: takes rows by name")
     rows = {}

@@ -17,7 +17,7 @@ from fleet.work import BatchWork, ClientWork, Compute
 
 
 @dataclass(frozen=True)
-class Run:
+class BatchRun:
     """Seconds of each part of a batch, and how many such batches follow each other.
 
     Attributes:
@@ -71,7 +71,7 @@ class Phases:
 
     down_s: float
     local_s: float
-    runs: tuple[Run, ...]
+    runs: tuple[BatchRun, ...]
     up_s: float
     power_w: float
     idle_w: float
@@ -122,7 +122,7 @@ class Phases:
     def slowed(self, device: float = 1.0, link: float = 1.0, server: float = 1.0) -> "Phases":
         """The same with seconds of device, link and server multiplied by these factors."""
         runs = tuple(
-            Run(
+            BatchRun(
                 run.count,
                 run.first_s * device,
                 run.first_up_s * link,
@@ -194,11 +194,11 @@ def phases(
     )
 
 
-def _run(batch: BatchWork, device: Device, link: Link, server: Device) -> Run:
+def _run(batch: BatchWork, device: Device, link: Link, server: Device) -> BatchRun:
     first, *others = batch.exchanges
     ups = [_up(exchange.bytes_up, link) for exchange in batch.exchanges]
     downs = [_down(exchange.bytes_down, link) for exchange in batch.exchanges]
-    return Run(
+    return BatchRun(
         count=batch.count,
         first_s=compute_seconds(first.device, device),
         first_up_s=ups[0],

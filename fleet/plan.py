@@ -121,7 +121,7 @@ class Fleet:
             rule: how clients and server take turns.
 
         Raises:
-            ValueError: all lack memory, or nobody can end by the deadline; names the key.
+            ValueError: all lack memory, or no client can meet the deadline; names the key.
         """
         fitting = [own for own in parts.values() if own.fits]
         if parts and not fitting:
@@ -134,8 +134,8 @@ class Fleet:
         fastest = min((turn.end_s for turn in turns if turn is not None), default=0.0)
         if fastest > self.deadline_s and self.jitter == 0:
             raise ValueError(
-                f"fleet.deadline_s={self.deadline_s:g}: nobody can end by then; the fastest "
-                f"client needs {fastest:.3g} s"
+                f"fleet.deadline_s={self.deadline_s:g}: no client can meet the "
+                f"deadline; the fastest needs {fastest:.3g} s"
             )
 
     def best(self, choices: Sequence[Mapping[int, ClientWork]], rule: Rule, objective: str) -> int:

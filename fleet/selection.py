@@ -13,10 +13,10 @@ from fleet.seeds import derive_seed
 class ClientsSettings:
     """The group clients of the configuration."""
 
-    total: int = field(default=100, metadata={"help": "how many clients there are"})
+    total: int = field(default=100, metadata={"help": "number of clients"})
     per_round: Any = field(  # int or float, which mean different things
         default=1.0,
-        metadata={"help": "who takes part: an integer counts, a float in (0, 1] is a share"},
+        metadata={"help": "clients per round: an integer, or a share in (0, 1] such as 0.1"},
     )
 
     def __post_init__(self) -> None:

@@ -18,43 +18,44 @@ class FleetSettings:
     Whether the files of traces are there is for those who read them to say.
     """
 
-    name: str = field(default="uniform", metadata={"help": "of the fleet, as in conf/fleet"})
+    name: str = field(default="uniform", metadata={"help": "fleet, as in conf/fleet"})
     population: str | None = field(
-        default="uniform", metadata={"help": "a row of fleet/tables/populations.yaml"}
+        default="uniform",
+        metadata={"help": "population of devices and links (fleet/tables/populations.yaml)"},
     )
     capacity: str | None = field(
-        default=None, metadata={"help": "instead of a population: path of a FedScale device file"}
+        default=None, metadata={"help": "FedScale device trace (path), instead of a population"}
     )
     device: str = field(
-        default="phone_mid", metadata={"help": "fleet=trace: whose memory and power all have"}
+        default="phone_mid", metadata={"help": "fleet=trace: device that gives memory and power"}
     )
     link: str = field(
-        default="wifi", metadata={"help": "fleet=trace: whose latency and radio all have"}
+        default="wifi", metadata={"help": "fleet=trace: link that gives latency and radio"}
     )
     availability: Any = field(
         default="always",
         metadata={"help": "always, a probability in (0, 1], diurnal, or the path of a trace"},
     )
-    low: float = field(default=0.1, metadata={"help": "diurnal: probability at noon"})
-    high: float = field(default=0.9, metadata={"help": "diurnal: probability at midnight"})
+    low: float = field(default=0.1, metadata={"help": "diurnal: availability at noon"})
+    high: float = field(default=0.9, metadata={"help": "diurnal: availability at midnight"})
     spread_h: float = field(
-        default=3.0, metadata={"help": "diurnal: hours over which the midnights are spread"}
+        default=3.0, metadata={"help": "diurnal: spread of the clients' local time, in hours"}
     )
     deadline_s: float | None = field(
         default=None,
-        metadata={"help": "simulated seconds after which a round ends; null: waits for all"},
+        metadata={"help": "round deadline in simulated seconds; null: none"},
     )
     over_select: float = field(
         default=1.0,
-        metadata={"help": "times the clients wanted that are asked; the first to end take part"},
+        metadata={"help": "over-selection factor; the fastest clients are kept"},
     )
     jitter: float = field(
         default=0.0,
-        metadata={"help": "speeds are multiplied by exp(jitter·z) each round; 0.3 is a lot"},
+        metadata={"help": "sd of the log-normal noise on speeds, drawn in each round"},
     )
-    tails: bool = field(default=False, metadata={"help": "count the energy of the radios' tails"})
+    tails: bool = field(default=False, metadata={"help": "include the tail energy of the radios"})
     objective: str = field(
-        default="seconds", metadata={"help": "seconds, joules: what split.cut=auto minimises"}
+        default="seconds", metadata={"help": "objective of split.cut=auto: seconds, joules"}
     )
     capacity_content: str = ""
     availability_content: str = ""

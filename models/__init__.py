@@ -1,1 +1,1 @@
-"""Backbones, one file each, and what is done to any network: cutting, exits, cost. Pure torch."""
+"""Backbones, one file each, and operations on any network: cutting, exits, cost. Pure torch."""

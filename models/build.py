@@ -65,7 +65,7 @@ def build(
         torch.manual_seed(seed)
         model = factory(**arguments)
     if not isinstance(model, nn.Module):
-        got = f"is no torch.nn.Module, but returns {type(model).__name__}"
+        got = f"is not a torch.nn.Module, but returns {type(model).__name__}"
         raise ValueError(f"model._target_={shown(target)}: {got}; expected {EXPECTED}")
     # Two thirds to nine tenths of the time of a training step on a CPU (benchmarks/quant.py).
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
@@ -136,6 +136,6 @@ def _locate(target: str) -> Callable[..., Any]:
     found = locate(target, "model._target_", EXPECTED)
     if not callable(found) or (isinstance(found, type) and not issubclass(found, nn.Module)):
         raise ValueError(
-            f"model._target_={shown(target)}: is no torch.nn.Module; expected {EXPECTED}"
+            f"model._target_={shown(target)}: is not a torch.nn.Module; expected {EXPECTED}"
         )
     return found  # type: ignore[no-any-return]

@@ -130,7 +130,7 @@ class Survey:
             )
             raise self._error(at, refusal, calls[-1].position)
         if at and at in dict(self.model.named_modules()):
-            refusal = "it is no step of the network's forward that ends in one tensor of its own"
+            refusal = "it is not a step of the network's forward that ends in one tensor of its own"
             raise self._error(at, refusal, self._last_position(at))
         names = [name for place in self.valid for name in place.names]
         nearest = ", ".join(difflib.get_close_matches(at, names, n=3, cutoff=0.0)) or "none"
@@ -257,7 +257,7 @@ def _places(traced: Trace, example: Tensor | None) -> list[Place]:
             crossing = ", ".join(names[n][0] for n in alive)
             refusal = f"{len(alive)} values would cross: {crossing}"
         elif _is_number(node) or (value and not value.is_float_tensor):
-            refusal = "what crosses is no float tensor"
+            refusal = "the tensor that crosses is not of floating point"
         elif overwriter := _overwriter(node, traced.root):
             refusal = f"{names[overwriter][0]} overwrites it in place"
         elif value and value.overwritten:

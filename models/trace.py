@@ -308,7 +308,7 @@ class _Recorder(TorchFunctionMode):
             return result
         if name in _READS:
             raise UntraceableError(
-                f"{name} reads the value of a tensor that is no parameter or buffer"
+                f"{name} reads the value of a tensor that is not a parameter or buffer"
             )
         if not isinstance(result, Tensor) or name == "__get__":
             return result
@@ -328,7 +328,7 @@ def _guards(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
             set_attribute(module, name, value)
         elif name.startswith("_tensor_constant"):
             raise UntraceableError(
-                "uses a tensor that is no parameter, buffer or attribute of the model"
+                "uses a tensor that is not a parameter, buffer or attribute of the model"
             )
         else:
             raise StateChangeError(f"forward assigns self.{name}")

@@ -1,1 +1,1 @@
-"""What a cut gives away: leakage, attacks, defences. Pure torch."""
+"""What smashed data reveal: leakage measures, attacks, defences. Pure torch."""

@@ -11,7 +11,7 @@ class PrivacySettings:
     """The group privacy of the configuration."""
 
     dcor_weight: float = field(
-        default=0.0, metadata={"help": "binarized_split: weight of the leak loss"}
+        default=0.0, metadata={"help": "binarized_split: weight λ of the leak loss"}
     )
     epsilon: float | None = field(
         default=None, metadata={"help": "binarized_split: ε of the Laplace noise; null: no noise"}

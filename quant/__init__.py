@@ -1,1 +1,1 @@
-"""Numbers with few bits: learned quantizers, the rewrite of a model, packed bytes. Pure torch."""
+"""Low-precision numbers: quantizers, the rewrite of a model, codecs, packing. Pure torch."""

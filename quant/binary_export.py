@@ -278,7 +278,7 @@ def load_packed(path: str | Path) -> PackedHalf:
             )
         return PackedHalf(tuple(layers), bool(about["flattens"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no packed binary half: {error}") from error
+        raise ValueError(f"{path} is not a packed binary half: {error}") from error
 
 
 def _without_defaults(geometry: Geometry) -> dict[str, Any]:

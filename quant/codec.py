@@ -31,7 +31,7 @@ from typing import Protocol
 
 from torch import Generator, Tensor
 
-from quant.dense import Affine, Fp16, Fp32, Sign
+from quant.dense import Affine, Fp16, Fp32, SignCodec
 from quant.packet import Packet
 from quant.sparse import TopK
 from targets import is_target, locate, shown
@@ -98,18 +98,20 @@ class LinkSettings:
     up: str = field(
         default="fp32",
         metadata={
-            "help": "codec of what the device sends: fp32, fp16, int8, int4, int2, sign, topk, "
+            "help": "uplink codec at the cut: fp32, fp16, int8, int4, int2, sign, topk, "
             "randtopk, or a class of your own (docs/EXTEND.md)"
         },
     )
-    down: str = field(default="fp32", metadata={"help": "codec of what comes back: the same"})
+    down: str = field(
+        default="fp32", metadata={"help": "downlink codec at the cut; the same choices"}
+    )
     k: float = field(
-        default=0.1, metadata={"help": "topk, randtopk: share of a sample's values that is kept"}
+        default=0.1, metadata={"help": "topk, randtopk: share of each sample's values that is sent"}
     )
-    per_channel: bool = field(
-        default=False, metadata={"help": "intN: a range per channel of more than one value"}
+    per_channel: bool = field(default=False, metadata={"help": "intN: one range per channel"})
+    rounding: str = field(
+        default="nearest", metadata={"help": "intN: rounding, nearest or stochastic"}
     )
-    rounding: str = field(default="nearest", metadata={"help": "intN: nearest, stochastic"})
 
     def __post_init__(self) -> None:
         for key in ("up", "down"):
@@ -141,7 +143,7 @@ def _own_codec(name: str, key: str) -> Callable[..., Codec]:
         raise ValueError(f"{key}={name}: takes {expected}")
     found = locate(name, key, expected)
     if not isinstance(found, type):
-        raise ValueError(f"{key}={shown(name)}: is no class; expected {expected}")
+        raise ValueError(f"{key}={shown(name)}: is not a class; expected {expected}")
     methods = [part for part in vars(Codec) if not part.startswith("_")]
     if missing := [part for part in methods if not callable(getattr(found, part, None))]:
         raise ValueError(
@@ -179,13 +181,13 @@ def make_codec(name: str, settings: LinkSettings | None = None, scaled_sign: boo
         case "fp16":
             return Fp16()
         case "sign":
-            return Sign(scaled_sign)
+            return SignCodec(scaled_sign)
         case "topk":
             return TopK(settings.k)
         case "randtopk":
             return TopK(settings.k, ALPHA)
     if not is_target(name):
-        raise ValueError(f"{name} is no codec: there are {', '.join(CODECS)}")
+        raise ValueError(f"{name} is not a codec; expected {', '.join(CODECS)}")
     kind = _own_codec(name, "codec")
     takes_settings = "settings" in inspect.signature(kind).parameters
     return kind(settings=settings) if takes_settings else kind()

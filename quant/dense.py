@@ -175,7 +175,7 @@ class Affine(Dense):
 
 
 @dataclass(frozen=True)
-class Sign(Dense):
+class SignCodec(Dense):
     """One bit a value: +1 for 0 and −0 too. The gradient passes where |x| ≤ 1.
 
     Attributes:

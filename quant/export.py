@@ -193,7 +193,7 @@ def read(path: Path) -> tuple[Description, dict[str, Tensor]]:
 
 
 @dataclass(frozen=True)
-class Part:
+class Contents:
     """One kind of contents of a file: its bytes there, and in float32 without quantizers."""
 
     name: str
@@ -211,7 +211,7 @@ class SizeReport:
         fp32_bops: the same without quantizers.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[Contents, ...]
     bops: int
     fp32_bops: int
 
@@ -240,13 +240,13 @@ def size_report(path: Path, model: nn.Module) -> SizeReport:
     description, tensors = read(path)
     parts = list(_parts(description, tensors))
     inside = sum(part.num_bytes for part in parts)
-    parts.append(Part("header and description", path.stat().st_size - inside, 0))
+    parts.append(Contents("header and description", path.stat().st_size - inside, 0))
     found = cost(model, description.network.input_shape)
     macs = sum(layer.macs for layer in found.layers)
     return SizeReport(tuple(parts), found.bops, macs * FULL_PRECISION_BITS**2)
 
 
-def _parts(description: Description, tensors: Mapping[str, Tensor]) -> Iterator[Part]:
+def _parts(description: Description, tensors: Mapping[str, Tensor]) -> Iterator[Contents]:
     stored: Counter[str] = Counter()
     plain: Counter[str] = Counter()
     for name, tensor in tensors.items():
@@ -263,7 +263,7 @@ def _parts(description: Description, tensors: Mapping[str, Tensor]) -> Iterator[
             plain[what] += size
         stored[what] += size
     for what in sorted(stored, key=lambda what: (not what.startswith("weights"), what)):
-        yield Part(what, stored[what], plain[what])
+        yield Contents(what, stored[what], plain[what])
 
 
 # Models -------------------------------------------------------------------------------------------

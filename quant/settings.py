@@ -16,23 +16,29 @@ class QuantSettings:
 
     bits: int | None = field(
         default=None,
-        metadata={"help": "2 to 8, 32, or null: the method's own (oqfl 4, others 32)"},
+        metadata={"help": "bit width, 2 to 8 or 32; null: 4 for oqfl, else 32"},
     )
-    weight_bits: int | None = field(default=None, metadata={"help": "bits of the weights alone"})
-    act_bits: int | None = field(default=None, metadata={"help": "bits of the activations alone"})
+    weight_bits: int | None = field(
+        default=None, metadata={"help": "bit width of weights; null: quant.bits"}
+    )
+    act_bits: int | None = field(
+        default=None, metadata={"help": "bit width of activations; null: quant.bits"}
+    )
     edge_bits: int = field(
-        default=8, metadata={"help": "bits of the first and the last layer; not used at 32"}
+        default=8, metadata={"help": "bit width of the first and last layer; unused at 32"}
     )
-    learn_step: bool = field(default=True, metadata={"help": "steps train with the weights"})
+    learn_step: bool = field(
+        default=True, metadata={"help": "learn the quantizer steps with the weights"}
+    )
     per_channel: bool = field(
-        default=False, metadata={"help": "one step per output channel of a weight"}
+        default=False, metadata={"help": "one quantizer step per output channel of a weight"}
     )
     wire: str = field(
         default="latent",
-        metadata={"help": "oqfl: latent (fp32), codes (up), codes_both: what crosses"},
+        metadata={"help": "oqfl: transmit latent (fp32), codes (uplink), codes_both"},
     )
     side: str = field(
-        default="both", metadata={"help": "both, client: which part of a cut network is quantized"}
+        default="both", metadata={"help": "quantized part of a split network: both, client"}
     )
 
     def __post_init__(self) -> None:

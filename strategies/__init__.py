@@ -1,1 +1,1 @@
-"""Methods, one file each with both halves: the server's Strategy and what its clients do."""
+"""Methods, one file each: what the server does, and what its clients do."""

@@ -29,7 +29,7 @@ from privacy.settings import PrivacySettings
 from quant.binary import BinarySpec, binarize, clip_latent
 from quant.codec import LinkSettings
 from strategies import messages
-from strategies.client.split_loop import Halves, Hooks, Split, SplitClient
+from strategies.client.split_loop import CutAt, Halves, Hooks, SplitClient
 from strategies.client.training import epoch_sizes
 from strategies.contract import Settings, Task
 from strategies.messages import unpack_settings
@@ -76,7 +76,7 @@ class BinarizedSettings(BaseSettings):
     binarize: str = field(
         default="client",
         metadata={
-            "help": "what is binary: client (the device's part), both (the whole network), none"
+            "help": "binarized part: client (the client model), both (the whole network), none"
         },
     )
 
@@ -124,11 +124,11 @@ def shield(task: Task) -> Shield:
 
 def cut_binarized(model: nn.Module, settings: Settings) -> Halves:
     """Cut the network, with the parts binarized that the settings say."""
-    split = unpack_settings(settings, "split", Split)
+    split = unpack_settings(settings, "split", CutAt)
     return binarized(model, split, unpack_settings(settings, "binarized", Binarized))
 
 
-def binarized(model: nn.Module, split: Split, settings: Binarized) -> Halves:
+def binarized(model: nn.Module, split: CutAt, settings: Binarized) -> Halves:
     """Cut ``model``, with the parts binarized that are to be."""
     spec = BinarySpec()
     if settings.what == "both":
@@ -227,7 +227,7 @@ class BinaryCut:
         """
 
         def costs_at(candidate: Candidate) -> PartCosts:
-            parts = binarized(candidate.model, Split(candidate.name), self.binarized)
+            parts = binarized(candidate.model, CutAt(candidate.name), self.binarized)
             return part_costs(parts, candidate.input_shape)
 
         network = replace(self.cut, costs_at=costs_at).prepare(

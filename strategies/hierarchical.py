@@ -72,24 +72,23 @@ class HierarchicalSettings:
     server_half: str = field(
         default=SHARED,
         metadata={
-            "help": "the cloud's part: shared (one, trained client after client), replicated (one "
-            "each, averaged)"
+            "help": "cloud model: shared (one, trained on clients in turn), replicated (one per "
+            "client, averaged)"
         },
     )
     exit_width: int = field(
         default=0,
         metadata={
-            "help": "channels of a convolution in the device's exit; 0: pooling and one linear "
-            "layer"
+            "help": "channels of the convolution in the early exit; 0: pooling and a linear layer"
         },
     )
     pipelined: bool = field(
         default=False,
-        metadata={"help": "simulated clock: the next batch begins while the cloud has the last"},
+        metadata={"help": "simulated clock: device, uplink and cloud work on different batches"},
     )
     outage: Any = field(
         default=0.0,
-        metadata={"help": "probability of a round without network, or a list of such rounds"},
+        metadata={"help": "probability that a round is offline, or a list of offline rounds"},
     )
 
     def __post_init__(self) -> None:

@@ -1,6 +1,17 @@
-"""What travels in Flower messages: the only file that names record keys."""
+"""What travels in Flower messages: the only file that names record keys.
+
+A ClientApp answers every strategy of this folder with three functions of this file:
+
+    introduction(message, partition, num_examples)   a query: which client it is
+    read_task(message, partition, num_examples)      a train message: the arrays, and what to do
+    reply(message, update)                           the answer to it
+
+Between the latter two it trains, by the method's own ``client`` or in a way of its own. README.md,
+"Use the strategies in a Flower app of your own", has one that runs.
+"""
 
 import math
+import re
 import traceback
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
@@ -20,7 +31,7 @@ from flwr.app import (
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strategies.contract import Update
+from strategies.contract import Settings, Streams, Task, Update
 
 ARRAYS = "arrays"
 CONFIG = "config"
@@ -36,7 +47,7 @@ BYTES_UP, BYTES_DOWN = "cut.bytes-up", "cut.bytes-down"
 EXTRA = "extra."
 CLIENT_RAISED = 2  # Flower's code of an error in the ClientApp, which it does not publish
 
-Settings = TypeVar("Settings")
+Group = TypeVar("Group")
 
 
 # Arrays ---------------------------------------------------------------------------------------
@@ -94,7 +105,7 @@ def pack_settings(**groups: Any) -> dict[str, bool | int | float | str]:
     }
 
 
-def unpack_settings(config: Mapping[str, Any], group: str, kind: type[Settings]) -> Settings:
+def unpack_settings(config: Mapping[str, Any], group: str, kind: type[Group]) -> Group:
     """Inverse of `pack_settings` for one group; keys that are not there keep their defaults."""
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     given = under(f"{group}.", config)
@@ -135,11 +146,31 @@ def read_request(message: Message) -> tuple[ArrayRecord, ConfigRecord, int]:
     return message.content.array_records[ARRAYS], config, int(cast(int, config[ROUND]))
 
 
+def read_task(
+    message: Message, partition: int, num_examples: int
+) -> tuple[dict[str, Tensor], Task]:
+    """Arrays of a train message by name, and what its client is to do with them.
+
+    Args:
+        message: what the ClientApp's train function got.
+        partition: the client, as in its `introduction`.
+        num_examples: samples that it has.
+    """
+    arrays, config, server_round = read_request(message)
+    streams = Streams(int(cast(int, config[SEED])), server_round, partition)
+    return to_tensors(arrays), Task(cast(Settings, config), streams, num_examples)
+
+
 # Client to server -----------------------------------------------------------------------------
 
 
 def reply(message: Message, update: Update) -> Message:
-    """Answer a train message."""
+    """Answer a train message.
+
+    Args:
+        message: what the ClientApp's train function got.
+        update: what the client trained; for FedAvg ``Update(model.state_dict(), n, loss)``.
+    """
     metrics: dict[str, Any] = {
         NUM_EXAMPLES: update.num_examples,
         LOSS: update.loss,
@@ -152,16 +183,23 @@ def reply(message: Message, update: Update) -> Message:
 
 
 def read_reply(message: Message) -> Update:
-    """Inverse of `reply`; the arrays are tensors that share the message's memory."""
-    metrics = cast(Mapping[str, float], message.content.metric_records[METRICS])
-    return Update(
-        arrays=to_tensors(message.content.array_records[ARRAYS]),
-        num_examples=int(metrics[NUM_EXAMPLES]),
-        loss=metrics[LOSS],
-        bytes_up=int(metrics[BYTES_UP]),
-        bytes_down=int(metrics[BYTES_DOWN]),
-        metrics=under(EXTRA, metrics),
-    )
+    """Inverse of `reply`; the arrays are tensors that share the message's memory.
+
+    Raises:
+        ValueError: the message is none that `reply` made.
+    """
+    try:
+        metrics = cast(Mapping[str, float], message.content.metric_records[METRICS])
+        return Update(
+            arrays=to_tensors(message.content.array_records[ARRAYS]),
+            num_examples=int(metrics[NUM_EXAMPLES]),
+            loss=metrics[LOSS],
+            bytes_up=int(metrics[BYTES_UP]),
+            bytes_down=int(metrics[BYTES_DOWN]),
+            metrics=under(EXTRA, metrics),
+        )
+    except KeyError as error:
+        raise ValueError(f"it has no {error}; {_WANTED['train']}") from error
 
 
 def reply_bytes(message: Message, names: Collection[str] | None = None) -> int:
@@ -176,7 +214,13 @@ def error_reply(message: Message, error: BaseException) -> Message:
 
 
 def introduction(message: Message, partition: int, num_examples: int) -> Message:
-    """Answer a query: which partition this node holds, and how much data."""
+    """Answer a query: which partition this node holds, and how much data.
+
+    Args:
+        message: what the ClientApp's query function got.
+        partition: the client, from 0; each node has one of its own. Clients are drawn by it.
+        num_examples: samples that it has; a client with none takes no part.
+    """
     content = RecordDict(
         {METRICS: MetricRecord({PARTITION: partition, NUM_EXAMPLES: num_examples})}
     )
@@ -184,6 +228,31 @@ def introduction(message: Message, partition: int, num_examples: int) -> Message
 
 
 def read_introduction(message: Message) -> tuple[int, int]:
-    """Partition id and number of samples of the node that answered a query."""
-    metrics = cast(Mapping[str, int], message.content.metric_records[METRICS])
-    return metrics[PARTITION], metrics[NUM_EXAMPLES]
+    """Partition id and number of samples of the node that answered a query.
+
+    Raises:
+        ValueError: the message is none that `introduction` made.
+    """
+    try:
+        metrics = cast(Mapping[str, int], message.content.metric_records[METRICS])
+        return metrics[PARTITION], metrics[NUM_EXAMPLES]
+    except KeyError as error:
+        raise ValueError(f"it has no {error}; {_WANTED['query']}") from error
+
+
+# What a ClientApp must register, by what Flower calls it where it is missing.
+_WANTED = {
+    "query": "expected a function under @app.query() that returns "
+    "strategies.messages.introduction(message, partition, num_examples)",
+    "train": "expected a function under @app.train() that returns "
+    "strategies.messages.reply(message, update)",
+}
+
+
+def why(message: Message) -> str:
+    """Why a node answers with an error: its own text, or which function its ClientApp lacks."""
+    text = message.error.reason or f"error code {message.error.code}"
+    missing = re.search(r"No (\w+) function registered", text)
+    if missing and (wanted := _WANTED.get(missing[1])):
+        return f"its ClientApp has no {missing[1]} function; {wanted}"
+    return text

@@ -22,11 +22,11 @@ from omegaconf import OmegaConf
 import targets
 from app import experiment
 from app.config.composition import compose, from_stored
-from app.jobs import Session, expand, preset
+from app.jobs import Jobs, expand, preset
 from data.partition import partition
 from models.build import build
 from models.split import cut
-from quant.codec import LinkSettings, make_codec
+from quant.codec import LinkSettings, Packet, make_codec
 
 PAGE = (ROOT / "docs" / "EXTEND.md").read_text()
 FILES = re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)```", PAGE, re.M | re.S)
@@ -89,8 +89,8 @@ def configs(runs: Path) -> list[dict[str, Any]]:
 
 
 def test_every_section_has_a_file_and_a_command() -> None:
-    assert len(FILES) == 7 and len(COMMANDS) == 6
-    assert all(len(re.findall(r"^.*\S", text, re.M)) <= 15 for _, text in FILES)
+    assert len(FILES) == 9 and len(COMMANDS) == 7
+    assert all(len(re.findall(r"^.*\S", text, re.M)) <= 32 for _, text in FILES)
 
 
 def test_the_pages_commands(folder: Path) -> None:
@@ -103,9 +103,13 @@ def test_the_pages_commands(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "stage1" in done.stdout  # of app.cuts
     runs = folder / "runs" / "page"
-    network, _, source, parts, codec, swept = [configs(runs / str(n)) for n in range(len(jobs))]
+    network, _, method, source, parts, codec, swept = [
+        configs(runs / str(n)) for n in range(len(jobs))
+    ]
     assert re.fullmatch(r"mine\.py:MyNet@[0-9a-f]{12}", network[0]["model._target_"])
     assert network[0]["model.width"] == 8
+    assert method[0]["strategy._target_"].startswith("tempered.py:Tempered@")
+    assert method[0]["strategy.power"] == 0
     assert source[0]["data.name"] == "noise"
     assert source[0]["data.source"].startswith("noise.py@")
     assert parts[0]["data.partition"].startswith("sizes.py:power_law@")
@@ -113,7 +117,7 @@ def test_the_pages_commands(folder: Path) -> None:
     assert codec[0]["link.up"].startswith("bf16.py:BFloat16@")
     assert [c["model.width"] for c in swept] == [4, 8]
     # Of 60 samples 16 channels of 4×4 at 2 bytes and a label went up, and 3 times the model half.
-    summary = json.loads(next((runs / "4").rglob("summary.json")).read_text())
+    summary = json.loads(next((runs / "5").rglob("summary.json")).read_text())
     half = 4 * summary["client_params"]
     assert summary["total_bytes_up"] == 60 * (16 * 16 * 2 + 1) + 3 * half
 
@@ -219,7 +223,7 @@ def test_a_stored_run_finds_its_files_again(
         ("nets/none.py:MyNet", "no such file: .*/nets/none.py; expected folder/file.py:Name"),
         ("nets/mine.py:YourNet", r"mine.py has no YourNet; expected a class of torch\.nn\.Module"),
         ("nets/mine.py", "the name in it is missing"),
-        ("nets/mine.py:Tensor", r"is no torch\.nn\.Module; expected a class of torch"),
+        ("nets/mine.py:Tensor", r"is not a torch\.nn\.Module; expected a class of torch"),
         ("broken.py:MyNet", r"cannot be loaded: NameError: name 'nn' is not defined \(line 2\)"),
         ("my_pkg.YourNet", "my_pkg has no YourNet; expected"),
         ("models.net.MyNet", "models is CutBit's own package, your file is models/net.py:MyNet"),
@@ -262,6 +266,7 @@ def test_a_codec_packs_what_it_says(folder: Path) -> None:
     packet = codec.encode(x, None)
     assert packet.num_bytes == codec.num_bytes(x.shape) == 2 * x.numel()
     assert torch.equal(codec.decode(packet), codec.transmit(x, None)[0])
+    assert torch.equal(codec.decode(Packet.from_bytes(packet.to_bytes())), codec.decode(packet))
 
 
 @pytest.mark.parametrize(
@@ -270,7 +275,7 @@ def test_a_codec_packs_what_it_says(folder: Path) -> None:
         ("class C:\n    def encode(self): ...\n", "has no decode, num_bytes, transmit, support,"),
         ("from quant.dense import Fp32\nclass C(Fp32):\n    def __init__(self, bits): ...\n",
          "its constructor wants bits; a codec's gets nothing, or settings, the group link"),
-        ("C = 3\n", "is no class; expected fp32"),
+        ("C = 3\n", "is not a class; expected fp32"),
     ],
 )  # fmt: skip
 def test_a_codec_that_lacks_something(body: str, message: str, tmp_path: Path) -> None:
@@ -350,4 +355,4 @@ def test_groups_of_a_searchpath(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     jobs = expand([path, "data=noise,digits"], is_sweep=True)
     assert [small(*job).network.num_classes for job in jobs] == [3, 10]
     with pytest.raises(ValueError, match=r"sweep=none: takes .*widths"):
-        Session().prepare([path, "sweep=none"], is_sweep=True)
+        Jobs().check([path, "sweep=none"], is_sweep=True)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: records, the sinks they go to, and comparisons of several runs."""
+"""The results of a run: records, sinks, and reports that compare several runs."""
 
 from tracking.frames import Frames, load
 

@@ -31,9 +31,11 @@ log = logging.getLogger(__name__)
 class WandbSettings:
     """The group tracker.wandb of the configuration."""
 
-    mode: str = field(default="offline", metadata={"help": "offline, online, disabled"})
-    project: str = field(default="cutbit", metadata={"help": "of Weights & Biases"})
-    entity: str | None = field(default=None, metadata={"help": "a user or team; null: your own"})
+    mode: str = field(default="offline", metadata={"help": "wandb mode: offline, online, disabled"})
+    project: str = field(default="cutbit", metadata={"help": "wandb project"})
+    entity: str | None = field(
+        default=None, metadata={"help": "wandb user or team; null: your default"}
+    )
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

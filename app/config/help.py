@@ -17,12 +17,12 @@ EXAMPLES = """\
 CutBit: federated and split learning experiments with quantized models, on Flower.
 
 python main.py                                             the default experiment
-python main.py strategy=fedavg data=fashion_mnist          other choices
-python main.py -m strategy=oqfl quant.bits=2,3,4,8         a sweep, one run per value
-python main.py experiment=oqfl                             a paper's preset
+python main.py strategy=fedavg data=fashion_mnist          another method and data set
+python main.py -m strategy=oqfl quant.bits=2,3,4,8         a sweep: one run per value
+python main.py experiment=oqfl                             the preset of a paper
 python main.py -m sweep=bits                               a prepared sweep
 python main.py strategy=oqfl quant.bits=4 --cfg job        print the configuration, run nothing
-python -m tracking.report runs/<sweep>                     the table of a sweep again
+python -m tracking.report runs/<sweep>                     print and write a sweep's report again
 """
 HIDDEN = ("hydra",)  # a group of conf/ that is no choice
 KEY, WIDTH = 30, 100
@@ -32,9 +32,9 @@ def help_text() -> str:
     """Return the whole page."""
     groups = [path for path in sorted(CONF.iterdir()) if path.is_dir() and path.name not in HIDDEN]
     options = {path.name: ", ".join(sorted(f.stem for f in path.glob("*.yaml"))) for path in groups}
-    lines = ["What can be chosen (group=option):", ""]
+    lines = ["Groups (group=option):", ""]
     lines += [line for name, text in options.items() for line in _entry(name, text)]
-    lines += ["", "What can be set (key=value; [default]):"]
+    lines += ["", "Settings (key=value; [default]):"]
     for _, keys in groupby(keys_with_help().items(), key=lambda item: item[0].split(".")[0]):
         entries = list(keys)
         if "." in entries[0][0] or lines[-1].endswith("):"):

@@ -19,6 +19,7 @@ from app.config.errors import unknown
 from app.config.schema import CONF
 from strategies.server.aggregation import AverageSettings
 from strategies.server.loop import FederatedStrategy
+from strategies.server.method import RoundArguments
 from targets import locate, short_name, shown
 
 GROUPS = ("averaging", "settings")  # parameters whose dataclasses hold the group strategy
@@ -39,15 +40,19 @@ def method_class(target: str) -> type[FederatedStrategy]:
 
 
 def parameters(kind: type[Any]) -> dict[str, Any]:
-    """Names that a constructor takes, with their annotations; ``**rounds`` by its TypedDict."""
+    """Names that a constructor takes, with their annotations.
+
+    ``**rounds`` takes what its TypedDict says, without one what `FederatedStrategy` does.
+    """
     hints = typing.get_type_hints(kind.__init__)
     found: dict[str, Any] = {}
     for parameter in list(inspect.signature(kind.__init__).parameters.values())[1:]:
         hint = hints.get(parameter.name)
         if parameter.kind is not parameter.VAR_KEYWORD:
             found[parameter.name] = hint
-        elif typing.get_origin(hint) is typing.Unpack:
-            found |= typing.get_type_hints(typing.get_args(hint)[0])
+        else:
+            is_typed = typing.get_origin(hint) is typing.Unpack
+            found |= typing.get_type_hints(typing.get_args(hint)[0] if is_typed else RoundArguments)
     return found
 
 
@@ -75,13 +80,22 @@ def defaults(kind: type[Any]) -> dict[str, Any]:
 def completed(strategy: Mapping[str, Any]) -> dict[str, Any]:
     """Return the group strategy with all keys that its method takes.
 
+    Where ``strategy._target_`` alone was given, what is left of the default method's file goes.
+
     Raises:
         ValueError: the method does not take a key, or there is no such method.
     """
     if "_target_" not in strategy:
         raise ValueError("strategy: needs strategy._target_, the class of a method")
     target = str(strategy["_target_"])
-    found = defaults(method_class(target))
+    kind = method_class(target)
+    found = defaults(kind)
+    named = methods().get(strategy.get("name", ""), kind)
+    if named is not kind:
+        rest = {"name": strategy["name"]} | defaults(named)
+        strategy = {
+            k: v for k, v in strategy.items() if k in found or k not in rest or v != rest[k]
+        }
     for key in strategy:
         if key not in (*OURS, *found):
             raise ValueError(unknown(f"strategy.{key}"))

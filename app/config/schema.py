@@ -35,10 +35,12 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 class EngineSettings:
     """Where clients run."""
 
-    name: str = field(default="ray", metadata={"help": "of the engine, as in conf/engine"})
-    workers: int | None = field(default=None, metadata={"help": "processes; null: all cores"})
+    name: str = field(default="ray", metadata={"help": "engine, as in conf/engine"})
+    workers: int | None = field(
+        default=None, metadata={"help": "worker processes; null: one per core"}
+    )
     address: str | None = field(
-        default=None, metadata={"help": "of an existing Ray cluster; null: one of our own"}
+        default=None, metadata={"help": "address of a Ray cluster; null: starts a local one"}
     )
 
     def __post_init__(self) -> None:
@@ -58,11 +60,12 @@ class SweepSettings:
     """What -m runs beside the jobs of the command line."""
 
     over: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "of a preset: keys and their values, as in a sweep"}
+        default_factory=dict,
+        metadata={"help": "swept keys and their values; set by the presets of conf/sweep"},
     )
     skip_finished: bool = field(
         default=False,
-        metadata={"help": "take over what runs and sweeps beside this one have finished"},
+        metadata={"help": "reuse finished runs of other sweeps in the same folder"},
     )
 
 
@@ -70,15 +73,15 @@ class SweepSettings:
 class Config:
     """The configuration of an experiment, and of how it is run."""
 
-    seed: int = field(default=0, metadata={"help": "of every random stream"})
-    rounds: int = field(default=20, metadata={"help": "how many; may grow where a run continues"})
-    name: str = field(default="${data.name}", metadata={"help": "folder under runs/"})
+    seed: int = field(default=0, metadata={"help": "seed of all random streams"})
+    rounds: int = field(
+        default=20, metadata={"help": "communication rounds; may be increased with resume=true"}
+    )
+    name: str = field(default="${data.name}", metadata={"help": "folder of the runs under runs/"})
     target_accuracy: float | None = field(
-        default=None, metadata={"help": "also report rounds and bytes until this accuracy"}
+        default=None, metadata={"help": "also report rounds, bytes and time to reach this accuracy"}
     )
-    resume: bool = field(
-        default=False, metadata={"help": "true: continue an interrupted run or sweep"}
-    )
+    resume: bool = field(default=False, metadata={"help": "continue an interrupted run or sweep"})
     strategy: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     data: DataSettings = field(default_factory=DataSettings)
@@ -112,9 +115,9 @@ class Config:
 
 # Options of conf/model that are ours and not the network's.
 MODEL_HELP = {
-    "model.<option>": "an option of the network; model._target_=my_pkg.MyNet takes your own",
-    "model.weights": ".pth or .safetensors file, or a run's folder, to start from",
-    "model.replace_head": "true: keep a fresh last layer beside these weights",
+    "model.<option>": "an option of the network; model._target_=my_pkg.MyNet uses your own",
+    "model.weights": "initial weights: .pth or .safetensors file, or folder of a run",
+    "model.replace_head": "keep a newly initialised last layer with model.weights",
 }
 
 

@@ -27,6 +27,7 @@ from quant.codec import LinkSettings
 from quant.layers import QuantSpec, quantize
 from quant.link import End, leaf
 from quant.packet import Packet
+from quant.settings import SIDES
 from strategies.client.training import (
     LocalTraining,
     begin_training,
@@ -39,11 +40,9 @@ from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
 from strategies.messages import unpack_settings
 from strategies.server.half import AfterStep, LocalHalf, nothing
 
-SIDES = ("both", "client")
-
 
 @dataclass(frozen=True)
-class Split:
+class CutAt:
     """Where one client's network is cut.
 
     Attributes:
@@ -89,7 +88,7 @@ class Halves:
         return frozenset(name for part in self.device for name in part.state_dict())
 
 
-def halves(model: nn.Module, split: Split, example: tuple[int, ...] | None = None) -> Halves:
+def halves(model: nn.Module, split: CutAt, example: tuple[int, ...] | None = None) -> Halves:
     """Cut ``model``.
 
     Args:
@@ -105,7 +104,7 @@ def halves(model: nn.Module, split: Split, example: tuple[int, ...] | None = Non
     return Halves((first, *last), middle)
 
 
-def quantized(model: nn.Module, spec: QuantSpec, side: Side, split: Split | None) -> nn.Module:
+def quantized(model: nn.Module, spec: QuantSpec, side: Side, split: CutAt | None) -> nn.Module:
     """Quantize ``model``, or only those of its layers that are on the device."""
     if spec.is_identity or side.name == "both" or split is None:
         return quantize(model, spec)
@@ -115,7 +114,7 @@ def quantized(model: nn.Module, spec: QuantSpec, side: Side, split: Split | None
 
 def cut_as_told(model: nn.Module, settings: Settings) -> Halves:
     """Cut the network, quantized where bits are fewer than 32, where the settings say."""
-    split = unpack_settings(settings, "split", Split)
+    split = unpack_settings(settings, "split", CutAt)
     spec = unpack_settings(settings, "quant", QuantSpec)
     side = unpack_settings(settings, "side", Side)
     return halves(quantized(model, spec, side, split), split)

@@ -22,25 +22,29 @@ AUGMENTS = ("none", "crop_flip")
 class LocalTraining:
     """How a client trains in one round: the group train of the configuration."""
 
-    epochs: int = field(default=5, metadata={"help": "passes over a client's data in a round"})
-    batch_size: int = field(default=32, metadata={"help": "samples per step"})
-    lr: float = field(default=0.1, metadata={"help": "learning rate, in the first round"})
-    optimizer: str = field(default="sgd", metadata={"help": "sgd, adam, adamw; new in each round"})
-    momentum: float = field(default=0.9, metadata={"help": "of sgd"})
+    epochs: int = field(default=5, metadata={"help": "local epochs per round"})
+    batch_size: int = field(default=32, metadata={"help": "batch size"})
+    lr: float = field(
+        default=0.1, metadata={"help": "learning rate of the clients in the first round"}
+    )
+    optimizer: str = field(
+        default="sgd", metadata={"help": "sgd, adam, adamw; its state is reset in each round"}
+    )
+    momentum: float = field(default=0.9, metadata={"help": "momentum of sgd"})
     weight_decay: float = field(
-        default=0.0, metadata={"help": "weight decay; not of the quantizers' steps"}
+        default=0.0, metadata={"help": "weight decay; not applied to quantizer steps"}
     )
     max_batches: int | None = field(
-        default=None, metadata={"help": "most batches per client and round; null: no limit"}
+        default=None, metadata={"help": "maximum batches per client and round; null: no limit"}
     )
     server_lr: float | None = field(
-        default=None, metadata={"help": "lr of a cut network's server part; null: train.lr"}
+        default=None, metadata={"help": "learning rate of the server model; null: train.lr"}
     )
     lr_decay: float = field(
-        default=1.0, metadata={"help": "what both rates are multiplied by from round to round"}
+        default=1.0, metadata={"help": "factor applied to the learning rates after each round"}
     )
     augment: str = field(
-        default="none", metadata={"help": "none, crop_flip: random crop and mirror of images"}
+        default="none", metadata={"help": "none, crop_flip: random crop and horizontal flip"}
     )
 
     @property
@@ -270,7 +274,7 @@ def end_training(models: Sequence[nn.Module], loss: float | None, settings: Loca
         bool(torch.isfinite(p.detach().sum())) for model in models for p in model.parameters()
     )
     if not finite:
-        what = "a weight of the server's part is no number" if loss is None else f"loss {loss}"
+        what = "a weight of the server model is not finite" if loss is None else f"loss {loss}"
         rates = f"train.lr={settings.lr}"
         if settings.server_lr:
             rates += f", train.server_lr={settings.server_lr}"

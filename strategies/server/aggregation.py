@@ -59,7 +59,9 @@ AVERAGES: dict[str, Average] = {"mean": mean, "median": median, "trimmed_mean": 
 class AverageSettings:
     """How clients are averaged: what the strategy group holds for every method."""
 
-    average: str = field(default="mean", metadata={"help": "mean, median, trimmed_mean"})
+    average: str = field(
+        default="mean", metadata={"help": "aggregation: mean, median, trimmed_mean"}
+    )
 
     def __post_init__(self) -> None:
         if self.average not in AVERAGES:
@@ -81,7 +83,7 @@ class AveragingSettings(ServerSettings, AverageSettings):
 
     proximal_mu: float = field(
         default=0.0,
-        metadata={"help": "FedProx: clients minimise loss + mu/2·‖w − w_global‖²"},
+        metadata={"help": "FedProx: weight of the proximal term, mu/2·‖w − w_global‖²"},
     )
 
     def __post_init__(self) -> None:
@@ -139,7 +141,9 @@ class Averaging:
     def __call__(
         self, state: ServerState, results: Sequence[Result], trained: Sequence[str] | None
     ) -> ServerState:
-        """Return the state with the new global model."""
+        """Return the state with the new global model; as it is where nobody came back."""
+        if not results:
+            return state
         averaged = combine(
             [result.arrays for result in results],
             [result.weight for result in results],
@@ -160,7 +164,7 @@ class Averaging:
 
 def combine(
     states: Sequence[Arrays],
-    num_examples: Sequence[int],
+    weights: Sequence[float],
     average: Average = mean,
     masks: Sequence[Masks] = (),
     before: Arrays | None = None,
@@ -169,7 +173,7 @@ def combine(
 
     Args:
         states: arrays by name, all with the same names and shapes, in partition order.
-        num_examples: each client's weight.
+        weights: of the clients, their samples.
         average: how floating arrays are combined.
         masks: what each client holds; empty where all hold everything.
         before: what stays where nobody holds it.
@@ -188,10 +192,10 @@ def combine(
     for name, first in states[0].items():
         held = [mask.get(name, True) for mask in masks]
         if all(mask is True for mask in held):
-            value = _combine_one(name, states, num_examples, average)
+            value = _combine_one(name, states, weights, average)
         else:
             assert before is not None, "masks need what was there before"
-            value = _combine_held(name, states, num_examples, average, held, before[name])
+            value = _combine_held(name, states, weights, average, held, before[name])
         found[name] = np.asarray(value, dtype=first.dtype)
     return found
 
@@ -199,7 +203,7 @@ def combine(
 def _combine_held(
     name: str,
     states: Sequence[Arrays],
-    num_examples: Sequence[int],
+    weights: Sequence[float],
     average: Average,
     held: Sequence[bool | NDArray[np.generic]],
     before: NDArray[np.generic],
@@ -214,13 +218,13 @@ def _combine_held(
         if not len(holders):
             continue
         some = [{**states[i], name: states[i][name][entries]} for i in holders]
-        combined = _combine_one(name, some, [num_examples[i] for i in holders], average)
+        combined = _combine_one(name, some, [weights[i] for i in holders], average)
         result[entries] = combined
     return result
 
 
 def _combine_one(
-    name: str, states: Sequence[Arrays], num_examples: Sequence[int], average: Average
+    name: str, states: Sequence[Arrays], weights: Sequence[float], average: Average
 ) -> NDArray[np.generic]:
     values = [state[name] for state in states]
     kind = values[0].dtype.kind
@@ -231,9 +235,9 @@ def _combine_one(
         largest: NDArray[np.generic] = np.maximum.reduce(values)
         return largest
     if not is_step(name):
-        return average(values, num_examples)
+        return average(values, weights)
     flags = [bool(state[initialised_flag(name)]) for state in states]
-    known = [(v, n) for v, n, flag in zip(values, num_examples, flags, strict=True) if flag]
+    known = [(v, n) for v, n, flag in zip(values, weights, flags, strict=True) if flag]
     if not known:
         return values[0]
     step = average([v for v, _ in known], [n for _, n in known])

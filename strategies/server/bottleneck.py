@@ -36,7 +36,7 @@ from models.bottleneck import (
 from models.cost import Cost, cost, joined
 from models.subnetwork import Part
 from strategies import messages
-from strategies.client.split_loop import Halves, Split, cut_as_told, halves
+from strategies.client.split_loop import CutAt, Halves, cut_as_told, halves
 from strategies.client.training import load_arrays
 from strategies.contract import Settings
 from strategies.messages import unpack_settings
@@ -72,14 +72,18 @@ class PruneSettings:
         default="grow",
         metadata={"help": "deprune: fixed, grow (from few to the target), shrink (from all to it)"},
     )
-    importance: str = field(default="l1", metadata={"help": "which channels go: l1, taylor, bn"})
+    importance: str = field(
+        default="l1", metadata={"help": "importance of channels: l1, taylor, bn"}
+    )
     rounds: Any = field(
         default=None,
-        metadata={"help": "when the last stage ends: a round, a share of all as 0.5, or null: all"},
+        metadata={
+            "help": "round at which the last stage ends, or a share such as 0.5; null: the last"
+        },
     )
-    stages: int = field(default=4, metadata={"help": "widths on the way, the target among them"})
+    stages: int = field(default=4, metadata={"help": "number of widths, including the target"})
     source: str | None = field(
-        default=None, metadata={"help": "prune: folder of a finished run to begin with"}
+        default=None, metadata={"help": "prune: folder of the finished run to start from"}
     )
     source_content: str = ""
     pretrain_rounds: int | None = field(
@@ -346,7 +350,7 @@ def narrow_costs(prune: PruneSettings, candidate: Candidate) -> PartCosts:
     active = prune.target(channels)
     bottleneck = Bottleneck(channels, active, len(rest))
     if prune.importance == "bn":
-        part = halves(candidate.model, Split(candidate.name)).device[0]
+        part = halves(candidate.model, CutAt(candidate.name)).device[0]
         if weight_before(part, candidate.input_shape, SCALES) is None:
             raise ValueError(f"no normalisation of {channels} channels comes before it")
     encoder = cost(bottleneck.encoder(), device.output_shape, input_grad=True)

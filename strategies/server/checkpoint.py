@@ -25,7 +25,7 @@ class CheckpointSettings:
     """The group checkpoint of the configuration."""
 
     every: int = field(default=5, metadata={"help": "rounds between checkpoints; 0: none"})
-    keep: int = field(default=2, metadata={"help": "how many of the newest stay"})
+    keep: int = field(default=2, metadata={"help": "number of checkpoints that are kept"})
 
     def __post_init__(self) -> None:
         for key, least in (("every", 0), ("keep", 1)):

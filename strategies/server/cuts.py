@@ -28,7 +28,7 @@ from quant.layers import QuantSpec
 from quant.link import label_bytes, there_and_back
 from quant.settings import QUANTIZERS, QuantSettings
 from strategies import messages
-from strategies.client.split_loop import Halves, Side, Split, halves, quantized
+from strategies.client.split_loop import CutAt, Halves, Side, halves, quantized
 from strategies.client.training import LocalTraining, load_arrays
 from strategies.contract import Settings
 from strategies.server.method import Clients, RoundSettings, ServerState, Sizes, Test, Variant
@@ -51,12 +51,12 @@ class SplitSettings:
     cut: Any = field(
         default="stage1",
         metadata={
-            "help": "a cut point (python -m app.cuts), a share of the FLOPs, auto (the best on the "
-            "fleet), or '{0: …, phone_low: …, default: …}'"
+            "help": "cut point (see python -m app.cuts), share of the FLOPs, auto (best on the "
+            "fleet), or one per client: '{0: …, phone_low: …, default: …}'"
         },
     )
     tail: str = field(
-        default=HEAD, metadata={"help": "ushaped: where the device's last part begins"}
+        default=HEAD, metadata={"help": "ushaped: first module of the client's last part"}
     )
 
     def cuts(self) -> dict[str, CutName]:
@@ -80,7 +80,7 @@ class Place:
         costs_of: what the parts cost.
     """
 
-    split: Split
+    split: CutAt
     parts: Halves
     names: frozenset[str]
     input_shape: tuple[int, ...]
@@ -171,7 +171,7 @@ class CutNetwork:
         def work(place: Place, samples: int, sizes: tuple[int, int]) -> ClientWork:
             return self.round_work(*place.costs, samples, train, self.link, sizes)
 
-        sizes_at: dict[Split, tuple[int, int]] = {}  # alike for all that are cut at one place
+        sizes_at: dict[CutAt, tuple[int, int]] = {}  # alike for all that are cut at one place
         works = {}
         for partition in self.clients.with_data():
             place = self.place(partition)
@@ -498,12 +498,12 @@ class Cut:
         except ValueError as error:
             raise ValueError(f"split.tail={given}: {error}") from error
 
-    def _resolve(self, model: nn.Module, cut: CutName, input_shape: tuple[int, ...]) -> Split:
+    def _resolve(self, model: nn.Module, cut: CutName, input_shape: tuple[int, ...]) -> CutAt:
         try:
             at = cut if isinstance(cut, str) else at_fraction(model, input_shape, cut).name
         except ValueError as error:
             raise ValueError(f"split.cut={cut}: {error}") from error
-        return Split(at, self._tail(model, input_shape))
+        return CutAt(at, self._tail(model, input_shape))
 
     def _check_key(self, key: str, fleet: Fleet | None, total: int | None) -> None:
         devices = fleet.device_names() if fleet else []

@@ -45,8 +45,11 @@ def introductions(grid: Grid, num_clients: int | None, timeout: float) -> dict[i
         node = reply.metadata.src_node_id
         if reply.has_error():
             log.warning("node %d: %s", node, reply.error.reason)
-            raise RuntimeError(f"node {node} cannot take part: {last_line(reply.error.reason)}")
-        partition, num_examples = messages.read_introduction(reply)
+            raise RuntimeError(f"node {node} cannot take part: {last_line(messages.why(reply))}")
+        try:
+            partition, num_examples = messages.read_introduction(reply)
+        except ValueError as error:
+            raise ValueError(f"the answer of node {node} cannot be used: {error}") from error
         if found.setdefault(partition, Introduction(node, num_examples)).node != node:
             raise ValueError(f"two nodes hold partition {partition}; each needs one of its own")
     silent = set(ids) - {who.node for who in found.values()}

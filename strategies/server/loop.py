@@ -61,7 +61,7 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 @dataclass(frozen=True, eq=False)
-class Session:
+class Federation:
     """One method on one grid: what stays the same over the rounds of a run.
 
     Attributes:
@@ -91,8 +91,8 @@ class Session:
 
     def choose(self, state: ServerState) -> Chosen:
         """Draw the clients of the next round."""
-        number = state.round + 1
-        return self.planner.choose(self.in_round(number), number, state.now_s)
+        number, busy = state.round + 1, self.method.schedule.busy(state)
+        return self.planner.choose(self.in_round(number), number, state.now_s, busy)
 
     def enter(self, state: ServerState) -> ServerState:
         """Return the state with which the next round begins."""
@@ -125,11 +125,9 @@ class Session:
         return state, linked, alone
 
     def aggregate(self, state: ServerState, results: Sequence[Result]) -> ServerState:
-        """Return the state with the next global model; as it is where nobody came back."""
+        """Return the state with the next global model."""
         useful = [result for result in results if result.update is not None]
         network = self.in_round(state.round + 1)
-        if not useful:
-            return state
         if self.method.private is not None and network is not None:
             useful = list(self.method.private.shared(network, self.clients, useful))
         trained = None if network is None else trained_names(network.model)
@@ -236,8 +234,7 @@ class Session:
         if reply is None:
             return replace(result, error="no answer in time")
         if reply.has_error():
-            error = reply.error.reason or f"error code {reply.error.code}"
-            return replace(result, error=error)
+            return replace(result, error=messages.why(reply))
         try:
             update = messages.read_reply(reply)
             arrays, masks = self.method.wire.decode(network, update.arrays, partition)
@@ -279,7 +276,7 @@ class FederatedStrategy(Strategy):
         self.rounds = RoundSettings(**rounds)
         method.network.check(self.rounds)
         self.network: Prepared | None = None  # set by prepare()
-        self._session: Session | None = None  # of configure_train() and aggregate_train()
+        self._federation: Federation | None = None  # of configure_train() and aggregate_train()
         self._entered = ServerState()  # the state of the round that configure_train() began
 
     def prepare(
@@ -324,7 +321,7 @@ class FederatedStrategy(Strategy):
             num_examples: samples of each partition; None takes those that the network knows.
 
         Raises:
-            ValueError: all lack memory, or nobody can end by the deadline; names the key.
+            ValueError: all lack memory, or no client can meet the deadline; names the key.
         """
         network = network or self.prepared()
         if num_examples is not None:
@@ -375,31 +372,31 @@ class FederatedStrategy(Strategy):
         Raises:
             AllClientsFailedError: no client of a round returned anything.
         """
-        session = self.session(grid, timeout, train_config)
-        if session.network is not None:
-            session.planner.check(session.network.in_round(1))
+        federation = self.federation(grid, timeout, train_config)
+        if federation.network is not None:
+            federation.planner.check(federation.network.in_round(1))
         result = FlowerResult()
         state = resume_from or ServerState(arrays=messages.to_arrays(initial_arrays))
         if resume_from is None and evaluate_fn and (metrics := evaluate_fn(0, initial_arrays)):
             result.evaluate_metrics_serverapp[0] = metrics
         while state.round < num_rounds:
             started, number = time.perf_counter(), state.round + 1
-            state = session.enter(state)
-            chosen = session.choose(state)
-            state, linked, alone = session.train(state, chosen)
+            state = federation.enter(state)
+            chosen = federation.choose(state)
+            state, linked, alone = federation.train(state, chosen)
             results = by_partition(linked + alone)
             if results and all(one.update is None for one in results):
                 raise all_failed(number, results)
-            state = session.aggregate(state, linked)
+            state = federation.aggregate(state, linked)
             evaluated: dict[str, float] = {}
             if number % self.rounds.evaluate_every == 0 or number == num_rounds:
                 if test is not None:
                     after = replace(state, round=number)
-                    evaluated = session.evaluate(after, chosen.alone, test)
+                    evaluated = federation.evaluate(after, chosen.alone, test)
                 elif evaluate_fn is not None:
                     found = evaluate_fn(number, messages.to_record(state.arrays))
                     evaluated = dict(found or {})  # type: ignore[arg-type]
-            report = self.method.report(session.in_round(number), results, chosen.alone)
+            report = self.method.report(federation.in_round(number), results, chosen.alone)
             wall_s = time.perf_counter() - started
             record = round_record(number, results, evaluated, report, wall_s, chosen.plan)
             state = replace(state, round=number, records=(*state.records, record))
@@ -415,9 +412,9 @@ class FederatedStrategy(Strategy):
         result.arrays = messages.to_record(state.arrays)
         return result
 
-    def session(
+    def federation(
         self, grid: Grid, timeout: float = 3600, config: ConfigRecord | None = None
-    ) -> Session:
+    ) -> Federation:
         """Ask every node which partition it holds and how much data, and return what a run needs.
 
         Raises:
@@ -433,7 +430,7 @@ class FederatedStrategy(Strategy):
         nodes = {partition: who.node for partition, who in found.items()}
         network = None if self.network is None else self.network.for_clients(clients)
         planner = Planner(self.method, self.rounds, clients)
-        return Session(
+        return Federation(
             self.method, self.rounds, clients, nodes, network, grid, timeout, dict(config or {}),
             planner,
         )  # fmt: skip
@@ -448,26 +445,26 @@ class FederatedStrategy(Strategy):
         """
         if not isinstance(self.method.schedule, Parallel):
             raise RuntimeError(f"{type(self).__name__}: clients train in turn; start() runs it")
-        session = self._session
-        if session is None or session.grid is not grid:
-            session = self.session(grid)
-        session = replace(session, config=dict(config))
+        federation = self._federation
+        if federation is None or federation.grid is not grid:
+            federation = self.federation(grid)
+        federation = replace(federation, config=dict(config))
         state = ServerState(server_round - 1, messages.to_arrays(arrays), self._entered.extra)
-        self._session, self._entered = session, session.enter(state)
-        return session.requests(self._entered, session.choose(self._entered).linked)
+        self._federation, self._entered = federation, federation.enter(state)
+        return federation.requests(self._entered, federation.choose(self._entered).linked)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Aggregate the replies to `configure_train`, whatever order they came in."""
-        session, state = self._session, self._entered
-        if session is None:
+        federation, state = self._federation, self._entered
+        if federation is None:
             raise RuntimeError("aggregate_train() comes after configure_train()")
         shapes = {name: array.shape for name, array in state.arrays.items()}
-        network, names = session.in_round(server_round), self.method.wire.names
-        partition_of = {node: partition for partition, node in session.nodes.items()}
+        network, names = federation.in_round(server_round), self.method.wire.names
+        partition_of = {node: partition for partition, node in federation.nodes.items()}
         results = [
-            session.result(partition, reply, shapes, network, names(network, partition), 0)
+            federation.result(partition, reply, shapes, network, names(network, partition), 0)
             for reply in replies
             for partition in [partition_of[reply.metadata.src_node_id]]
         ]
@@ -476,7 +473,7 @@ class FederatedStrategy(Strategy):
         updates = [result.update for result in results if result.update is not None]
         if not updates:
             return None, None
-        self._entered = session.aggregate(state, results)
+        self._entered = federation.aggregate(state, results)
         metrics = MetricRecord({messages.LOSS: train_loss(updates)})
         return messages.to_record(self._entered.arrays), metrics
 

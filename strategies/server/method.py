@@ -12,7 +12,7 @@ The client's side is the method class's attribute `client`. A round is a functio
 holds. Parts are handed values, not the loop that calls them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypedDict
 
@@ -145,6 +145,7 @@ class Result:
         arrays: its model in the names and shapes of the global one.
         masks: what of these arrays the client holds, where that is not all.
         error: why there is no update.
+        discount: what its weight in an average is multiplied by, such as for staleness.
     """
 
     partition: int
@@ -155,11 +156,13 @@ class Result:
     arrays: Arrays = field(default_factory=dict)
     masks: Masks = field(default_factory=dict)
     error: str | None = None
+    discount: float = 1.0
 
     @property
-    def weight(self) -> int:
-        """What it counts in an average: the samples that it trained on."""
-        return self.num_examples if self.update is None else self.update.num_examples
+    def weight(self) -> float:
+        """What it counts in an average: the samples that it trained on, discounted."""
+        samples = self.num_examples if self.update is None else self.update.num_examples
+        return samples * self.discount
 
 
 # Begin from these arrays of the global model; these clients, all at once; what came of each.
@@ -286,6 +289,9 @@ class Schedule(Protocol):
     def rule(self) -> Rule:
         """How clients and server take turns, for the simulated clock."""
 
+    def busy(self, state: ServerState) -> Collection[int]:
+        """The clients still at a task of an earlier round; they are not drawn for the next."""
+
     def order(self, chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
         """The clients of a round in the order in which they train."""
 
@@ -315,7 +321,7 @@ class Aggregate(Protocol):
 
         Args:
             state: of the round before, with what was handed on in this one.
-            results: with updates, in the order of partition ids; at least one.
+            results: with updates, in the order of partition ids; none where nobody came back.
             trained: names of the trainable parameters; None where the method is not prepared.
         """
 

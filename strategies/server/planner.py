@@ -1,7 +1,7 @@
 """Who takes part in a round, decided from shapes before anybody trains."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fleet.phases import Phases
@@ -41,25 +41,34 @@ class Planner:
     clients: Clients
     made: dict[tuple[Network, bool], Mapping[int, Phases]] = field(default_factory=dict, repr=False)
 
-    def choose(self, network: Network | None, server_round: int, now_s: float) -> Chosen:
+    def choose(
+        self,
+        network: Network | None,
+        server_round: int,
+        now_s: float,
+        busy: Collection[int] = (),
+    ) -> Chosen:
         """Draw a round's clients.
 
         Args:
             network: of this round.
             server_round: from 1.
             now_s: simulated seconds since the experiment began.
+            busy: clients that cannot be drawn, as they are at an earlier task.
         """
-        with_data, seed = self.clients.with_data(), self.rounds.seed
+        idle, seed = [p for p in self.clients.with_data() if p not in busy], self.rounds.seed
         fleet, order = self.clients.fleet, self.method.schedule.order
+        if not idle:
+            return Chosen([], [], None if fleet is None else RoundPlan((), 0.0))
         if fleet is None:
-            drawn = select(with_data, self.rounds.clients_per_round, seed, server_round)
+            drawn = select(idle, self.rounds.clients_per_round, seed, server_round)
             outage = self.method.outage
             is_out = outage is not None and outage.is_now(seed, server_round)
             ordered = order(drawn, seed, server_round)
             return Chosen([], ordered) if is_out else Chosen(ordered, [])
-        wanted = num_selected(self.rounds.clients_per_round, len(with_data))
-        count = num_asked(wanted, self.rounds.over_select, len(with_data))
-        asked = order(select(with_data, count, seed, server_round), seed, server_round)
+        wanted = num_selected(self.rounds.clients_per_round, len(idle))
+        count = num_asked(wanted, self.rounds.over_select, len(idle))
+        asked = order(select(idle, count, seed, server_round), seed, server_round)
         assert network is not None, "a fleet needs prepare()"
         plan = fleet.plan(
             asked, self.phases(network), self.method.schedule.rule, server_round, now_s, wanted,
@@ -72,7 +81,7 @@ class Planner:
         """Refuse a fleet in which no client could ever take part.
 
         Raises:
-            ValueError: all lack memory, or nobody can end by the deadline; names the key.
+            ValueError: all lack memory, or no client can meet the deadline; names the key.
         """
         if self.clients.fleet is not None:
             self.clients.fleet.check(self.phases(network), self.method.schedule.rule)

@@ -16,7 +16,7 @@ class AllClientsFailedError(RuntimeError):
 
 
 def check_shapes(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a client's state that is not one of the global model.
+    """Refuse arrays that do not have the names and shapes that they must have.
 
     Raises:
         ValueError: names or shapes differ; names the first.
@@ -25,7 +25,7 @@ def check_shapes(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
         got = tuple(arrays[name].shape) if name in arrays else "absent"
         wanted = tuple(shapes[name]) if name in shapes else "absent"
         if got != wanted:
-            raise ValueError(f"array {name} is {got}, in the global model {wanted}")
+            raise ValueError(f"array {name} is {got}, expected {wanted}")
 
 
 def all_failed(server_round: int, results: Sequence[Result]) -> AllClientsFailedError:

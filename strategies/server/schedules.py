@@ -29,6 +29,10 @@ class Parallel:
 
     rule: Rule = clock.parallel
 
+    def busy(self, state: ServerState) -> tuple[int, ...]:
+        """Nobody: a round ends with all of its clients."""
+        return ()
+
     def order(self, chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
         """As they were drawn: by partition id."""
         return list(chosen)
@@ -53,6 +57,10 @@ class Chain:
     rule: Rule
     relays_device: bool
     is_shuffled: bool
+
+    def busy(self, state: ServerState) -> tuple[int, ...]:
+        """Nobody: a round ends with the last of its clients."""
+        return ()
 
     def order(self, chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
         """The order in which they hand on."""
@@ -97,7 +105,7 @@ class BaseSettings:
 
     base: str = field(
         default="splitfed_v1",
-        metadata={"help": "split, splitfed_v1, splitfed_v2: who trains when, and what is averaged"},
+        metadata={"help": "schedule: split, splitfed_v1, splitfed_v2"},
     )
 
     def __post_init__(self) -> None:

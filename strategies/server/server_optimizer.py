@@ -52,16 +52,21 @@ class ServerSettings:
     """What the server does with the average: keys of the group strategy."""
 
     server_optimizer: str = field(
-        default=NONE, metadata={"help": "none, fedavgm, fedadam, fedyogi"}
+        default=NONE, metadata={"help": "server optimizer: none, fedavgm, fedadam, fedyogi"}
     )
     server_learning_rate: float | None = field(
-        default=None, metadata={"help": "of the server optimizer; null: Flower's, 1, 0.1, 0.01"}
+        default=None, metadata={"help": "learning rate of the server optimizer; null: 1, 0.1, 0.01"}
     )
-    server_momentum: float = field(default=0.9, metadata={"help": "fedavgm: momentum"})
-    beta_1: float = field(default=0.9, metadata={"help": "fedadam, fedyogi: decay of the mean"})
-    beta_2: float = field(default=0.99, metadata={"help": "fedadam, fedyogi: of the squares"})
+    server_momentum: float = field(default=0.9, metadata={"help": "fedavgm: server momentum"})
+    beta_1: float = field(
+        default=0.9, metadata={"help": "fedadam, fedyogi: decay rate of the first moment"}
+    )
+    beta_2: float = field(
+        default=0.99, metadata={"help": "fedadam, fedyogi: decay rate of the second moment"}
+    )
     tau: float = field(
-        default=1e-3, metadata={"help": "fedadam, fedyogi: the larger, the less adaptive"}
+        default=1e-3,
+        metadata={"help": "fedadam, fedyogi: degree of adaptivity; smaller is more adaptive"},
     )
 
     def __post_init__(self) -> None:

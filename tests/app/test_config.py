@@ -13,7 +13,7 @@ from app import experiment
 from app.config.composition import compose, config_hash, relevant
 from app.config.schema import Config
 from app.experiment import Experiment, parts_of, resolve
-from app.jobs import Session, expand
+from app.jobs import Jobs, expand
 
 WRONG = [
     ("strategy=nothing", "strategy=nothing: takes binarized_split, deprune, "),
@@ -134,12 +134,12 @@ def test_what_does_not_fit_together_stops_before_the_run(
     overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        Session().prepare(overrides, is_sweep=False)
+        Jobs().check(overrides, is_sweep=False)
 
 
 def test_every_job_of_a_sweep_is_checked_before_the_first() -> None:
     with pytest.raises(ValueError, match="model=lenet5 with data=digits"):
-        Session().prepare(["model=cnn,lenet5", "clients.total=3"], is_sweep=True)
+        Jobs().check(["model=cnn,lenet5", "clients.total=3"], is_sweep=True)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_every_job_of_a_sweep_is_checked_before_the_first() -> None:
         ),
         (
             ["strategy=splitfed_v1", "fleet=mobile", "fleet.deadline_s=10", "seed=0,3"],
-            r"fleet\.deadline_s=10: nobody can end by then",
+            r"fleet\.deadline_s=10: no client can meet the deadline",
         ),
     ],
 )
@@ -165,9 +165,9 @@ def test_of_jobs_that_are_nearly_the_same_each_is_checked(
     """Seeds draw devices: a cut for each, or a deadline, can fit those of one seed alone."""
     few = ("clients.total=2", "tracker.wandb.mode=disabled")
     with pytest.raises(ValueError, match=message):
-        Session().prepare([*overrides, *few], is_sweep=True)
+        Jobs().check([*overrides, *few], is_sweep=True)
     first = [text.split(",")[0] for text in overrides]
-    Session().prepare([*first, *few], is_sweep=False)
+    Jobs().check([*first, *few], is_sweep=False)
 
 
 def test_networks_and_cuts_are_checked_once_for_all_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +180,9 @@ def test_networks_and_cuts_are_checked_once_for_all_seeds(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(experiment, "check_network", counted)
     jobs = ["strategy=splitfed_v1", "fleet=mobile", "clients.total=3", "seed=0,1,2,3"]
-    Session().prepare([*jobs, "link.up=fp32,int8"], is_sweep=True)
+    Jobs().check([*jobs, "link.up=fp32,int8"], is_sweep=True)
     assert checked == [0, 0]
-    Session().prepare([*jobs, "split.cut=auto"], is_sweep=True)
+    Jobs().check([*jobs, "split.cut=auto"], is_sweep=True)
     assert checked == [0, 0, 0, 1, 2, 3]
 
 
@@ -190,7 +190,7 @@ def test_missing_data_say_what_was_looked_for_and_where() -> None:
     with pytest.raises(
         FileNotFoundError, match=r"data\.root=/nowhere: no MNIST there.*CUTBIT_DATA"
     ):
-        Session().prepare(["data=mnist", "data.root=/nowhere"], is_sweep=False)
+        Jobs().check(["data=mnist", "data.root=/nowhere"], is_sweep=False)
 
 
 def test_expand_is_the_product() -> None:
@@ -211,15 +211,15 @@ def test_online_without_a_key_is_refused_before_wandb_asks(
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with pytest.raises(ValueError, match=r"tracker\.wandb\.mode=online: no key for api\.wandb\.ai"):
-        Session().prepare(["tracker.wandb.mode=online"], is_sweep=False)
+        Jobs().check(["tracker.wandb.mode=online"], is_sweep=False)
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40)
     (tmp_path / "netrc").chmod(0o600)
-    Session().prepare(["tracker.wandb.mode=online"], is_sweep=False)
+    Jobs().check(["tracker.wandb.mode=online"], is_sweep=False)
 
 
 def test_a_cluster_that_does_not_answer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"engine\.address=127\.0\.0\.1:1: nothing answers there"):
-        Session().prepare(["engine.address=127.0.0.1:1"], is_sweep=False)
+        Jobs().check(["engine.address=127.0.0.1:1"], is_sweep=False)
 
 
 def test_a_relative_data_folder_becomes_absolute(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from app import experiment
 from app.config.composition import compose, config_hash, relevant
 from app.config.schema import Config
-from app.jobs import Session
+from app.jobs import Jobs
 from models.resnet import resnet18
 from quant.functional import initial_step
 from quant.layers import QuantSpec, quantize, weight_quantizers
@@ -72,7 +72,7 @@ def test_shape_and_classes_come_from_the_file_before_anything_runs(
     assert (config.data.shape, config.data.num_classes) == ([3, 8, 8], 3)
     assert config.data.path == str(tmp_path / "x.npz")  # for workers in folders of their own
     with pytest.raises(ValueError, match=r"model=lenet5 with data=arrays: .*at least 12×12"):
-        Session().prepare(["data=arrays", "data.path=x.npz", "model=lenet5"], is_sweep=False)
+        Jobs().check(["data=arrays", "data.path=x.npz", "model=lenet5"], is_sweep=False)
     wider = small("data=arrays", "data.path=x.npz", "data.num_classes=7")
     assert experiment.dataset(wider).num_classes == 7
     assert experiment.network(wider)(torch.zeros(2, 3, 8, 8)).shape == (2, 7)
@@ -95,9 +95,9 @@ def test_what_the_file_does_not_hold(tmp_path: Path, override: str, message: str
 def test_every_file_of_a_sweep_is_checked(tmp_path: Path) -> None:
     one, other = npz(tmp_path / "x.npz", side=12), npz(tmp_path / "y.npz", side=8)
     chosen = ["data=arrays", "clients.total=2", "model=lenet5"]
-    Session().prepare([*chosen, f"data.path={one}"], is_sweep=False)
+    Jobs().check([*chosen, f"data.path={one}"], is_sweep=False)
     with pytest.raises(ValueError, match=r"model=lenet5 with data=arrays: .*got 3×8×8"):
-        Session().prepare([*chosen, f"data.path={one},{other}"], is_sweep=True)
+        Jobs().check([*chosen, f"data.path={one},{other}"], is_sweep=True)
 
 
 def test_results_are_those_of_the_content_wherever_it_lies(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_users_of_own_arrays_and_their_identity(tmp_path: Path) -> None:
 
 def test_natural_without_users_stops_before_the_run() -> None:
     with pytest.raises(ValueError, match=r"data\.partition=natural: these data have no users; dat"):
-        Session().prepare(["data.partition=natural"], is_sweep=False)
+        Jobs().check(["data.partition=natural"], is_sweep=False)
 
 
 # Augmentation -------------------------------------------------------------------------------------
@@ -273,8 +273,8 @@ def test_weights_identify_a_run_by_their_content(tmp_path: Path) -> None:
     [
         ({"stage9.weight": torch.zeros(3)}, "does not fit: missing .*; unexpected stage9.weight"),
         ([torch.zeros(3)], "holds no state dict"),
-        (torch.nn.ReLU(), "is no file of weights saved by torch.save"),
-        (b"PK nothing", "is no file of weights saved by torch.save"),
+        (torch.nn.ReLU(), "is not a weights file saved by torch.save"),
+        (b"PK nothing", "is not a weights file saved by torch.save"),
     ],
 )
 def test_weights_that_do_not_fit_name_the_key(
@@ -286,8 +286,8 @@ def test_weights_that_do_not_fit_name_the_key(
     else:
         torch.save(content, path)
     with pytest.raises(ValueError, match=rf"^model\.weights=.*w\.pth {message}") as caught:
-        Session().prepare([f"model.weights={path}", "clients.total=3"], is_sweep=False)
+        Jobs().check([f"model.weights={path}", "clients.total=3"], is_sweep=False)
     assert "\n" not in str(caught.value)
     path.rename(tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match=r"^model\.weights=.* is no safetensors file"):
+    with pytest.raises(ValueError, match=r"^model\.weights=.* is not a safetensors file"):
         experiment.check_network(small(f"model.weights={tmp_path / 'w.safetensors'}"))

@@ -16,7 +16,7 @@ from conftest import FAULTS, ROOT, small
 
 import tracking
 from app.config.composition import compose
-from app.jobs import Session, expand, finished, preset
+from app.jobs import Jobs, expand, finished, preset
 from app.run_folder import FolderTakenError, claim, take
 from tracking.collect import find
 
@@ -192,8 +192,8 @@ def test_one_job_fails_and_even_calls_exit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "conf" / "sweep").glob("*.yaml")))
 def test_every_preset_is_a_sweep_of_valid_jobs(name: str) -> None:
-    session = Session()
-    overrides = session.prepare([f"sweep={name}", "seed=0", "data=digits"], is_sweep=True)
+    session = Jobs()
+    overrides = session.check([f"sweep={name}", "seed=0", "data=digits"], is_sweep=True)
     over = yaml.safe_load((ROOT / "conf" / "sweep" / f"{name}.yaml").read_text())["over"]
     jobs = expand(overrides, is_sweep=True)
     assert len(jobs) == math.prod(

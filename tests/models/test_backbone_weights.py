@@ -50,7 +50,7 @@ def test_a_safetensors_file_loads_too(tmp_path):
     load_weights(target, tmp_path / "model.safetensors")
     assert equal(source, target)
     (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match="is no safetensors file"):
+    with pytest.raises(ValueError, match="is not a safetensors file"):
         load_weights(target, tmp_path / "model.safetensors")
 
 

@@ -128,7 +128,9 @@ def test_a_wrong_target_names_the_key(target):
 
 
 def test_what_is_no_module_is_refused():
-    with pytest.raises(ValueError, match=r"model\._target_=.*\.no_module: is no torch\.nn\.Module"):
+    with pytest.raises(
+        ValueError, match=r"model\._target_=.*\.no_module: is not a torch\.nn\.Module"
+    ):
         model(f"{HERE}.no_module")
 
 

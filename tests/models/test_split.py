@@ -1166,14 +1166,14 @@ def test_refusals() -> None:
         "'pool': it is called 2 times; cut points among its calls: conv2+relu_+pool, "
         in message(LeNet, "pool")
     )
-    assert "'layer1.0.shortcut': it is no step of the network's forward" in message(
+    assert "'layer1.0.shortcut': it is not a step of the network's forward" in message(
         ResNet, "layer1.0.shortcut"
     )
     assert "2 values would cross: input+rand, conv1;" in message(EarlyNoise, "conv1")
     assert "relu_ overwrites it" in message(LeNet, "conv2")
     assert "it exists in training only" in message(Auxiliary, "stem+dropout")
     assert "no parameter before it" in message(RootState, "input+sub")
-    assert "it is no step of the network's forward" in message(RootState, "unused")
+    assert "it is not a step of the network's forward" in message(RootState, "unused")
     assert "it is the network's output" in message(Conv1d, "fc+log_softmax")
     model = Wrapped(ValueControlLayer())
     model.inner.add_module("deep", nn.ReLU())
@@ -1202,7 +1202,7 @@ def test_refusals_that_need_an_example() -> None:
     x = torch.randn(2, *IMAGE)
     assert "it is overwritten in place later" in refusal(lambda: cut(Views(), "conv", x))
     assert "clamp_ overwrites it" in refusal(lambda: cut(Views(), "conv+flatten"))
-    assert "no float tensor" in refusal(lambda: cut(Views(), "conv+flatten+clamp_+abs+gt", x))
+    assert "not of floating point" in refusal(lambda: cut(Views(), "conv+flatten+clamp_+abs+gt", x))
     assert "not the batch" in refusal(lambda: cut(Views(), "embed+transpose", x))
     names = [point.name for point in cut_points(Views(), x)]
     assert names == [
@@ -1267,7 +1267,7 @@ class RootConstant(RootControl):
         (RootCounter, "forward assigns self.calls (test_split.py, line "),
         (RootRandom, "forward draws from Python's or NumPy's random numbers"),
         (RootNoGrad, "runs without gradients"),
-        (RootConstant, "uses a tensor that is no parameter, buffer or attribute of the model"),
+        (RootConstant, "uses a tensor that is not a parameter, buffer or attribute of the model"),
         (TwoInputs, "forward takes a second input, y"),
     ],
 )

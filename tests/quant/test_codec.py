@@ -448,5 +448,5 @@ def test_settings_reach_the_codecs():
     assert up == Affine(4, True, True)
     assert down == Affine(2, True, True)
     assert not LinkSettings("sign").codecs()[0].scaled
-    with pytest.raises(ValueError, match="int7 is no codec"):
+    with pytest.raises(ValueError, match="int7 is not a codec"):
         make_codec("int7")

@@ -6,7 +6,7 @@ skip    takes no part: it is given no data
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -36,6 +36,9 @@ class Skipping:
     @property
     def rule(self) -> Rule:
         return self.of.rule
+
+    def busy(self, state: ServerState) -> Collection[int]:
+        return self.of.busy(state)
 
     def order(self, chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
         found = self.of.order(chosen, seed, server_round)

@@ -11,7 +11,7 @@ from conftest import assert_same_run, cut_network, rounds, simulate, small
 from safetensors.numpy import load_file
 
 from app import experiment
-from app.jobs import Session
+from app.jobs import Jobs
 from fleet.seeds import derive_seed
 from privacy.attacks import reconstruct
 from privacy.leakage import channel_leakage
@@ -185,7 +185,7 @@ def test_real_valued_without_measures_is_the_base(tmp_path: Path) -> None:
 )
 def test_what_cannot_be(overrides, message) -> None:
     with pytest.raises(ValueError, match=message):
-        Session().prepare(["strategy=binarized_split", *overrides], is_sweep=False)
+        Jobs().check(["strategy=binarized_split", *overrides], is_sweep=False)
 
 
 def test_streams_of_noise_differ_by_client_and_round() -> None:

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from app import build_fleet, experiment
-from app.jobs import Session
+from app.jobs import Jobs
 from fleet.devices import tables
 from fleet.outages import Outage
 from fleet.seeds import draw_uniform
@@ -490,7 +490,7 @@ def test_a_round_by_hand(tmp_path) -> None:
 
 def test_pipelined_is_a_yes_or_no() -> None:
     with pytest.raises(ValueError, match=r"strategy\.pipelined=2: takes true or false"):
-        Session().prepare([STRATEGY, "strategy.pipelined=2"], is_sweep=False)
+        Jobs().check([STRATEGY, "strategy.pipelined=2"], is_sweep=False)
 
 
 @pytest.mark.parametrize("cut", ["stage1.conv", "stage2.conv"])
@@ -539,7 +539,7 @@ ERRORS = [
 @pytest.mark.parametrize(("override", "message"), ERRORS)
 def test_what_cannot_be(override, message) -> None:
     with pytest.raises(ValueError, match=message):
-        Session().prepare([STRATEGY, "clients.total=3", override], is_sweep=False)
+        Jobs().check([STRATEGY, "clients.total=3", override], is_sweep=False)
 
 
 def test_prepare_comes_first() -> None:

@@ -16,7 +16,7 @@ from models.cnn import CNN
 from quant.layers import QuantSpec, is_step, quantize, weight_quantizers
 from quant.packing import packed_bytes, unpack
 from quant.settings import QuantSettings
-from strategies import messages, oqfl
+from strategies import messages
 from strategies.client.training import LocalTraining
 from strategies.oqfl import OQFL, WireSettings, decode_weights, encode_weights, wire_of
 
@@ -308,6 +308,6 @@ def test_settings_travel_to_the_client():
     assert messages.unpack_settings(config, "train", LocalTraining).lr == 0.5
     described = strategy.prepared().in_round(1).describe(strategy.rounds.train)
     assert described == {"weight_bits": 3, "act_bits": 5}
-    made = oqfl.prepare(CNN(input_shape=(1, 8, 8)), config)
+    made = OQFL.client.prepare(CNN(input_shape=(1, 8, 8)), config)
     assert {q.bits for q in weight_quantizers(made).values()} == {3, 6}
     assert not any(is_step(name) for name, _ in made.named_parameters())

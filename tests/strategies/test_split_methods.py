@@ -29,11 +29,11 @@ from torch import nn
 from app import client, experiment
 from app.config.composition import compose
 from app.engine import SerialGrid
-from app.jobs import Session
+from app.jobs import Jobs
 from quant.codec import LinkSettings
 from quant.layers import quantized_layers
 from strategies.client.simulated import train_simulated
-from strategies.client.split_loop import Hooks, Split, SplitClient
+from strategies.client.split_loop import CutAt, Hooks, SplitClient
 from strategies.client.training import LocalTraining
 from strategies.contract import Streams, Task, Update
 from strategies.hierarchical import Hierarchical
@@ -470,19 +470,19 @@ ERRORS = [
 @pytest.mark.parametrize(("override", "message"), ERRORS)
 def test_what_cannot_be(override, message) -> None:
     with pytest.raises(ValueError, match=message):
-        Session().prepare(["strategy=splitfed_v1", "clients.total=3", override], is_sweep=False)
+        Jobs().check(["strategy=splitfed_v1", "clients.total=3", override], is_sweep=False)
 
 
 @pytest.mark.parametrize("strategy", ["split", "splitfed_v2", "ushaped"])
 def test_one_cut_where_there_is_one_server_half(strategy) -> None:
     with pytest.raises(ValueError, match=r"split\.cut: a mapping .* splitfed_v1 or splitfed_v3"):
-        Session().prepare([f"strategy={strategy}", "split.cut={default:stage1}"], is_sweep=False)
+        Jobs().check([f"strategy={strategy}", "split.cut={default:stage1}"], is_sweep=False)
 
 
 def test_a_tail_that_is_none() -> None:
     with pytest.raises(ValueError, match=r"split\.tail=fo: no such cut point; the nearest are"):
         chosen = ("fleet=mobile", "split.cut=auto", "split.tail=fo")
-        Session().prepare(["strategy=ushaped", *chosen], is_sweep=False)
+        Jobs().check(["strategy=ushaped", *chosen], is_sweep=False)
     for tail, message in (
         ("nowhere", r"split\.cut=stage1 split\.tail=nowhere: .* no cut point 'nowhere'"),
         ("stage1", r"split\.tail=stage1: CNN has no cut point before 'stage1'"),
@@ -490,7 +490,7 @@ def test_a_tail_that_is_none() -> None:
         ("", r"split\.tail=: takes a module"),
     ):
         with pytest.raises(ValueError, match=message):
-            Session().prepare(["strategy=ushaped", f"split.tail={tail}"], is_sweep=False)
+            Jobs().check(["strategy=ushaped", f"split.tail={tail}"], is_sweep=False)
 
 
 def test_keys_that_a_method_does_not_read() -> None:
@@ -639,8 +639,8 @@ def test_hooks_of_the_device_are_not_called_on_the_servers_part() -> None:
 def test_settings_travel() -> None:
     strategy = prepared("strategy=ushaped", "link.up=int8", "train.server_lr=0.5", "quant.bits=4")
     config = settings_of(strategy)
-    split = unpack_settings(config, "split", Split)
-    assert split == Split("stage1", "stage3")
+    split = unpack_settings(config, "split", CutAt)
+    assert split == CutAt("stage1", "stage3")
     assert unpack_settings(config, "train", LocalTraining).server_lr == 0.5
     assert unpack_settings(config, "link", LinkSettings) == LinkSettings("int8")
     # What a worker keeps of a network is not made anew because a rate falls.

@@ -302,3 +302,52 @@ def test_shapes_that_broadcast_are_refused_too(kind, shapes):
     states = [{"w": np.ones(shape, kind)} for shape in shapes]
     with pytest.raises(ValueError):
         combine(states, [1, 1])
+
+
+# Holders ------------------------------------------------------------------------------------------
+
+
+def test_each_entry_is_averaged_over_its_holders_by_hand():
+    states = [{"w": np.float32([[1, 2], [3, 4]])}, {"w": np.float32([[5, 6], [7, 8]])}]
+    masks = [{"w": np.array([[True, True], [False, False]])}, {"w": np.array([[True, False]] * 2)}]
+    before = {"w": np.float32([[-1, -1], [-1, -1]])}
+    found = combine(states, [1, 3], mean, masks, before)
+    # Both, the first alone; the second alone, nobody.
+    assert found["w"].tolist() == [[(1 + 3 * 5) / 4, 2], [7, -1]]
+    assert found["w"].dtype == np.float32
+
+
+def test_an_array_that_a_client_does_not_hold_counts_for_the_others():
+    states = [{"w": np.float32([1]), "n": np.array(9)}, {"w": np.float32([3]), "n": np.array(4)}]
+    before = {"w": np.float32([7]), "n": np.array(1)}
+    assert combine(states, [1, 1], mean, [{"w": False, "n": False}, {}], before) == {"w": 3, "n": 4}
+    nobody = [{"w": False}, {"w": False}]
+    assert combine(states, [1, 1], mean, nobody, before) == {"w": 7, "n": 9}
+
+
+@modest
+@given(clients(), st.sampled_from(sorted(AVERAGES)), st.data())
+def test_holders_by_reference(drawn, name, data):
+    """Entry by entry the average of those who hold it, and where nobody does what there was."""
+    values, weights = drawn
+    shape = values[0].shape
+    held = [data.draw(hnp.arrays(bool, shape)) for _ in values]
+    before = np.full(shape, -7, np.float32)
+    states, masks = [{"w": value} for value in values], [{"w": mask} for mask in held]
+    found = combine(states, weights, AVERAGES[name], masks, {"w": before})["w"]
+    for entry in np.ndindex(shape):
+        holders = [i for i, mask in enumerate(held) if mask[entry]]
+        some = [values[i][entry].reshape(1) for i in holders]
+        expected = AVERAGES[name](some, [weights[i] for i in holders]) if some else before[entry]
+        np.testing.assert_allclose(found[entry], np.float32(expected).item(), rtol=1e-6, atol=1e-30)
+
+
+@modest
+@given(clients(), st.sampled_from(sorted(AVERAGES)))
+def test_masks_of_all_are_no_masks_bit_for_bit(drawn, name):
+    values, weights = drawn
+    states = [{"w": value} for value in values]
+    masks = [{"w": np.ones(value.shape, bool)} for value in values]
+    plain = combine(states, weights, AVERAGES[name])["w"]
+    masked = combine(states, weights, AVERAGES[name], masks, states[0])["w"]
+    assert plain.tobytes() == masked.tobytes()

@@ -13,7 +13,7 @@ from test_conformance import ROWS
 from app import build_fleet as fleets
 from app import experiment
 from app.config.composition import compose
-from app.jobs import Session
+from app.jobs import Jobs
 from fleet.clock import parallel
 from fleet.devices import tables
 from fleet.traces import match
@@ -212,7 +212,7 @@ def test_a_device_that_does_not_fit(tmp_path, monkeypatch) -> None:
     assert "MiB" in rows[0]["reason"]
     monkeypatch.setattr(fleets, "make", lambda *drawn: cramped(drawn, 100))
     with pytest.raises(ValueError, match=r"fleet: training needs .* MiB, and no client has more"):
-        Session().prepare(["strategy=fedavg"], is_sweep=False)
+        Jobs().check(["strategy=fedavg"], is_sweep=False)
 
 
 def test_quantized_devices_are_faster_only_as_far_as_the_table_says() -> None:
@@ -233,7 +233,7 @@ def test_what_cannot_be(tmp_path) -> None:
     for overrides, message in (
         (
             ["fleet.deadline_s=1e-9"],
-            r"fleet\.deadline_s=1e-09: nobody can end by then; the fastest",
+            r"fleet\.deadline_s=1e-09: no client can meet the deadline; the fastest",
         ),
         (["fleet.deadline_s=0"], r"fleet\.deadline_s=0\.0: takes a positive number"),
         (["fleet.availability=often"], r"fleet\.availability=often: takes always, a probability"),
@@ -251,7 +251,7 @@ def test_what_cannot_be(tmp_path) -> None:
         (["split.cut={0:auto,default:stage2}"], r"split\.cut\.0=auto: auto is for all"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            Session().prepare(["strategy=splitfed_v1", *overrides], is_sweep=False)
+            Jobs().check(["strategy=splitfed_v1", *overrides], is_sweep=False)
 
 
 def test_a_trace(tmp_path) -> None:
