@@ -1,8 +1,10 @@
 """Binarized halves on MIT-BIH heartbeats: accuracy by arm, leakage, size and time of a packed half.
 
-    python -m benchmarks.binary --data $CUTBIT_DATA [--epochs 40] [--seeds 0 1 2]
+    python -m benchmarks.binary --data $CUTBIT_DATA|random [--epochs 40] [--seeds 0 1 2]
         [--arms cnn hybrid bnn] [--estimator clip] [--scale] [--lr 1e-3] [--client-lr 3e-3]
         [--decay 0.96] [--cosine] [--keep-optimizer]
+
+--data random takes 256 random beats for each of training and test, to see that it runs.
 
 ecg1d cut at stage2, split by beat, batch 32, Adam, one thread. Both halves train together, which is
 what split learning with one client computes: a cut network trains as the whole one, bit for bit,
@@ -20,7 +22,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -40,7 +42,24 @@ from quant.binary_export import load_packed, pack_half, save_packed
 
 ARMS = ("cnn", "normalised", "hybrid", "plain", "bnn")
 CUT, SHAPE, BATCH = "stage2", (1, 128), 32
-PROBES = 1000  # beats to measure leakage and bits on
+PROBES = 1000  # beats to measure leakage and bits on, at most half of the test beats
+
+
+def beats(root: Path) -> Dataset:
+    return Dataset.from_tensors(
+        cached("benchmark-mitbih-beat", lambda: mitbih.load(root).tensors())
+    )
+
+
+def random_beats(count: int = 256) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2 * count, *SHAPE, generator=generator)
+    y = torch.randint(5, (2 * count,), generator=generator)
+    return Dataset(x[:count], y[:count], x[count:], y[count:], num_classes=5)
+
+
+def probes(data: Dataset) -> int:
+    return min(PROBES, len(data.test_y) // 2)
 
 
 def halves(arm: str, seed: int, spec: BinarySpec) -> tuple[nn.Module, nn.Module]:
@@ -107,13 +126,13 @@ def leakage(client: nn.Module, data: Dataset) -> tuple[float, float, float, floa
     """dCor of the leakiest channel and their mean, MSE of the attack and of the mean beat."""
     client.eval()
     order = torch.randperm(len(data.test_y), generator=torch.Generator().manual_seed(0))
-    probe, own = data.test_x[order[:PROBES]], data.test_x[order[PROBES:]]
+    probe, own = data.test_x[order[: probes(data)]], data.test_x[order[probes(data) :]]
     found = channel_leakage(probe, client(probe))
     attack = reconstruct((client(own), own), (client(probe), probe), epochs=5)
     return float(found.max()), float(found.mean()), attack.mse, attack.mean_mse
 
 
-def compare(client: nn.Module, plain: nn.Module, data: Dataset) -> None:
+def compare(client: nn.Module, plain: nn.Module, data: Dataset, turns: int) -> None:
     """Bits, bytes and seconds of the packed half beside the network's own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "half.safetensors"
@@ -126,12 +145,13 @@ def compare(client: nn.Module, plain: nn.Module, data: Dataset) -> None:
     client.eval(), plain.eval()
     order = torch.randperm(len(data.test_y), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        for name, rows in ((f"{PROBES} test beats", order[:PROBES]), ("all test beats", order)):
+        some = order[: probes(data)]
+        for name, rows in ((f"{len(some)} test beats", some), ("all test beats", order)):
             x = data.test_x[rows]
             wrong = int((packed(x) != client(x)).sum())
             print(f"bits that differ, {name}: {wrong} of {client(x[:1]).numel() * len(x):,}")
-        alone = torch.cat([packed(beat) for beat in data.test_x[order[:PROBES]].split(1)])
-        wrong = int((alone != client(data.test_x[order[:PROBES]])).sum())
+        alone = torch.cat([packed(beat) for beat in data.test_x[some].split(1)])
+        wrong = int((alone != client(data.test_x[some])).sum())
         print(f"bits that differ, packed beat by beat and network in one batch: {wrong}")
     weights = 32 * packed.weight_bytes()
     print("\n| | real half | packed | |\n|---|---|---|---|")
@@ -139,14 +159,14 @@ def compare(client: nn.Module, plain: nn.Module, data: Dataset) -> None:
     print(f"| file, bytes | {plain_bytes:,} | {file_bytes:,} | 1/{plain_bytes / file_bytes:.1f} |")
     print("\n| batch | real half, µs a beat | binarized, in torch | packed | of the real half |")
     print("|---|---|---|---|---|")
-    for size in (1, 32, 1000):
-        real, binary, bits = seconds([plain, client, packed.bits], data.test_x[:size])
+    for size in (1, 32, min(1000, len(data.test_y))):
+        real, binary, bits = seconds([plain, client, packed.bits], data.test_x[:size], turns)
         micro = " | ".join(f"{1e6 * t / size:.1f}" for t in (real, binary, bits))
         print(f"| {size} | {micro} | {bits / real:.2f} |")
 
 
 @torch.no_grad()
-def seconds(calls: list[Callable[[Tensor], object]], x: Tensor, turns: int = 50) -> list[float]:
+def seconds(calls: list[Callable[[Tensor], object]], x: Tensor, turns: int) -> list[float]:
     """Median processor time of each, the calls taking turns: others may use the machine, too."""
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(turns + 3):
@@ -158,9 +178,10 @@ def seconds(calls: list[Callable[[Tensor], object]], x: Tensor, turns: int = 50)
     return [statistics.median(own) for own in times]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", required=True, help="folder of mitbih/, or random")
+    parser.add_argument("--turns", type=int, default=50, help="of timing the packed half")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["cnn", "hybrid", "bnn"], choices=ARMS)
@@ -171,12 +192,10 @@ def main() -> None:
     parser.add_argument("--decay", type=float, default=1.0, help="of both rates, an epoch")
     parser.add_argument("--cosine", action="store_true")
     parser.add_argument("--keep-optimizer", action="store_true")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
     torch.set_num_threads(1)
     spec = BinarySpec(chosen.estimator, chosen.scale)
-    data = Dataset.from_tensors(
-        cached("benchmark-mitbih-beat", lambda: mitbih.load(chosen.data).tensors())
-    )
+    data = random_beats() if chosen.data == "random" else beats(Path(chosen.data))
     plain, packable = halves("cnn", 0, spec)[0], None
     print("| arm | seed | last | mean of 5 | best | dCor max | dCor mean | attack | mean beat |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -196,7 +215,7 @@ def main() -> None:
     for arm, values in finals.items():
         print(f"{arm}: {statistics.mean(values):.2f}, mean of {len(values)} seeds")
     if packable is not None:
-        compare(packable, plain, data)
+        compare(packable, plain, data, chosen.turns)
 
 
 if __name__ == "__main__":

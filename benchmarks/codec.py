@@ -7,12 +7,14 @@ codecs take turns, so that a noisy machine disturbs them alike; medians.
 """
 
 import argparse
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from benchmarks.table import table
 from quant.codec import CODECS, Codec, LinkSettings, make_codec
 
 
@@ -22,14 +24,10 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shape", type=int, nargs="+", default=[32, 16, 14, 14])
-    parser.add_argument("--turns", type=int, default=100)
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
+def measure(shape: Sequence[int], turns: int) -> list[tuple[str, float, float, float]]:
+    """Return of each codec its bytes a value, and microseconds to transmit and to pack."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(chosen.shape, generator=generator).relu_()
+    x = torch.randn(*shape, generator=generator).relu_()
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     codecs: dict[str, Codec] = {name: make_codec(name) for name in CODECS}
@@ -37,22 +35,36 @@ def main() -> None:
     codecs["int8 stochastic"] = make_codec("int8", LinkSettings(rounding="stochastic"))
     transfers: dict[str, list[float]] = {name: [] for name in codecs}
     packings: dict[str, list[float]] = {name: [] for name in codecs}
-    for turn in range(chosen.turns + 5):
+    for turn in range(turns + 5):
         for name, codec in codecs.items():
             transfer = seconds(lambda codec=codec: codec.transmit(x, generator))
             packing = seconds(lambda codec=codec: codec.decode(codec.encode(x, generator)))
             if turn >= 5:
-                transfers[name].append(transfer)
-                packings[name].append(packing)
-    print(f"shape {tuple(x.shape)}, {x.numel():,} values")
-    print("| codec | bytes a value | µs transmit | µs encode + decode |")
-    print("|---|---|---|---|")
-    for name, codec in codecs.items():
-        print(
-            f"| {name} | {codec.num_bytes(x.shape) / x.numel():.3f} "
-            f"| {1e6 * statistics.median(transfers[name]):.0f} "
-            f"| {1e6 * statistics.median(packings[name]):.0f} |"
+                transfers[name].append(1e6 * transfer)
+                packings[name].append(1e6 * packing)
+    return [
+        (
+            name,
+            codec.num_bytes(x.shape) / x.numel(),
+            statistics.median(transfers[name]),
+            statistics.median(packings[name]),
         )
+        for name, codec in codecs.items()
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", type=int, nargs="+", default=[32, 16, 14, 14])
+    parser.add_argument("--turns", type=int, default=100)
+    chosen = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    rows = [
+        (name, f"{size:.3f}", f"{transfer:.0f}", f"{packing:.0f}")
+        for name, size, transfer, packing in measure(chosen.shape, chosen.turns)
+    ]
+    title = f"shape {tuple(chosen.shape)}, {math.prod(chosen.shape):,} values"
+    print(table(["codec", "bytes a value", "µs transmit", "µs encode + decode"], rows, title))
 
 
 if __name__ == "__main__":

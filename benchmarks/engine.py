@@ -1,6 +1,6 @@
 """How fast clients are simulated: LeNet-5, 60,000 samples a round, batch 32, one epoch, SGD.
 
-    python -m benchmarks.engine [--clients 100 500] [--rounds 4] [--skip flower]
+    python -m benchmarks.engine [--clients 100 500] [--rounds 4] [--samples 60000] [--skip flower]
 
 Compares, in one run, a plain PyTorch loop in as many processes as cores (no messages, no records:
 the least anyone could do), our RayGrid, our SerialGrid and Flower's own simulation. Samples per
@@ -17,6 +17,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,12 @@ from app import client, experiment
 from app.config.composition import compose
 from app.engine import LocalGrid, RayGrid, SerialGrid, Workers, make_context
 from app.experiment import Experiment
-from benchmarks.random_data import load
+from benchmarks import random_data
+from benchmarks.table import table
 from models.lenet5 import LeNet5
 from strategies import messages
 from tracking.record import ClientRecord, RoundRecord
 
-SAMPLES = 60_000
 CORES = os.cpu_count() or 1
 Times = list[float]  # when the run began, then when each round ended
 
@@ -56,43 +57,50 @@ class Clock:
     def finish(self, summary: Mapping[str, Any] | None) -> None: ...
 
 
-def config(num_clients: int) -> Experiment:
-    return experiment.resolve(compose(
-        [
-            "strategy=fedavg", "model=lenet5", "data=mnist", "data.source=benchmarks.random_data",
-            "data.name=random", f"clients.total={num_clients}", "train.epochs=1", "train.lr=0.01",
-            "train.momentum=0",
-        ]
-    ))  # fmt: skip
+@dataclass(frozen=True)
+class Case:
+    """What every engine runs."""
+
+    clients: int
+    samples: int
+    rounds: int
+
+    def experiment(self) -> Experiment:
+        """The same as a configuration."""
+        return experiment.resolve(compose([
+            "strategy=fedavg", "model=lenet5", f"clients.total={self.clients}", "train.epochs=1",
+            "train.lr=0.01", "train.momentum=0", f"rounds={self.rounds}",
+            *random_data.overrides(self.samples),
+        ]))  # fmt: skip
 
 
-def plain(num_clients: int, rounds: int) -> Times:
+def plain(case: Case) -> Times:
     """A loop anyone would write: one process per core, each trains its share of the clients."""
     begun = time.perf_counter()
     state = {name: tensor.clone() for name, tensor in LeNet5().state_dict().items()}
-    rows = torch.randperm(SAMPLES).split(SAMPLES // num_clients)
+    rows = torch.randperm(case.samples).split(case.samples // case.clients)
     times = [begun]
     context = multiprocessing.get_context("fork")
     pipes = []
     for core in range(CORES):
         ours, theirs = context.Pipe()
-        work = (theirs, rows[core::CORES])
+        work = (theirs, rows[core::CORES], case.samples)
         context.Process(target=_plain_worker, args=work, daemon=True).start()
         pipes.append(ours)
-    for _ in range(rounds):
+    for _ in range(case.rounds):
         for pipe in pipes:
             pipe.send(state)
         sums = [pipe.recv() for pipe in pipes]
-        state = {name: sum(part[name] for part in sums) / num_clients for name in state}
+        state = {name: sum(part[name] for part in sums) / case.clients for name in state}
         times.append(time.perf_counter())
     for pipe in pipes:
         pipe.send(None)
     return times
 
 
-def _plain_worker(pipe: Any, rows: Sequence[Tensor]) -> None:
+def _plain_worker(pipe: Any, rows: Sequence[Tensor], samples: int) -> None:
     torch.set_num_threads(1)
-    data = load(Path())
+    data = random_data.load(str(samples), (1, 28, 28), 10)
     model = LeNet5()
     while (state := pipe.recv()) is not None:
         total = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
@@ -109,36 +117,36 @@ def _plain_worker(pipe: Any, rows: Sequence[Tensor]) -> None:
         pipe.send(total)
 
 
-def _start(setup: Experiment, grid: Grid, rounds: int) -> Times:
+def _start(setup: Experiment, grid: Grid) -> Times:
     clock = Clock()
     strategy = experiment.strategy(setup)
-    arrays = messages.to_record(experiment.network(setup).state_dict())
-    strategy.start(grid, arrays, num_rounds=rounds, sinks=[clock])
+    arrays = messages.to_record(experiment.prepare(setup, strategy).state_dict())
+    strategy.start(grid, arrays, num_rounds=setup.rounds, sinks=[clock])
     return clock.times
 
 
-def _ours(make: Callable[[Experiment, Mapping[str, Any]], LocalGrid], n: int, rounds: int) -> Times:
+def _ours(make: Callable[[int, Mapping[str, Any]], LocalGrid], case: Case) -> Times:
     begun = time.perf_counter()
-    setup = config(n)
+    setup = case.experiment()
     experiment.division(setup)
-    return [begun, *_start(setup, make(setup, experiment.run_config(setup)), rounds)]
+    return [begun, *_start(setup, make(case.clients, experiment.run_config(setup)))]
 
 
-def ray_grid(num_clients: int, rounds: int) -> Times:
+def ray_grid(case: Case) -> Times:
     workers = Workers(CORES)
     try:
-        return _ours(lambda c, run: RayGrid(c.data.num_clients, run, workers), num_clients, rounds)
+        return _ours(lambda clients, run: RayGrid(clients, run, workers), case)
     finally:
         workers.close()
 
 
-def serial_grid(num_clients: int, rounds: int) -> Times:
-    return _ours(lambda c, run: SerialGrid(c.data.num_clients, run), num_clients, rounds)
+def serial_grid(case: Case) -> Times:
+    return _ours(SerialGrid, case)
 
 
-def flower(num_clients: int, rounds: int) -> Times:
+def flower(case: Case) -> Times:
     """Flower's simulation, with our strategy and our client half."""
-    setup = config(num_clients)
+    setup = case.experiment()
     experiment.division(setup)
     run_config = experiment.run_config(setup)
     times = [time.perf_counter()]
@@ -146,7 +154,7 @@ def flower(num_clients: int, rounds: int) -> Times:
 
     def handle(message: Message, context: Context) -> Message:
         partition = int(context.node_config["partition-id"])
-        ours = make_context(context.run_id, partition, num_clients, run_config)
+        ours = make_context(context.run_id, partition, case.clients, run_config)
         return client.app(message, ours)
 
     client_app.query()(handle)
@@ -154,13 +162,13 @@ def flower(num_clients: int, rounds: int) -> Times:
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        times.extend(_start(setup, grid, rounds))
+        times.extend(_start(setup, grid))
 
     resources = {
         "client_resources": {"num_cpus": 1, "num_gpus": 0},
         "init_args": {"address": "local", "num_cpus": CORES},
     }
-    run_simulation(server_app, client_app, num_clients, backend_config=resources)
+    run_simulation(server_app, client_app, case.clients, backend_config=resources)
     import ray
 
     ray.shutdown()
@@ -211,31 +219,48 @@ def _pss(process: int) -> int:
 ENGINES = {"plain": plain, "ray": ray_grid, "serial": serial_grid, "flower": flower}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+@dataclass(frozen=True)
+class Speed:
+    """What an engine reached, and its memory."""
+
+    round_s: float
+    startup_s: float
+    peak_bytes: int
+
+
+def measure(run: Callable[[Case], Times], case: Case) -> Speed:
+    """Run a case on an engine."""
+    with Memory() as memory:
+        times = run(case)
+    if len(times) != case.rounds + 1:
+        raise RuntimeError(f"{run.__name__}: {len(times) - 1} of {case.rounds} rounds")
+    round_s = statistics.median(b - a for a, b in itertools.pairwise(times[1:]))
+    return Speed(round_s, times[1] - times[0] - round_s, memory.peak_bytes)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clients", type=int, nargs="+", default=[100, 500])
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4, help="2 or more")
+    parser.add_argument("--samples", type=int, default=60_000, help="of all clients")
     parser.add_argument("--skip", nargs="*", default=[], choices=list(ENGINES))
-    arguments = parser.parse_args()
+    chosen = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print("| clients | engine | samples/s | of the plain loop | start-up s | peak MB |")
-    print("|---|---|---|---|---|---|")
-    for num_clients in arguments.clients:
-        baseline = None
+    rows = []
+    for num_clients in chosen.clients:
+        case, baseline = Case(num_clients, chosen.samples, chosen.rounds), None
         for name, run in ENGINES.items():
-            if name in arguments.skip:
+            if name in chosen.skip:
                 continue
-            with Memory() as memory:
-                times = run(num_clients, arguments.rounds)
-            rounds = [b - a for a, b in itertools.pairwise(times[1:])]
-            round_s = statistics.median(rounds)
-            baseline = baseline or round_s
-            startup_s = times[1] - times[0] - round_s
-            print(
-                f"| {num_clients} | {name} | {SAMPLES / round_s:,.0f} | {baseline / round_s:.2f} "
-                f"| {startup_s:.1f} | {memory.peak_bytes / 1e6:,.0f} |",
-                flush=True,
-            )
+            speed = measure(run, case)
+            baseline = baseline or speed.round_s
+            rows.append((
+                num_clients, name, f"{case.samples / speed.round_s:,.0f}",
+                f"{baseline / speed.round_s:.2f}", f"{speed.startup_s:.1f}",
+                f"{speed.peak_bytes / 1e6:,.0f}",
+            ))  # fmt: skip
+    heads = ("clients", "engine", "samples/s", "of the plain loop", "start-up s", "peak MB")
+    print(table(heads, rows))
 
 
 if __name__ == "__main__":

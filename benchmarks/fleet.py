@@ -1,15 +1,14 @@
 """What the simulated clock costs: milliseconds to plan a round.
 
-python -m benchmarks.fleet
+python -m benchmarks.fleet [--clients 100 300 1000] [--repeats 20]
 """
 
+import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.table import table
 from fleet.availability import Diurnal
 from fleet.clock import overlapped, parallel, pipelined, queued, sequential
 from fleet.devices import tables
@@ -17,12 +16,12 @@ from fleet.plan import Fleet
 from fleet.population import assign
 from fleet.work import BatchWork, ClientWork, Compute, Exchange
 
-REPEATS = 20
+RULES = (parallel, queued, sequential, overlapped, pipelined)
 
 
-def median_ms(run: Callable[[], object]) -> float:
+def median_ms(run: Callable[[], object], repeats: int) -> float:
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         started = time.perf_counter()
         run()
         times.append(1e3 * (time.perf_counter() - started))
@@ -40,25 +39,36 @@ def work(num_full: int) -> ClientWork:
     return ClientWork(400_000, Compute(), batches, 400_000, 10**7)
 
 
-def main() -> None:
-    table = Table(title="planning a round, median ms")
-    for heading in ("clients", "rule", "plan", "with jitter, diurnal", "phases, once a run"):
-        table.add_column(heading, justify="right")
-    for num_clients in (100, 300, 1000):
-        clients = assign(tables().population("mobile"), tables(), range(num_clients), 0)
-        works = {p: work(10 + p % 50) for p in clients}
-        plain = Fleet(clients, tables().device("server"))
-        varied = Fleet(clients, plain.server, availability=Diurnal(), jitter=0.2, deadline_s=1e6)
-        parts = plain.phases(works)
-        once = median_ms(lambda plain=plain, works=works: plain.phases(works))
-        for rule in (parallel, queued, sequential, overlapped, pipelined):
-            times = [
-                median_ms(lambda f=f, r=rule, p=parts: f.plan(list(p), p, r, 1, 0.0))
-                for f in (plain, varied)
-            ]
-            row = [str(num_clients), rule.__name__, *(f"{t:.2f}" for t in (*times, once))]
-            table.add_row(*row)
-    Console().print(table)
+def measure(num_clients: int, repeats: int) -> dict[str, tuple[float, float, float]]:
+    """Return of each rule the milliseconds of a plan, of one with more to draw, of the phases."""
+    clients = assign(tables().population("mobile"), tables(), range(num_clients), 0)
+    works = {p: work(10 + p % 50) for p in clients}
+    plain = Fleet(clients, tables().device("server"))
+    varied = Fleet(clients, plain.server, availability=Diurnal(), jitter=0.2, deadline_s=1e6)
+    parts = plain.phases(works)
+    once = median_ms(lambda: plain.phases(works), repeats)
+    found = {}
+    for rule in RULES:
+        plan, drawn = (
+            median_ms(lambda f=f, r=rule: f.plan(list(parts), parts, r, 1, 0.0), repeats)
+            for f in (plain, varied)
+        )
+        found[rule.__name__] = (plan, drawn, once)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--clients", type=int, nargs="+", default=[100, 300, 1000])
+    parser.add_argument("--repeats", type=int, default=20)
+    chosen = parser.parse_args(argv)
+    rows = [
+        (num_clients, rule, *(f"{t:.2f}" for t in times))
+        for num_clients in chosen.clients
+        for rule, times in measure(num_clients, chosen.repeats).items()
+    ]
+    heads = ("clients", "rule", "plan", "with jitter, diurnal", "phases, once a run")
+    print(table(heads, rows, "planning a round, median ms"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Simulated training time: hierarchical training beside training in the cloud on uploaded inputs.
 
     python -m benchmarks.hierarchical [--device jetson_nano] [--epochs 10] [--models vgg16 resnet18]
+        [--rates 0.01 1 100]
     python -m benchmarks.hierarchical --plot docs/hierarchical.png x.html    # the curves instead
 
 VGG-16 and ResNet-18 (imagenet stem) in full on CIFAR-10's shapes: 50,000 images of 3×32×32, batches
@@ -22,13 +23,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from benchmarks.cloud_round import cloud_round
 from benchmarks.hierarchical_plot import figure
 from benchmarks.picture import write
+from benchmarks.table import table
 from fleet.clock import Rule, overlapped, pipelined
 from fleet.cost import cost as price
 from fleet.devices import Device, Link, tables
@@ -145,23 +145,14 @@ def saved(seconds: float, baseline: float) -> float:
     return 1 - seconds / baseline
 
 
-def table(
-    title: str, choices: Sequence[Cut], network: Cost, device: Device, rule: Rule,
-    codec: str, epochs: int,
-) -> Table:  # fmt: skip
-    """Savings over the rates, at the best of ``choices`` for each."""
-    printed = Table("Mbit/s", "cut", "on device", "s/epoch", *BASELINES, title=title)
-    link = LinkSettings(up=codec)
-    for mbps in RATES:
-        clock = Clock(device, mbps, rule)
-        best = clock.best(choices, link)
-        seconds = clock.seconds(best.epoch(link))
-        savings = (saved(seconds, clock.baseline(network, name, epochs)) for name in BASELINES)
-        printed.add_row(
-            f"{mbps:g}", f"{best.name} {by(best.device.output_shape)}", f"{best.device_share:.0%}",
-            f"{seconds:,.1f}", *(f"{share:+.1%}" for share in savings),
-        )  # fmt: skip
-    return printed
+def savings(
+    choices: Sequence[Cut], network: Cost, clock: Clock, link: LinkSettings, epochs: int
+) -> tuple[Cut, float, dict[str, float]]:
+    """Return the best of ``choices``, seconds of an epoch, and the share saved by baseline."""
+    best = clock.best(choices, link)
+    seconds = clock.seconds(best.epoch(link))
+    shares = {name: saved(seconds, clock.baseline(network, name, epochs)) for name in BASELINES}
+    return best, seconds, shares
 
 
 def curve(
@@ -217,18 +208,18 @@ def highest_rate(cut: Cut, network: Cost, device: Device, target: float) -> floa
     return low
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="jetson_nano", choices=sorted(tables().devices))
     parser.add_argument("--epochs", type=int, default=10, help="over which one upload is divided")
     parser.add_argument("--models", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="Mbit/s")
     parser.add_argument("--plot", nargs="+", type=Path, help="write the curves: .html, .png")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
     device = tables().device(chosen.device)
     if chosen.plot:
         plot(chosen.plot, chosen.models, device, chosen.epochs)
         return
-    console = Console(width=None if Console().is_terminal else 140)
     for name in chosen.models:
         model = NETWORKS[name]()
         everywhere, network = cuts(model), cost(model, SHAPE)
@@ -236,15 +227,24 @@ def main() -> None:
         for rule in (overlapped, pipelined):
             for codec in ("fp32", "int8"):
                 for what, choices in (("fixed cut", fixed), ("best cut", everywhere)):
+                    rows = []
+                    for mbps in chosen.rates:
+                        clock, link = Clock(device, mbps, rule), LinkSettings(up=codec)
+                        cut, seconds, shares = savings(choices, network, clock, link, chosen.epochs)
+                        rows.append((
+                            f"{mbps:g}", f"{cut.name} {by(cut.device.output_shape)}",
+                            f"{cut.device_share:.0%}", f"{seconds:,.1f}",
+                            *(f"{share:+.1%}" for share in shares.values()),
+                        ))  # fmt: skip
                     title = f"{name} on {device.name}, {rule.__name__}, z as {codec}, {what}"
-                    printed = table(title, choices, network, device, rule, codec, chosen.epochs)
-                    console.print(printed)
+                    print(table(("Mbit/s", "cut", "on device", "s/epoch", *BASELINES), rows, title))
+        rates = {
+            row.name: highest_rate(fixed[0], network, row, PAPER[name])
+            for row in tables().devices.values()
+        }
         title = f"{name} cut after {CUTS[name]}: {PAPER[name]:.0%} less than fp32 each epoch, up to"
-        limits = Table("device", "Mbit/s", title=title)
-        for row in tables().devices.values():
-            rate = highest_rate(fixed[0], network, row, PAPER[name])
-            limits.add_row(row.name, "–" if rate is None else f"{rate:.3g}")
-        console.print(limits)
+        limits = [(row, "–" if rate is None else f"{rate:.3g}") for row, rate in rates.items()]
+        print(table(("device", "Mbit/s"), limits, title))
 
 
 if __name__ == "__main__":

@@ -86,12 +86,12 @@ def figure(sweeps: Sequence[tuple[str, "pd.DataFrame"]]) -> Any:
     return drawn
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print, and draw where asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sweeps", type=Path, nargs="+")
     parser.add_argument("--plot", type=Path, nargs="+", default=[], help="x.html, x.png")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
     try:
         sweeps = [read(sweep) for sweep in chosen.sweeps]
     except (FileNotFoundError, ValueError) as error:

@@ -10,11 +10,13 @@ the fp32 network without channels_last, which is how PyTorch would lay it out.
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.table import table
 from models.cnn import CNN
 from models.lenet5 import LeNet5
 from quant.layers import QuantSpec, quantize
@@ -37,37 +39,44 @@ def step(
     return time.perf_counter() - started
 
 
-def main() -> None:
+def measure(case: str, steps: int) -> dict[str, tuple[float, float]]:
+    """Return of each variant its milliseconds a step, and its ratio to the fp32 step."""
+    make, shape = CASES[case]
+    plain = make().to(memory_format=torch.channels_last)
+    variants = {
+        "fp32": plain,
+        "fp32 contiguous": make(),
+        "4 bits per tensor": quantize(plain, QuantSpec()),
+        "4 bits per channel": quantize(plain, QuantSpec(per_channel=True)),
+    }
+    optimizers = {v: torch.optim.SGD(m.parameters(), 0.01, fused=True) for v, m in variants.items()}
+    x, y = torch.randn(32, *shape), torch.randint(10, (32,))
+    times: dict[str, list[float]] = {variant: [] for variant in variants}
+    for turn in range(steps + 5):
+        for variant, model in variants.items():
+            seconds = step(model, optimizers[variant], x, y)
+            if turn >= 5:
+                times[variant].append(seconds)
+    return {
+        variant: (
+            1000 * statistics.median(own),
+            statistics.median(s / base for s, base in zip(own, times["fp32"], strict=True)),
+        )
+        for variant, own in times.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=100)
-    steps = parser.parse_args().steps
+    chosen = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print("| network | variant | ms a step | of fp32 |")
-    print("|---|---|---|---|")
-    for name, (make, shape) in CASES.items():
-        plain = make().to(memory_format=torch.channels_last)
-        variants = {
-            "fp32": plain,
-            "fp32 contiguous": make(),
-            "4 bits per tensor": quantize(plain, QuantSpec()),
-            "4 bits per channel": quantize(plain, QuantSpec(per_channel=True)),
-        }
-        optimizers = {
-            v: torch.optim.SGD(m.parameters(), 0.01, fused=True) for v, m in variants.items()
-        }
-        x, y = torch.randn(32, *shape), torch.randint(10, (32,))
-        times: dict[str, list[float]] = {variant: [] for variant in variants}
-        for turn in range(steps + 5):
-            for variant, model in variants.items():
-                seconds = step(model, optimizers[variant], x, y)
-                if turn >= 5:
-                    times[variant].append(seconds)
-        for variant, seconds in times.items():
-            ratios = [s / base for s, base in zip(seconds, times["fp32"], strict=True)]
-            print(
-                f"| {name} | {variant} | {1000 * statistics.median(seconds):.2f} "
-                f"| {statistics.median(ratios):.2f} |"
-            )
+    rows = [
+        (case, variant, f"{milliseconds:.2f}", f"{ratio:.2f}")
+        for case in CASES
+        for variant, (milliseconds, ratio) in measure(case, chosen.steps).items()
+    ]
+    print(table(["network", "variant", "ms a step", "of fp32"], rows))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,31 @@
-"""60,000 random 28×28 images: a data source for timing, given as `data.source=`."""
+"""Random 28×28 images: a data source for timing; data.path says how many.
 
-from pathlib import Path
+data=mnist data.name=random data.source=benchmarks.random_data data.path=60000
+"""
 
 import torch
 
-from data.dataset import Dataset
+from data.dataset import Dataset, Description
 
 
-def files(root: Path) -> list[Path]:
-    """None."""
-    return []
+def describe(path: str) -> Description:
+    return Description((1, 28, 28), 10, content=path)
 
 
-def load(root: Path) -> Dataset:
+def load(path: str, shape: tuple[int, ...], num_classes: int) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     return Dataset(
-        train_x=torch.randn(60_000, 1, 28, 28, generator=generator),
-        train_y=torch.randint(10, (60_000,), generator=generator),
-        test_x=torch.randn(100, 1, 28, 28, generator=generator),
-        test_y=torch.randint(10, (100,), generator=generator),
-        num_classes=10,
+        train_x=torch.randn(int(path), *shape, generator=generator),
+        train_y=torch.randint(num_classes, (int(path),), generator=generator),
+        test_x=torch.randn(100, *shape, generator=generator),
+        test_y=torch.randint(num_classes, (100,), generator=generator),
+        num_classes=num_classes,
     )
+
+
+def overrides(samples: int) -> list[str]:
+    """What a configuration says to train on ``samples`` of them."""
+    return [
+        "data=mnist", "data.source=benchmarks.random_data", "data.name=random",
+        f"data.path={samples}",
+    ]  # fmt: skip

@@ -7,13 +7,15 @@ The packed bytes are those of arrays that were really packed by the client's enc
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 
 from app import experiment
 from app.config.composition import compose
+from benchmarks.table import table
 from quant.layers import quantized_layers, weight_quantizers
-from strategies.oqfl import OQFL, encode_weights
+from strategies.oqfl import encode_weights
 
 
 def part(name: str, weights: dict[str, int], bits: int) -> str:
@@ -24,35 +26,36 @@ def part(name: str, weights: dict[str, int], bits: int) -> str:
     return "biases and normalisation, fp32"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--model", default="cnn")
-    chosen = parser.parse_args()
-    shape = ["data=digits", f"model={chosen.model}", "data.shape=[1,28,28]"]
-    overrides = [*shape, "strategy=oqfl", f"quant.bits={chosen.bits}", "quant.wire=codes"]
-    config = experiment.resolve(compose(overrides))
-    strategy = experiment.strategy(config)
-    assert isinstance(strategy, OQFL)
-    model = experiment.prepare(config, strategy)
+def measure(model_name: str, bits: int) -> tuple[Counter[str], Counter[str]]:
+    """Return bytes as fp32 and packed, by part."""
+    chosen = [f"model={model_name}", "data=mnist", "strategy=oqfl", f"quant.bits={bits}"]
+    setup = experiment.resolve(compose([*chosen, "quant.wire=codes"]))
+    network = experiment.network(setup)
+    model = experiment.strategy(setup).prepare(network, setup.network.input_shape)
     assert list(quantized_layers(model))
     weights = {name: q.bits for name, q in weight_quantizers(model).items()}
     sent = encode_weights(model, torch.Generator().manual_seed(0))
-    counts: Counter[str] = Counter()
-    before: Counter[str] = Counter()
+    packed: Counter[str] = Counter()
+    plain: Counter[str] = Counter()
     state = model.state_dict()
     for name, tensor in sent.items():
-        label = part(name, weights, chosen.bits)
-        counts[label] += tensor.numel() * tensor.element_size()
+        label = part(name, weights, bits)
+        packed[label] += tensor.numel() * tensor.element_size()
         if "_quantizer." not in name:
-            before[label] += state[name].numel() * state[name].element_size()
-    print("| part | fp32 bytes | packed bytes |")
-    print("|---|---|---|")
-    for label in counts:
-        print(f"| {label} | {before[label]:,} | {counts[label]:,} |")
-    whole = sum(before.values())
-    packed = sum(counts.values())
-    print(f"| all | {whole:,} | {packed:,} (1/{whole / packed:.2f}) |")
+            plain[label] += state[name].numel() * state[name].element_size()
+    return plain, packed
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--model", default="cnn")
+    chosen = parser.parse_args(argv)
+    plain, packed = measure(chosen.model, chosen.bits)
+    rows = [(label, f"{plain[label]:,}", f"{packed[label]:,}") for label in packed]
+    whole, sent = sum(plain.values()), sum(packed.values())
+    rows.append(("all", f"{whole:,}", f"{sent:,} (1/{whole / sent:.2f})"))
+    print(table(["part", "fp32 bytes", "packed bytes"], rows))
 
 
 if __name__ == "__main__":

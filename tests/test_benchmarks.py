@@ -1,0 +1,235 @@
+"""Every benchmark runs, small, and its table says what it must."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, simulate
+
+from benchmarks import (
+    binary,
+    cloud_round,
+    codec,
+    fleet,
+    hierarchical,
+    machine,
+    privacy,
+    quant,
+    split,
+    wire,
+)
+from models.cost import cost
+from models.lenet5 import LeNet5
+from quant.codec import CODECS
+from strategies.client.training import LocalTraining
+
+# What is no benchmark of its own.
+PARTS = {
+    "__init__",
+    "cloud_round",
+    "hierarchical_plot",
+    "machine",
+    "picture",
+    "random_data",
+    "table",
+}
+TESTED = {"binary", "codec", "engine", "fleet", "hierarchical", "privacy", "quant", "split", "wire"}
+
+Rows = list[dict[str, str]]
+
+
+def tables(text: str) -> list[Rows]:
+    """The Markdown tables in a text, each row by its heads."""
+    found: list[list[list[str]]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("|"):
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        elif found[-1]:
+            found.append([])
+    return [
+        [dict(zip(heads, row, strict=True)) for row in rows]
+        for heads, _, *rows in filter(None, found)
+    ]
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    return lambda: capsys.readouterr().out
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", "").split()[0])
+
+
+def test_every_benchmark_is_tested_and_make_bench_runs_those_that_need_no_files() -> None:
+    files = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert files >= TESTED
+    assert files <= PARTS | TESTED
+    (line,) = [
+        line
+        for line in (ROOT / "Makefile").read_text().splitlines()
+        if line.startswith("BENCHMARKS")
+    ]
+    assert set(line.partition(":=")[2].split()) == TESTED - {"binary", "privacy"}
+
+
+def test_wire(printed: Callable[[], str]) -> None:
+    wire.main(["--bits", "2", "--model", "lenet5"])
+    ((*parts, whole),) = tables(printed())
+    weights = {row["part"]: row for row in parts}["weights at 2 bits"]
+    assert number(weights["fp32 bytes"]) == 16 * number(weights["packed bytes"])
+    for column in ("fp32 bytes", "packed bytes"):
+        assert sum(number(row[column]) for row in parts) == number(whole[column])
+    plain = sum(t.numel() for t in LeNet5().state_dict().values())
+    assert number(whole["fp32 bytes"]) == 4 * plain
+
+
+def test_codec(printed: Callable[[], str]) -> None:
+    codec.main(["--shape", "2", "4", "6", "6", "--turns", "2"])
+    (rows,) = tables(printed())
+    sizes = {row["codec"]: number(row["bytes a value"]) for row in rows}
+    assert sizes.keys() == {*CODECS, "int8 per channel", "int8 stochastic"}
+    assert sizes["fp32"] == 2 * sizes["fp16"] == 4
+    assert 1 < sizes["int8"] < sizes["int8 per channel"] < 1.5
+    assert sizes["int8"] == sizes["int8 stochastic"]
+    assert all(number(row["µs transmit"]) >= 0 for row in rows)
+
+
+def test_quant(printed: Callable[[], str]) -> None:
+    quant.main(["--steps", "1"])
+    (rows,) = tables(printed())
+    assert len(rows) == 4 * len(quant.CASES)
+    for row in rows:
+        assert number(row["ms a step"]) > 0 < number(row["of fp32"])
+        assert row["variant"] != "fp32" or row["of fp32"] == "1.00"
+
+
+def test_fleet(printed: Callable[[], str]) -> None:
+    fleet.main(["--clients", "5", "--repeats", "1"])
+    (rows,) = tables(printed())
+    assert [row["rule"] for row in rows] == [
+        "parallel", "queued", "sequential", "overlapped", "pipelined"
+    ]  # fmt: skip
+    assert {row["clients"] for row in rows} == {"5"}
+    assert all(number(row["plan"]) > 0 for row in rows)
+
+
+def test_hierarchical(printed: Callable[[], str]) -> None:
+    hierarchical.main(["--models", "resnet18", "--rates", "0.1", "100"])
+    *savings, limits = tables(printed())
+    assert len(savings) == 2 * 2 * 2
+    for fixed, best in zip(savings[::2], savings[1::2], strict=True):
+        for one, other in zip(fixed, best, strict=True):
+            assert one["cut"].startswith("layer3")
+            assert number(other["s/epoch"]) <= number(one["s/epoch"])
+    for slow, fast in savings:
+        assert number(slow["s/epoch"]) > number(fast["s/epoch"])
+        shares = [float(slow[name].rstrip("%")) for name in hierarchical.BASELINES]
+        assert shares[0] > shares[1] > shares[3]  # fp32 each epoch, uint8 each epoch, uint8 once
+    overlapped, pipelined = savings[0], savings[4]
+    for one, other in zip(overlapped, pipelined, strict=True):
+        assert number(other["s/epoch"]) <= number(one["s/epoch"])
+    jetson = {row["device"]: row["Mbit/s"] for row in limits}["jetson_nano"]
+    assert number(jetson) == pytest.approx(12.1, abs=0.1)  # as docs/RESULTS.md says
+
+
+def test_hierarchical_draws_its_curves(tmp_path: Path) -> None:
+    hierarchical.main(["--models", "resnet18", "--plot", str(tmp_path / "curves.html")])
+    page = (tmp_path / "curves.html").read_text()
+    assert "resnet18 cut after layer3" in page
+    assert "uint8, once (z as int8)" in page
+
+
+def test_cloud_round_uploads_inputs_and_labels_once() -> None:
+    train = LocalTraining(batch_size=32, epochs=2)
+    network = cost(LeNet5(), (1, 28, 28))
+
+    def up(**how: object) -> int:
+        work = cloud_round.cloud_round(network, 784, 100, train, **how)  # type: ignore[arg-type]
+        return sum(b.count * e.bytes_up for b in work.batches for e in b.exchanges)
+
+    labels = up() - 2 * 100 * 784 * 4
+    assert 0 < labels <= 2 * 100 * 8
+    assert up(pixels="uint8") == 2 * 100 * 784 + labels
+    assert up(uploads=False) == 0
+
+
+def test_split(printed: Callable[[], str]) -> None:
+    split.main(["--clients", "2", "--samples", "32", "--rounds", "1"])
+    (rows,) = tables(printed())
+    assert [row["method"] for row in rows] == list(split.METHODS)
+    assert rows[0]["of FedAvg's"] == "1.000"
+    assert all(number(row["of FedAvg's"]) > 0 for row in rows)
+
+
+def test_engine() -> None:
+    sizes = ["--clients", "4", "--samples", "128", "--rounds", "2"]
+    command = [sys.executable, "-m", "benchmarks.engine", *sizes]  # it starts and ends Ray itself
+    found = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FLWR_LOG_LEVEL": "ERROR"},
+    )
+    assert found.returncode == 0, found.stderr
+    (rows,) = tables(found.stdout)
+    assert [row["engine"] for row in rows] == ["plain", "ray", "serial", "flower"]
+    assert rows[0]["of the plain loop"] == "1.00"
+    for row in rows:
+        assert number(row["samples/s"]) > 0 < number(row["of the plain loop"])
+        assert 100 < number(row["peak MB"]) < 20_000
+
+
+def test_binary(printed: Callable[[], str]) -> None:
+    arms = ["cnn", "hybrid", "plain"]
+    binary.main(
+        ["--data", "random", "--epochs", "1", "--seeds", "0", "--turns", "1", "--arms", *arms]
+    )
+    text = printed()
+    accuracies, sizes, times = tables(text)
+    assert [row["arm"] for row in accuracies] == arms
+    for row in accuracies:
+        assert 0 <= number(row["last"]) <= number(row["best"]) <= 100
+        assert 0 <= number(row["dCor mean"]) <= number(row["dCor max"]) <= 1
+    differ = [line for line in text.splitlines() if line.startswith("bits that differ")]
+    assert len(differ) == 3
+    assert all(line.partition(": ")[2].startswith("0") for line in differ)
+    weights = next(row for row in sizes if row[""] == "weights, bytes")
+    assert number(weights["real half"]) == 32 * number(weights["packed"])
+    assert [row["batch"] for row in times] == ["1", "32", "256"]
+
+
+def test_privacy(tmp_path: Path, printed: Callable[[], str]) -> None:
+    for index, epsilon in enumerate(("null", "1")):
+        simulate(
+            tmp_path / "noise" / str(index), "strategy=binarized_split", "rounds=1",
+            f"privacy.epsilon={epsilon}", "model=lenet5", "data.max_train=60", "data.max_test=60",
+        )  # fmt: skip
+    privacy.main([str(tmp_path / "noise"), "--plot", str(tmp_path / "noise.html")])
+    (rows,) = tables(printed())
+    assert [row["privacy.epsilon"] for row in rows] == ["none", "1"]
+    for row in rows:
+        assert row["seeds"] == "1"
+        assert 0 <= number(row["accuracy"]) <= 100
+        assert 0 <= number(row["dCor, mean"]) <= number(row["dCor, largest channel"]) <= 1
+    assert "ε of the noise" in (tmp_path / "noise.html").read_text()
+
+
+def test_privacy_refuses_what_is_no_such_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate(tmp_path / "0", "strategy=fedavg", "rounds=1", "data.max_train=30")
+    with pytest.raises(SystemExit):
+        privacy.main([str(tmp_path)])
+    assert "takes finished runs of one of privacy.dcor_weight" in capsys.readouterr().err
+
+
+def test_the_machine_is_named() -> None:
+    line = machine.machine()
+    assert f"torch {torch.__version__}" in line
+    assert f"{os.cpu_count()} cores of " in line
