@@ -1,7 +1,7 @@
 """OQFL: federated averaging with quantizers whose steps are learned with the weights.
 
-Kim and Hong, APNOMS 2020, doi 10.23919/APNOMS50412.2020.9236949. Only its abstract was available: the
-quantizer is LSQ (arXiv 1902.08153; `quant.functional` has the formulas), and local training and
+Kim and Hong, APNOMS 2020, doi 10.23919/APNOMS50412.2020.9236949. Only its abstract was available:
+the quantizer is LSQ (arXiv 1902.08153; `quant.functional` has the formulas), and local training and
 averaging are FedAvg's, over weights and steps alike. `oqfl.md` lists the deviations.
 
     client   ŵ = Q(w; s_w),  x̂ = Q(x; s_x);  SGD on w, s_w, s_x by the task loss
