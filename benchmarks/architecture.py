@@ -170,9 +170,9 @@ class Trace:
         inner: Iterable[Any] = ()
         if isinstance(given, Mapping):
             with contextlib.suppress(Exception):  # what Hydra has not resolved yet
-                inner = list(given.values())
+                inner = list(given.values())[:200]
         elif isinstance(given, list | tuple):
-            inner = given[:50]
+            inner = given[:8]
         elif dataclasses.is_dataclass(given) or type(given).__module__.split(".")[0] in FOLDERS:
             inner = list(getattr(given, "__dict__", {}).values())
         return any(self.holds(one, depth - 1) for one in inner)

@@ -1,7 +1,7 @@
 """Deprune: split learning over a bottleneck whose width changes while training.
 
 Pruning and depruning for split learning (arXiv 2311.05739, ACM TOIT 24(4)). Only the abstract was
-at hand: the bottleneck, its schedules and its criteria are our reading of it (deprune.md).
+available: bottleneck, schedules and criteria are our interpretation (deprune.md).
 """
 
 import functools

@@ -1,6 +1,6 @@
 """OQFL: federated averaging with quantizers whose steps are learned with the weights.
 
-Kim and Hong, APNOMS 2020, doi 10.23919/APNOMS50412.2020.9236949. Only its abstract was at hand: the
+Kim and Hong, APNOMS 2020, doi 10.23919/APNOMS50412.2020.9236949. Only its abstract was available: the
 quantizer is LSQ (arXiv 1902.08153; `quant.functional` has the formulas), and local training and
 averaging are FedAvg's, over weights and steps alike. `oqfl.md` lists the deviations.
 

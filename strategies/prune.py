@@ -1,7 +1,7 @@
-"""Prune: a trained network, whose cut is then made narrow in stages with training in between.
+"""Prune: a trained network whose cut is narrowed in stages, with fine-tuning after each.
 
 Pruning and depruning for split learning (arXiv 2311.05739, ACM TOIT 24(4)). Only the abstract was
-at hand: the bottleneck, its stages and its criteria are our reading of it (prune.md).
+available: bottleneck, stages and criteria are our interpretation (prune.md).
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Sequential split learning (Gupta and Raskar 2018, arXiv 1810.06060).
 
-Clients train in turn. The server's part is one and the same; the device's part is relayed from
-each client to the next, through the server.
+Clients train in turn. There is a single server model; the client model is handed on from each client
+to the next, through the server.
 """
 
 from typing import Unpack

@@ -1,7 +1,7 @@
 """SplitFed V1 (Thapa et al. 2020, arXiv 2004.12088).
 
-Clients train in parallel, each with a copy of the server's part; both parts are averaged, by the
-clients' samples. With exact links this is FedAvg bit for bit, wherever each client is cut.
+Clients train in parallel, each with a copy of the server model; client and server models are
+averaged, weighted by samples. With fp32 links this is FedAvg bit for bit, wherever the cuts are.
 """
 
 from typing import Unpack

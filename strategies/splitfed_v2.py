@@ -1,7 +1,7 @@
 """SplitFed V2 (Thapa et al. 2020, arXiv 2004.12088).
 
-There is one server's part, which the clients' activations train client after client in a random
-order of the round's own; the devices' parts all begin as the round did and are averaged.
+A single server model is trained on the clients' activations, one client after another in a random
+order; all client models start the round from the same weights and are averaged.
 """
 
 from typing import Unpack

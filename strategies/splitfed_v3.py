@@ -1,7 +1,7 @@
 """SplitFed V3 (Gawali et al. 2020, arXiv 2012.12591).
 
-Each client keeps a device's part of its own, which is never averaged and never leaves it; the
-copies of the server's part are averaged.
+Each client has a private client model, which is never averaged and never leaves it; the copies of
+the server model are averaged.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Whatever is wrong becomes one line that names the key, what it got and what it takes."""
+"""One line for every configuration error: the key, the value, and what is accepted."""
 
 import difflib
 import re
@@ -25,6 +25,11 @@ def explain(error: BaseException) -> str:
         return (
             f"{group}={option}: takes {', '.join(options.split('Config search path')[0].split())}"
         )
+    assigned = re.search(r"Invalid type assigned: \w+ is not a subclass of \w+\. value: (.*)", text)
+    group = re.search(r"(?:full_key: |Could not override ')([\w.]+)", text)
+    if assigned and group:
+        keys = ", ".join(_keys_in(group[1]))
+        return f"{group[1]}={assigned[1]}: is a group of keys; set {keys}"
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found[1]
         if not re.search(r"is not in struct|not in '", text):
@@ -51,6 +56,12 @@ _KINDS = {
     "Boolean": "true or false",
     "bool": "true or false",
 }
+
+
+def _keys_in(group: str) -> list[str]:
+    """Keys of a group."""
+    own = [key for key in known_keys() if key.startswith(f"{group}.")]
+    return [key for key in own if not key.endswith("_content")]  # found, not given
 
 
 def unknown(key: str) -> str:

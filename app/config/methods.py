@@ -80,7 +80,7 @@ def defaults(kind: type[Any]) -> dict[str, Any]:
 def completed(strategy: Mapping[str, Any]) -> dict[str, Any]:
     """Return the group strategy with all keys that its method takes.
 
-    Where ``strategy._target_`` alone was given, what is left of the default method's file goes.
+    Where ``strategy._target_`` alone was given, the defaults of the method that was there go.
 
     Raises:
         ValueError: the method does not take a key, or there is no such method.
@@ -92,10 +92,8 @@ def completed(strategy: Mapping[str, Any]) -> dict[str, Any]:
     found = defaults(kind)
     named = methods().get(strategy.get("name", ""), kind)
     if named is not kind:
-        rest = {"name": strategy["name"]} | defaults(named)
-        strategy = {
-            k: v for k, v in strategy.items() if k in found or k not in rest or v != rest[k]
-        }
+        left = defaults(named)
+        strategy = {k: v for k, v in strategy.items() if k in found or left.get(k, ...) != v}
     for key in strategy:
         if key not in (*OURS, *found):
             raise ValueError(unknown(f"strategy.{key}"))

@@ -1,4 +1,4 @@
-"""Keys that there were once: what to use instead, and what they stood at.
+"""Removed keys: what to use instead, and the value that they now have.
 
 Their values are constants now, and stay in config.json and in config_hash, so that an experiment is
 the one that it was.

@@ -1,4 +1,4 @@
-"""Who is there: waits for Flower's nodes and asks each which client it is."""
+"""Node discovery: waits for Flower's nodes and asks each for its partition and its data size."""
 
 import logging
 import time

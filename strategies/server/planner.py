@@ -1,4 +1,4 @@
-"""Who takes part in a round, decided from shapes before anybody trains."""
+"""Selects the clients of a round from shapes alone, before any client trains."""
 
 import functools
 from collections.abc import Collection, Mapping, Sequence

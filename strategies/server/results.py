@@ -1,4 +1,4 @@
-"""What comes of a client in a round: the update or the error, and the records of both."""
+"""The result of a client in a round, an update or an error, and the records of both."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -68,6 +68,8 @@ WRONG = [
     ("engine.workers=0", "engine.workers=0: takes 1 or more"),
     ("train.server_lr=0", "train.server_lr=0: takes a positive number, or null for train.lr"),
     ("prune.ratio=null", "prune.ratio=null: takes a value"),
+    ("link=exact", "link=exact: is a group of keys; set link.up, link.down, link.k"),
+    ("clients=4", "clients=4: is a group of keys; set clients.total, clients.per_round"),
     ("prune.source_content=x", "prune.source_content: is found at prune.source, not given"),
 ]
 
