@@ -37,7 +37,7 @@ class Running:
         method = experiment.strategy(setup)
         model = experiment.prepare(setup, method)
         grid = SerialGrid(setup.data.num_clients, experiment.run_config(setup))
-        self.session = method.session(grid)
+        self.federation = method.federation(grid)
         self.state = ServerState(arrays=messages.to_arrays(messages.to_record(model.state_dict())))
 
     def round(self) -> float:
@@ -47,10 +47,10 @@ class Running:
             RuntimeError: a client failed, so that less was done than in other rounds.
         """
         started = time.perf_counter()
-        state = self.session.enter(self.state)
-        chosen = self.session.choose(state)
-        state, results, _ = self.session.train(state, chosen)
-        state = self.session.aggregate(state, results)
+        state = self.federation.enter(self.state)
+        chosen = self.federation.choose(state)
+        state, results, _ = self.federation.train(state, chosen)
+        state = self.federation.aggregate(state, results)
         self.state = replace(state, round=state.round + 1)
         for one in results:
             if one.error is not None:

@@ -30,6 +30,7 @@ from strategies.client.training import LocalTraining
 # What is no benchmark of its own.
 PARTS = {
     "__init__",
+    "architecture",  # tests/test_architecture.py
     "cloud_round",
     "hierarchical_plot",
     "machine",

@@ -25,12 +25,12 @@ from rich.table import Table
 from torch import Tensor
 
 from app import experiment
+from app.commands.confidence import Point, Price, by_confidence
 from app.config.errors import explain
 from app.evaluation import EVALUATION_BATCH
 from app.run_folder import load_experiment, load_weights, write_json
 from fleet.devices import tables
 from fleet.phases import compute_seconds, transfer_seconds
-from models.exits import Point, Price, by_confidence
 from quant.codec import LinkSettings
 from quant.link import label_bytes
 from strategies.client.tiers import Tiers

@@ -12,11 +12,11 @@ from torch import nn
 
 from app import experiment
 from app.commands import export, ptq
+from app.commands.confidence import Point
 from app.commands.exits import ALWAYS, curve, figure, main
 from app.config.composition import compose
 from app.evaluation import test as accuracy_of
 from app.run_folder import load_experiment
-from models.exits import Point
 from strategies.hierarchical import Hierarchical, tiers_in
 
 
