@@ -135,6 +135,17 @@ def cut_network(strategy: FederatedStrategy, server_round: int = 1) -> CutNetwor
     return network
 
 
+def tolerance(made_with: str, is_quantized: bool) -> float:
+    """How far losses may be from golden ones, relatively.
+
+    A quantizer's rounding turns another last bit into another code, and that into other losses:
+    with other vector instructions than those that the golden ones were made with, they agree to a
+    few per cent only, after some steps.
+    """
+    is_same = torch.backends.cpu.get_cpu_capability() == made_with
+    return 1e-4 if is_same or not is_quantized else 0.1
+
+
 def strategies() -> Sequence[str]:
     """Every method there is."""
     return sorted(path.stem for path in (ROOT / "conf" / "strategy").glob("*.yaml"))

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, rounds, simulate, strategies
+import torch
+from conftest import ROOT, rounds, simulate, strategies, tolerance
 
 GOLDEN = ROOT / "tests" / "golden" / "frozen.json"
 CONFIGURATIONS = [
@@ -66,16 +67,21 @@ def test_every_method_is_frozen() -> None:
 
 @pytest.mark.parametrize("line", CONFIGURATIONS)
 def test_frozen(line: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    mine = found(tmp_path, line)
+    golden = json.loads(GOLDEN.read_text())
+    mine, wanted_of = found(tmp_path, line), golden["configurations"]
     if request.config.getoption("--regenerate-golden"):
-        golden[line] = mine
+        wanted_of[line] = mine
+        golden["made_with"] = torch.backends.cpu.get_cpu_capability()
         GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
-    assert mine["config_hash"] == golden[line]["config_hash"]
-    for row, wanted in zip(mine["rounds"], golden[line]["rounds"], strict=True):
+    assert mine["config_hash"] == wanted_of[line]["config_hash"]
+    is_quantized = "oqfl" in line or "quant.bits" in line
+    rel = tolerance(golden["made_with"], is_quantized)
+    for row, wanted in zip(mine["rounds"], wanted_of[line]["rounds"], strict=True):
         assert row.keys() == wanted.keys()
         for key, value in wanted.items():
             if key.startswith(EXACT) or value is None:
                 assert row[key] == value, key
+            elif "accuracy" in key:  # a test sample or two may flip where the last bits differ
+                assert row[key] == pytest.approx(value, abs=0.006 + rel), key
             else:
-                assert row[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+                assert row[key] == pytest.approx(value, rel=rel, abs=1e-6), key
