@@ -154,7 +154,7 @@ def compare(client: nn.Module, plain: nn.Module, data: Dataset, turns: int) -> N
         wrong = int((alone != client(data.test_x[some])).sum())
         print(f"bits that differ, packed beat by beat and network in one batch: {wrong}")
     weights = 32 * packed.weight_bytes()
-    print("\n| | real half | packed | |\n|---|---|---|---|")
+    print("\n| | real half | packed | of the real half |\n|---|---|---|---|")
     print(f"| weights, bytes | {weights:,} | {packed.weight_bytes():,} | 1/32 |")
     print(f"| file, bytes | {plain_bytes:,} | {file_bytes:,} | 1/{plain_bytes / file_bytes:.1f} |")
     print("\n| batch | real half, µs a beat | binarized, in torch | packed | of the real half |")

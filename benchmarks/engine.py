@@ -41,7 +41,6 @@ from models.lenet5 import LeNet5
 from strategies import messages
 from tracking.record import ClientRecord, RoundRecord
 
-CORES = os.cpu_count() or 1
 Times = list[float]  # when the run began, then when each round ended
 
 
@@ -64,6 +63,7 @@ class Case:
     clients: int
     samples: int
     rounds: int
+    cores: int
 
     def experiment(self) -> Experiment:
         """The same as a configuration."""
@@ -82,9 +82,9 @@ def plain(case: Case) -> Times:
     times = [begun]
     context = multiprocessing.get_context("fork")
     pipes = []
-    for core in range(CORES):
+    for core in range(case.cores):
         ours, theirs = context.Pipe()
-        work = (theirs, rows[core::CORES], case.samples)
+        work = (theirs, rows[core :: case.cores], case.samples)
         context.Process(target=_plain_worker, args=work, daemon=True).start()
         pipes.append(ours)
     for _ in range(case.rounds):
@@ -133,7 +133,7 @@ def _ours(make: Callable[[int, Mapping[str, Any]], LocalGrid], case: Case) -> Ti
 
 
 def ray_grid(case: Case) -> Times:
-    workers = Workers(CORES)
+    workers = Workers(case.cores)
     try:
         return _ours(lambda clients, run: RayGrid(clients, run, workers), case)
     finally:
@@ -166,7 +166,7 @@ def flower(case: Case) -> Times:
 
     resources = {
         "client_resources": {"num_cpus": 1, "num_gpus": 0},
-        "init_args": {"address": "local", "num_cpus": CORES},
+        "init_args": {"address": "local", "num_cpus": case.cores},
     }
     run_simulation(server_app, client_app, case.clients, backend_config=resources)
     import ray
@@ -243,12 +243,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[100, 500])
     parser.add_argument("--rounds", type=int, default=4, help="2 or more")
     parser.add_argument("--samples", type=int, default=60_000, help="of all clients")
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="processes that train")
     parser.add_argument("--skip", nargs="*", default=[], choices=list(ENGINES))
     chosen = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows = []
     for num_clients in chosen.clients:
-        case, baseline = Case(num_clients, chosen.samples, chosen.rounds), None
+        case, baseline = Case(num_clients, chosen.samples, chosen.rounds, chosen.cores), None
         for name, run in ENGINES.items():
             if name in chosen.skip:
                 continue
