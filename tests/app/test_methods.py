@@ -11,7 +11,7 @@ from app.config.composition import compose
 from quant.settings import QuantSettings
 from strategies.client.training import LocalTraining
 from strategies.fedavg import FedAvg
-from strategies.server.server_optimizer import AveragingSettings
+from strategies.server.aggregation import AveragingSettings
 
 TARGET = "strategy._target_=tests.app.test_methods.Own"
 
@@ -55,7 +55,7 @@ class Own(FedAvg):
 def test_arguments_go_by_the_names_of_parameters() -> None:
     chosen = small(TARGET, "strategy.patience=5", "strategy.average=median", "quant.bits=3")
     made = experiment.strategy(chosen)
-    assert isinstance(made, experiment.strategy_class(chosen))
+    assert isinstance(made, experiment.method_class(chosen))
     given = made.given  # type: ignore[attr-defined]
     assert given.keys() == {"quant", "averaging", "settings", "train", "clients_per_round", "seed"}
     assert given["settings"].patience == 5
