@@ -98,8 +98,8 @@ TRACED = {
     "prune.ratio": (0.7371237, "deprune"),
 }
 SMALL = (
-    "engine=serial", "rounds=1", "clients.total=3", "data.max_train=96", "train.epochs=1",
-    "train.max_batches=1", "tracker.wandb.mode=disabled",
+    "engine=serial", "rounds=1", "clients.total=2", "data.max_train=64", "train.epochs=1",
+    "train.max_batches=1", "data.max_test=20", "tracker.wandb.mode=disabled",
 )  # fmt: skip
 
 
