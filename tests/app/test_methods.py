@@ -72,7 +72,10 @@ def test_arguments_go_by_the_names_of_parameters() -> None:
         ("strategy.patience=0", r"^strategy\.patience=0: takes 1 or more"),
         ("strategy.patient=4", r"^strategy\.patient: unknown key"),
         ("strategy._target_=nowhere.Own", r"^strategy\._target_=nowhere\.Own: cannot be imported"),
-        ("strategy._target_=models.cnn.CNN", r"^strategy\._target_=models\.cnn\.CNN: expected a sub"),
+        (
+            "strategy._target_=models.cnn.CNN",
+            r"^strategy\._target_=models\.cnn\.CNN: expected a sub",
+        ),
     ],
 )
 def test_what_a_method_does_not_take(override: str, message: str) -> None:
