@@ -200,16 +200,8 @@ class Federation:
 
     def settings(self, server_round: int) -> dict[str, Any]:
         """What every client of a round is told."""
-        method, network = self.method, self.in_round(server_round)
-        train = self.rounds.train.in_round(server_round)
-        return {
-            **messages.pack_settings(train=train),
-            **({} if network is None else network.settings),
-            **method.wire.settings,
-            **method.settings,
-            messages.SEED: self.rounds.seed,
-            **self.config,
-        }
+        told = settings_of(self.method, self.rounds, self.network, server_round)
+        return {**told, messages.SEED: self.rounds.seed, **self.config}
 
     def result(
         self,
@@ -331,14 +323,7 @@ class FederatedStrategy(Strategy):
 
     def client_settings(self, server_round: int = 1) -> Settings:
         """Return what every client of a round is told, but for the seed."""
-        train = self.rounds.train.in_round(server_round)
-        network = None if self.network is None else self.network.in_round(server_round)
-        return {
-            **messages.pack_settings(train=train),
-            **({} if network is None else network.settings),
-            **self.method.wire.settings,
-            **self.method.settings,
-        }
+        return settings_of(self.method, self.rounds, self.network, server_round)
 
     # Flower's contract ----------------------------------------------------------------------------
 
@@ -491,6 +476,18 @@ class FederatedStrategy(Strategy):
 
     def summary(self) -> None:
         """Nothing: the run's folder says what runs."""
+
+
+def settings_of(
+    method: Method, rounds: RoundSettings, network: Prepared | None, server_round: int
+) -> Settings:
+    """Return what a method has every client of a round know: training, network, wire, its own."""
+    return {
+        **messages.pack_settings(train=rounds.train.in_round(server_round)),
+        **({} if network is None else network.in_round(server_round).settings),
+        **method.wire.settings,
+        **method.settings,
+    }
 
 
 def by_partition(results: Iterable[Result]) -> list[Result]:
