@@ -20,8 +20,10 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The benchmarks that need no data of the user's; `binary` and `privacy` do (docs/BINARIZED.md).
+# The benchmarks that need no data of the user's; `binary` and `privacy` do (docs/BINARIZED.md). On two
+# busy cores all but the last take 17 minutes.
 bench: .venv/dev
+	@$(BIN)/python -m benchmarks.machine
 	@for name in $(BENCHMARKS); do echo; echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 BENCHMARKS := wire codec quant fleet hierarchical split engine
 
