@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from app import client, experiment, runtime, server
 from app.engine import Simulator, make_context
-from quant.layers import QuantSpec
+from quant.settings import QuantSettings
 from strategies import messages
 from strategies.client.training import LocalTraining
 from strategies.fedavg import FedAvg
@@ -71,7 +71,7 @@ def test_whole_run_equals_ours(strategy: str, tmp_path: Path, no_ray_of_ours: No
     ("override", "make"),
     [
         ("strategy=fedavg", lambda training: FedAvg(train=training)),
-        ("strategy=oqfl", lambda training: OQFL(spec=QuantSpec(4, 4), train=training)),
+        ("strategy=oqfl", lambda training: OQFL(quant=QuantSettings(bits=4), train=training)),
     ],
     ids=["fedavg", "oqfl"],
 )
@@ -86,7 +86,7 @@ def test_a_strategy_alone(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        strategy = make(LocalTraining(lr=0.1, momentum=0.9, batch_size=16))
+        strategy = make(LocalTraining(epochs=1, lr=0.1, momentum=0.9, batch_size=16))
         model = experiment.prepare(small(), strategy)
         arrays = messages.to_record(model.state_dict())
         results.append(strategy.start(grid, arrays, num_rounds=2))
