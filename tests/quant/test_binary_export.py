@@ -275,19 +275,19 @@ def test_what_does_not_fold_is_refused(half, why):
 
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "half"
-    with pytest.raises(ValueError, match="no packed binary half"):
+    with pytest.raises(ValueError, match="not a packed binary half"):
         load_packed(path)
     path.write_bytes(b"x" * 100)
-    with pytest.raises(ValueError, match="no packed binary half"):
+    with pytest.raises(ValueError, match="not a packed binary half"):
         load_packed(path)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="no packed binary half"):
+    with pytest.raises(ValueError, match="not a packed binary half"):
         load_packed(path)
     half = binarize(cut(ecg1d(), "stage1", (1, 128))[0])
     save_packed(pack_half(half), path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
-    with pytest.raises(ValueError, match="no packed binary half"):
+    with pytest.raises(ValueError, match="not a packed binary half"):
         load_packed(path)
 
 

@@ -120,7 +120,7 @@ def test_leakage_is_measured_on_a_random_draw_of_the_test_set(monkeypatch) -> No
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_leakage_of_few_samples(count) -> None:
     x, z = torch.randn(count, 1, 8), torch.randn(count, 2, 4).sign()
-    assert bool(binarized_split.leakage(x, z, True, 0)) == (count == 4)
+    assert bool(binarized_split.leakage(x, z, 0)) == (count == 4)
 
 
 def test_the_leak_loss_lowers_the_leakage(tmp_path: Path) -> None:

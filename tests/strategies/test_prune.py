@@ -446,7 +446,7 @@ def test_what_cannot_be(overrides, message) -> None:
 def test_the_preset_grows_in_the_first_half_of_any_number_of_rounds(total, last) -> None:
     config = compose(["experiment=deprune", f"rounds={total}"])
     assert config.prune.resolved(total).rounds == last
-    assert experiment.strategy(config).prune.stages == 2
+    assert experiment.resolve(config).prune.stages == 2
 
 
 def test_flat_activations(tmp_path: Path) -> None:

@@ -220,4 +220,4 @@ def test_it_is_part_of_the_experiment():
     plain, held = (compose(["strategy=fedavg", f"strategy.proximal_mu={mu}"]) for mu in (0.0, 0.1))
     assert config_hash(plain, ()) != config_hash(held, ())
     with pytest.raises(ValueError, match=r"strategy\.proximal_mu=-1"):
-        FedAvg(proximal_mu=-1)
+        AveragingSettings(proximal_mu=-1)
