@@ -19,7 +19,7 @@ def test_oqfl_at_32_bits_is_fedavg(model: str, tmp_path: Path) -> None:
     data = (
         [] if model == "model=cnn" else ["data.source=benchmarks.random_data", "data.name=random"]
     )
-    data += ["data.shape=[1,28,28]"] if data else []
+    data += ["data.shape=[1,28,28]", "data.path=60000"] if data else []
     simulate(tmp_path / "fedavg", "strategy=fedavg", model, *data)
     simulate(tmp_path / "oqfl", "strategy=oqfl", "quant.bits=32", model, *data)
     simulate(tmp_path / "codes", "strategy=oqfl", "quant.bits=32", "quant.wire=codes", model, *data)
