@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from app import build_fleet
 from app import data_sources as sources
 from app.config import methods
-from app.config.composition import MODEL_KEYS, config_hash, relevant
+from app.config.composition import MODEL_KEYS, hash_of, relevant
 from app.config.schema import Config, EngineSettings
 from app.evaluation import EvaluateSettings
 from data.cache import cached
@@ -186,7 +186,7 @@ def resolve(config: Config) -> Experiment:
     """
     target = str(config.strategy["_target_"])
     reads = methods.method_class(target).reads
-    parts = parts_of(config)
+    parts, identity = parts_of(config), relevant(config, reads)
     return Experiment(
         **{name: getattr(parts, name) for name in ("key", "target", "network", "data")},
         method=str(config.strategy["name"]),
@@ -211,8 +211,8 @@ def resolve(config: Config) -> Experiment:
         engine=config.engine,
         checkpoint=config.checkpoint,
         wandb=config.tracker.wandb,
-        identity=relevant(config, reads),
-        hash=config_hash(config, reads),
+        identity=identity,
+        hash=hash_of(identity),
     )
 
 

@@ -1,6 +1,6 @@
 """What a client does in a round, in units that a device and a link turn into seconds and joules.
 
-`Work` is what a client reports after the round. `ClientWork` is what shapes alone say before it, in
+`Work` sums up a round. `ClientWork` is what shapes alone say before it, in
 the order in which things happen, so that a clock can tell who is late before anybody trains:
 
     model down → local work → batches, each one: device, up, server, down, …, device → model up

@@ -57,7 +57,7 @@ from strategies.server.method import (
     ServerState,
     Test,
 )
-from strategies.server.private_halves import forget_half, half_of, keep_half, replaced
+from strategies.server.private_halves import device_names, half_of, keep_halves, replaced
 from strategies.server.schedules import Chain, Parallel
 from strategies.server.wires import Latent, device_part
 from strategies.server.workload import alone_round, hierarchical_round
@@ -308,18 +308,13 @@ class PartsOfAlone:
 
     def own(self, state: ServerState, network: Network, partition: int) -> Arrays:
         """What it trained alone; nothing if it was not."""
-        return half_of(state, partition)
+        return half_of(state, partition, device_names(network, partition))
 
     def keep(
         self, state: ServerState, network: Network, results: Sequence[Result], alone: Sequence[int]
     ) -> ServerState:
         """What came back from those who were alone; the others keep nothing any more."""
-        for result in results:
-            if result.update is not None:
-                state = forget_half(state, result.partition)
-                if result.partition in alone:
-                    state = keep_half(state, network, result)
-        return state
+        return keep_halves(state, network, results, set(alone))
 
     def shared(
         self, network: Network, clients: Clients, results: Sequence[Result]
@@ -341,12 +336,13 @@ class PartsOfAlone:
         assert network.tested_alone is not None
         arrays = {name: torch.from_numpy(array) for name, array in state.arrays.items()}
         found = network.evaluate(arrays, test)
-        kept = [partition for partition in alone if half_of(state, partition)]
+        kept = {partition: self.own(state, network, partition) for partition in alone}
+        kept = {partition: half for partition, half in kept.items() if half}
         if not kept:
             return found
         accuracies = []
-        for partition in select(kept, self.evaluate_clients, seed, 0):
-            own = replaced(arrays, half_of(state, partition))
+        for partition in select(list(kept), self.evaluate_clients, seed, 0):
+            own = replaced(arrays, kept[partition])
             edge = network.tested_alone(network, network.only(), own, test)
             accuracies.append(edge["edge_accuracy"])
         return found | {"alone_accuracy": sum(accuracies) / len(accuracies)}

@@ -27,7 +27,7 @@ from strategies.server.method import (
     ServerState,
     Test,
 )
-from strategies.server.private_halves import device_names, half_of, keep_half, replaced
+from strategies.server.private_halves import device_names, half_of, keep_halves, replaced
 from strategies.server.schedules import PARALLEL
 from strategies.server.wires import Latent, nothing
 
@@ -89,23 +89,20 @@ class OwnParts:
 
     def begin(self, state: ServerState) -> ServerState:
         """Note what newcomers begin with."""
-        has_it = bool(half_of(state, INITIAL))
-        return state if has_it else state.keeping(f"{INITIAL}/", state.arrays)
+        if half_of(state, INITIAL, state.arrays):
+            return state
+        return state.keeping(f"{INITIAL}/", state.arrays)
 
     def own(self, state: ServerState, network: Network, partition: int) -> Arrays:
         """The client's part; the initial one where it has not taken part yet."""
         names = device_names(network, partition)
-        half = half_of(state, partition) or half_of(state, INITIAL)
-        return {name: array for name, array in half.items() if name in names}
+        return half_of(state, partition, names) or half_of(state, INITIAL, names)
 
     def keep(
         self, state: ServerState, network: Network, results: Sequence[Result], alone: Sequence[int]
     ) -> ServerState:
         """The parts that came back."""
-        for result in results:
-            if result.update is not None:
-                state = keep_half(state, network, result)
-        return state
+        return keep_halves(state, network, results, {result.partition for result in results})
 
     def shared(
         self, network: Network, clients: Clients, results: Sequence[Result]

@@ -277,5 +277,10 @@ def is_under(key: str, names: Iterable[str]) -> bool:
 
 def config_hash(config: Config, reads: Sequence[str]) -> str:
     """Return twelve hex digits that are equal where the results must be."""
-    text = json.dumps(relevant(config, reads), sort_keys=True)
+    return hash_of(relevant(config, reads))
+
+
+def hash_of(identity: Mapping[str, Any]) -> str:
+    """Return the same of what `relevant` returned."""
+    text = json.dumps(identity, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -73,6 +73,7 @@ class Federation:
         grid: where the nodes are.
         timeout_s: how long a round waits for replies.
         config: what the caller sends to clients besides.
+        planner: draws the clients of each round.
     """
 
     method: Method

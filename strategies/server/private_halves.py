@@ -4,7 +4,8 @@ In the simulation they lie in the server's state under ``partition/name``, and s
 that is not traffic. Which clients keep theirs is the method's to say (`method.Private`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,21 +15,34 @@ from torch import Tensor
 from strategies.server.method import Arrays, Network, Result, ServerState
 
 
-def half_of(state: ServerState, owner: int | str) -> dict[str, NDArray[Any]]:
-    """Return what ``owner`` keeps; empty if it keeps nothing."""
-    return state.kept(f"{owner}/")
+def half_of(state: ServerState, owner: int | str, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Return those of the arrays ``names`` that ``owner`` keeps; empty if it keeps nothing."""
+    keys = {name: f"{owner}/{name}" for name in names}
+    return {name: state.extra[key] for name, key in keys.items() if key in state.extra}
 
 
-def keep_half(state: ServerState, network: Network, result: Result) -> ServerState:
-    """Return the state with the device part that a client came back with as its own."""
-    names = device_names(network, result.partition)
-    half = {name: array for name, array in result.arrays.items() if name in names}
-    return state.keeping(f"{result.partition}/", half)
+def keep_halves(
+    state: ServerState, network: Network, results: Sequence[Result], owners: Collection[int]
+) -> ServerState:
+    """Return the state after a round's clients came back.
 
-
-def forget_half(state: ServerState, owner: int) -> ServerState:
-    """Return the state in which ``owner`` keeps nothing."""
-    return state.keeping(f"{owner}/", {})
+    Args:
+        state: of the server.
+        network: of the round.
+        results: with updates or errors; who failed keeps what it had.
+        owners: who keeps the device part that it came back with; the others keep nothing any more.
+    """
+    extra = dict(state.extra)
+    for result in results:
+        if result.update is None:
+            continue
+        for name in device_names(network, result.partition):
+            key = f"{result.partition}/{name}"
+            if result.partition in owners:
+                extra[key] = result.arrays[name]
+            else:
+                extra.pop(key, None)
+    return replace(state, extra=extra)
 
 
 def device_names(network: Network, partition: int) -> frozenset[str]:
