@@ -7,7 +7,7 @@ once per process and round.
 
 import functools
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, Message
@@ -19,7 +19,6 @@ from app.config.composition import from_run_config
 from app.experiment import PARTS, Parts
 from strategies import messages
 from strategies.client.simulated import train_simulated
-from strategies.contract import Settings, Streams, Task
 
 app = ClientApp()
 
@@ -44,13 +43,12 @@ def train(message: Message, context: Context) -> Message:
         partition = _partition(context)
         record, settings, server_round = messages.read_request(message)
         data = experiment.client_data(_parts(run), partition)
-        streams = Streams(int(str(settings[messages.SEED])), server_round, partition)
         update = train_simulated(
             experiment.method_class(_parts(run)).client,
             _model(run, _key(messages.of_network(settings))),
             _latest.tensors(record),
             data,
-            Task(cast(Settings, settings), streams, len(data)),
+            messages.task_of(settings, server_round, partition, len(data)),
         )
     except Exception as error:
         return messages.error_reply(message, error)

@@ -157,8 +157,13 @@ def read_task(
         num_examples: samples that it has.
     """
     arrays, config, server_round = read_request(message)
+    return to_tensors(arrays), task_of(config, server_round, partition, num_examples)
+
+
+def task_of(config: ConfigRecord, server_round: int, partition: int, num_examples: int) -> Task:
+    """What a client is to do, of what `read_request` read: for apps that keep the arrays."""
     streams = Streams(int(cast(int, config[SEED])), server_round, partition)
-    return to_tensors(arrays), Task(cast(Settings, config), streams, num_examples)
+    return Task(cast(Settings, config), streams, num_examples)
 
 
 # Client to server -----------------------------------------------------------------------------
