@@ -138,15 +138,15 @@ def test_files_that_are_no_weights_are_refused(file, tmp_path):
         load_weights(model, tmp_path / "absent.pth")
     text = tmp_path / "text.pth"
     text.write_text("<html>not found</html>")
-    with pytest.raises(ValueError, match="no file of weights"):
+    with pytest.raises(ValueError, match="is not a weights file saved by"):
         load_weights(model, text)
     empty = tmp_path / "empty.pth"
     empty.write_bytes(b"")
-    with pytest.raises(ValueError, match="no file of weights"):
+    with pytest.raises(ValueError, match="is not a weights file saved by"):
         load_weights(model, empty)
     with pytest.raises(ValueError, match="no state dict"):
         load_weights(model, file([torch.zeros(1)]))
     pickled = tmp_path / "model.pth"
     torch.save(nn.ReLU(), pickled)
-    with pytest.raises(ValueError, match="no file of weights"):
+    with pytest.raises(ValueError, match="is not a weights file saved by"):
         load_weights(model, pickled)
