@@ -86,16 +86,20 @@ def write_json(path: Path, content: Any) -> None:
 # A finished run -----------------------------------------------------------------------------------
 
 
-def load_experiment(run: Path) -> Experiment:
+def load_experiment(run: Path, trust: bool = False) -> Experiment:
     """Return the experiment that a run stored, without the weights that it began with.
 
+    Args:
+        run: its folder, which may be anybody's.
+        trust: whether code that it names may run; without it ours alone does.
+
     Raises:
-        ValueError: there is no finished run.
+        ValueError: there is no finished run, or it names code.
     """
     for needed in (".hydra/config.yaml", MODEL, SUMMARY):  # the last that a run writes
-        if not (run / needed).exists():
+        if not (run / needed).is_file():
             raise ValueError(f"{run}: no finished run there, {needed} is missing")
-    return resolve(from_stored(run / ".hydra" / "config.yaml"))
+    return resolve(from_stored(run / ".hydra" / "config.yaml", trust))
 
 
 def refuse_private(experiment: Experiment, run: Path) -> None:

@@ -1,6 +1,7 @@
 """The settings of a data source and of its division among the clients."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +55,9 @@ class DataSettings:
     )
 
     def __post_init__(self) -> None:
+        is_plain = re.fullmatch(r"[\w. -]+(/[\w. -]+)*", self.name) is not None
+        if not is_plain or ".." in self.name.split("/"):  # part of a file's name in the cache
+            raise ValueError(f"data.name={self.name!r}: takes letters, digits and . _ - /")
         for key in ("samples_per_client", "max_train", "max_test", "image_size"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise ValueError(f"data.{key}={value}: takes 1 or more")

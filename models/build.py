@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -133,9 +134,25 @@ def _reason(error: Exception) -> str:
 
 
 def _locate(target: str) -> Callable[..., Any]:
+    """What makes the model; shown to be a network's class, or a function, before it is called."""
     found = locate(target, "model._target_", EXPECTED)
-    if not callable(found) or (isinstance(found, type) and not issubclass(found, nn.Module)):
+    if not _is_network(found):
         raise ValueError(
             f"model._target_={shown(target)}: is not a torch.nn.Module; expected {EXPECTED}"
         )
     return found  # type: ignore[no-any-return]
+
+
+def _is_network(found: Any) -> bool:
+    """Whether ``found`` is a class of networks, or a function that may return one.
+
+    No function of Python itself does, nor one that says that it returns something else.
+    """
+    if isinstance(found, type):
+        return issubclass(found, nn.Module)
+    if not (inspect.isfunction(found) or inspect.ismethod(found)):
+        return False
+    if found.__module__.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    returned = found.__annotations__.get("return", nn.Module)
+    return not isinstance(returned, type) or issubclass(returned, nn.Module)

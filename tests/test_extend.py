@@ -210,10 +210,12 @@ def test_a_stored_run_finds_its_files_again(
     )
     (tmp_path / "config.json").write_text(json.dumps(dict(experiment.resolve(config).identity)))
     monkeypatch.chdir(tmp_path)
-    assert from_stored(stored).model == config.model
+    assert from_stored(stored, trust=True).model == config.model
     other = json.dumps({"model._target_": "mine.py:MyNet@" + 12 * "0"})
     (tmp_path / "config.json").write_text(other)
     with pytest.raises(ValueError, match="has changed since the run began"):
+        from_stored(stored, trust=True)
+    with pytest.raises(ValueError, match=r"model\._target_=nets/mine\.py:MyNet: is no code of"):
         from_stored(stored)
 
 

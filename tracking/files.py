@@ -12,5 +12,6 @@ def whole(path: Path) -> Iterator[Path]:
     What an error leaves behind is called ``path`` with ``.part`` at its end.
     """
     part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)  # a link of this name may lead anywhere
     yield part
     part.replace(path)

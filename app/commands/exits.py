@@ -27,6 +27,7 @@ from torch import Tensor
 from app import experiment
 from app.commands.confidence import Point, Price, by_confidence
 from app.config.errors import explain
+from app.config.stored import TRUST
 from app.evaluation import EVALUATION_BATCH
 from app.run_folder import load_experiment, load_weights, write_json
 from fleet.devices import tables
@@ -45,7 +46,9 @@ ALWAYS = 2.0
 GRID = [k / 100 for k in range(100)] + [0.995, 0.999, 1.0]
 
 
-def curve(run: Path, thresholds: Sequence[float], device: str, link: str) -> list[Point]:
+def curve(
+    run: Path, thresholds: Sequence[float], device: str, link: str, trust: bool = False
+) -> list[Point]:
     """Return what each threshold gives, and last what asking for every sample gives.
 
     Args:
@@ -53,12 +56,13 @@ def curve(run: Path, thresholds: Sequence[float], device: str, link: str) -> lis
         thresholds: of confidence.
         device: a row of fleet/tables/devices.yaml.
         link: a row of fleet/tables/links.yaml.
+        trust: run code that the run's folder names.
 
     Raises:
-        ValueError: there is no such run, device or link.
+        ValueError: there is no such run, device or link, or the run names code.
     """
     torch.set_num_threads(1)
-    chosen = load_experiment(run)
+    chosen = load_experiment(run, trust)
     method = experiment.strategy(chosen)
     if not isinstance(method, Hierarchical):
         raise ValueError(f"{run}: takes a run of strategy=hierarchical, it is one of "
@@ -117,11 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--thresholds", nargs="+", type=float, default=list(THRESHOLDS))
     parser.add_argument("--device", default="phone_mid", help="of fleet/tables/devices.yaml")
     parser.add_argument("--link", default="4g", help="of fleet/tables/links.yaml")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     chosen = parser.parse_args(arguments)
     for run in chosen.runs:
         try:
             thresholds = [*chosen.thresholds, *GRID]
-            *everywhere, always = curve(run, thresholds, chosen.device, chosen.link)
+            *everywhere, always = curve(run, thresholds, chosen.device, chosen.link, chosen.trust)
             points = [*everywhere[: len(chosen.thresholds)], always]
             title = f"{run} on {chosen.device}, {chosen.link}"
             write_figure(run / "exits.html", figure([*everywhere[-len(GRID) :], always], title))

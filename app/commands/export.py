@@ -1,6 +1,6 @@
 """Export a finished run's model: packed integers, and ONNX.
 
-    python -m app.export runs/<name>/<time> [--onnx] [--out DIR] [--overwrite]
+    python -m app.export runs/<name>/<time> [--onnx] [--out DIR] [--overwrite] [--trust]
 
 Writes packed.safetensors and, with --onnx, model.onnx into the run's folder or DIR
 (`app.commands.export_network`); of a run with a binarized half, that half in its bits
@@ -20,12 +20,17 @@ from rich.text import Text
 from app.commands.export_half import HalfExport, export_half, half_table, has_binary_half
 from app.commands.export_network import ONNX, Export, export_network, form_table, size_table
 from app.config.errors import explain
+from app.config.stored import TRUST
 from app.run_folder import load_experiment
 from quant.onnx_export import check_packages
 
 
 def export(
-    run: Path, out: Path, with_onnx: bool = False, overwrite: bool = False
+    run: Path,
+    out: Path,
+    with_onnx: bool = False,
+    overwrite: bool = False,
+    trust: bool = False,
 ) -> Export | HalfExport:
     """Write what a run's method trained: the network, or the device's binarized half.
 
@@ -34,17 +39,18 @@ def export(
         out: folder of the files, which is made where it is not there.
         with_onnx: write ONNX, too.
         overwrite: replace files that are there.
+        trust: run code that the run's folder names.
 
     Raises:
-        ValueError: there is no finished run, a package is missing, a file is there already, there
-            is no such form of its model, or what was read back differs; one line. Then there is
-            no new file.
+        ValueError: there is no finished run, it names code, a package is missing, a file is there
+            already, there is no such form of its model, or what was read back differs; one line.
+            Then there is no new file.
         OSError: data or folders that cannot be read or written.
     """
     torch.set_num_threads(1)
     if with_onnx:
         check_packages()
-    chosen = load_experiment(run)
+    chosen = load_experiment(run, trust)
     if not has_binary_half(chosen):
         return export_network(run, chosen, out, with_onnx, overwrite)
     if with_onnx:
@@ -61,9 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--onnx", action="store_true", help=f"also write {ONNX}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the run's folder")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     chosen = parser.parse_args(arguments)
     try:
-        exported = export(chosen.run, chosen.out or chosen.run, chosen.onnx, chosen.overwrite)
+        out = chosen.out or chosen.run
+        exported = export(chosen.run, out, chosen.onnx, chosen.overwrite, chosen.trust)
     except (OmegaConfBaseException, OSError, ValueError) as error:
         sys.stderr.write(f"error: {explain(error)}\n")
         return 1

@@ -1,6 +1,6 @@
 """Post-training quantization of a finished run: what the same bits cost without learning steps.
 
-    python -m app.ptq runs/<name>/<time> [--bits 2 3 4 8] [--per-channel] [--batches 8]
+    python -m app.ptq runs/<name>/<time> [--bits 2 3 4 8] [--per-channel] [--batches 8] [--trust]
 
 Loads the run's fp32 model, sets every step by the largest |value| (weights from the weights, inputs
 from training batches), and evaluates on the test set. Prints a table and writes ptq.json into the
@@ -21,6 +21,7 @@ from rich.table import Table
 from app import experiment
 from app.commands.export_half import has_binary_half
 from app.config.errors import explain
+from app.config.stored import TRUST
 from app.evaluation import test
 from app.run_folder import fill, load_experiment, load_weights, refuse_private, write_json
 from quant.layers import QuantSpec, calibrate_minmax, quantize
@@ -29,7 +30,11 @@ CALIBRATION_BATCH = 250
 
 
 def accuracies(
-    run: Path, bits: Sequence[int], per_channel: bool = False, num_batches: int = 8
+    run: Path,
+    bits: Sequence[int],
+    per_channel: bool = False,
+    num_batches: int = 8,
+    trust: bool = False,
 ) -> dict[int, float]:
     """Accuracy of the run's model after post-training quantization, by bit width.
 
@@ -38,13 +43,14 @@ def accuracies(
         bits: widths of weights and activations; 32 is the model as it is.
         per_channel: one step per output channel of each weight.
         num_batches: training batches of 250 samples that calibrate the inputs.
+        trust: run code that the run's folder names.
 
     Raises:
-        ValueError: there is no finished run, or its model is quantized, private or another
-            network.
+        ValueError: there is no finished run, it names code, or its model is quantized, private or
+            another network.
     """
     torch.set_num_threads(1)
-    chosen = load_experiment(run)
+    chosen = load_experiment(run, trust)
     refuse_private(chosen, run)
     if has_binary_half(chosen):
         raise ValueError(f"{run}: its model is binary already; takes a run of real weights")
@@ -72,11 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bits", nargs="+", type=int, default=[2, 3, 4, 8])
     parser.add_argument("--per-channel", action="store_true")
     parser.add_argument("--batches", type=int, default=8, help="of 250 samples, for calibration")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     chosen = parser.parse_args(arguments)
     table = Table("run", *(f"{width} bits" for width in chosen.bits))
     try:
         for run in chosen.runs:
-            found = accuracies(run, chosen.bits, chosen.per_channel, chosen.batches)
+            found = accuracies(run, chosen.bits, chosen.per_channel, chosen.batches, chosen.trust)
             write_json(run / "ptq.json", {str(width): value for width, value in found.items()})
             table.add_row(str(run), *(f"{value:.4f}" for value in found.values()))
     except (OmegaConfBaseException, OSError, ValueError) as error:

@@ -28,6 +28,7 @@ from app.config import methods
 from app.config.errors import explain, nearest
 from app.config.retired import RETIRED
 from app.config.schema import CONF, Config, flatten, known_keys, schema
+from app.config.stored import read_plain, refuse_code
 from data.partition import SCHEMES
 from strategies.server.bottleneck import PruneSettings
 from targets import FileTarget, pin, placeless
@@ -104,31 +105,43 @@ def _pinned(node: DictConfig) -> DictConfig:
     return node
 
 
-def from_stored(path: Path) -> Config:
+def from_stored(path: Path, trust: bool = False) -> Config:
     """Read back the configuration that a run stored, without the weights that it began with.
 
     It has others now, and those may be gone.
+
+    Args:
+        path: .hydra/config.yaml in the run's folder, which may be anybody's.
+        trust: whether code that it names may run; without it ours alone does.
+
+    Raises:
+        ValueError: the file is damaged, names other code, or has values that are not accepted.
     """
-    stored = OmegaConf.load(path)
-    assert isinstance(stored, DictConfig)
+    run = path.parents[1]
+    stored = read_plain(path)
+    if not isinstance(stored.get("model"), DictConfig):
+        raise ValueError(f"{path}: is damaged: it has no group model")
     for key in ("weights", "replace_head"):
         stored.model.pop(key, None)
     for key, retired in RETIRED.items():
         group, _, name = key.partition(".")
-        if group in stored and stored[group].get(name) == retired.value:
+        if isinstance(stored.get(group), DictConfig) and stored[group].get(name) == retired.value:
             stored[group].pop(name)
-    _keep_code(stored, path)
+    if trust:
+        _keep_code(stored, run)
+    else:
+        refuse_code(stored, run, TARGETS)
     node = OmegaConf.merge(schema(), stored)
     assert isinstance(node, DictConfig)
     return from_omegaconf(node)
 
 
-def _keep_code(stored: DictConfig, path: Path) -> None:
+def _keep_code(stored: DictConfig, run: Path) -> None:
     """Name files of code as the run did: from the folder that it began in, with their content."""
-    began, identity = path.with_name("hydra.yaml"), path.parents[1] / "config.json"
+    began, identity = run / ".hydra" / "hydra.yaml", run / "config.json"
     if not (began.is_file() and identity.is_file()):
         return
-    folder = Path(OmegaConf.load(began).hydra.runtime.cwd)
+    folder = Path(read_plain(began).hydra.runtime.cwd)
     known = json.loads(identity.read_text())
     for key in TARGETS:
         file = FileTarget.of(str(OmegaConf.select(stored, key) or ""))
