@@ -8,10 +8,8 @@ actor that dies is replaced and its clients are run again.
 What Flower does not publish (task identity, message ids, runs) is in `app.runtime`.
 """
 
-import contextlib
 import itertools
 import logging
-import os
 import time
 from abc import abstractmethod
 from collections import Counter, deque
@@ -26,8 +24,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from ray.exceptions import RayError, RayTaskError
 
-from app import ROOT, client, experiment, runtime, server
+from app import client, experiment, ray_session, runtime, server
 from app.experiment import Experiment, Prepared
+from app.ray_session import RaySession
 from strategies import messages
 from tracking.progress import ProgressSink, Show
 
@@ -197,7 +196,7 @@ class Workers:
     def __init__(self, count: int | None = None, address: str | None = None) -> None:
         self.count = count
         self.address = address
-        self._started_ray = False
+        self._session: RaySession | None = None  # where Ray was started here
         self.actors: list[Any] = []  # ray.actor.ActorHandle, which knows no methods
 
     def start(self) -> None:
@@ -205,8 +204,7 @@ class Workers:
         if self.actors:
             return
         if not ray.is_initialized():
-            _start_ray(self.count, self.address)
-            self._started_ray = True
+            self._session = ray_session.start(self.count, self.address)
         available = int(ray.cluster_resources().get("CPU", 1))
         count = self.count or max(1, available)
         if count > available:
@@ -223,29 +221,12 @@ class Workers:
         for actor in self.actors if ray.is_initialized() else []:
             ray.kill(actor)
         self.actors = []
-        if self._started_ray:
-            ray.shutdown()
-            self._started_ray = False
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def _new_actor(self) -> Any:
         return ray.remote(num_cpus=1)(Worker).remote()
-
-
-def _start_ray(count: int | None, address: str | None) -> None:
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address is not None:
-        code = {"working_dir": str(ROOT), "excludes": [".git", ".venv", "runs", "docs", "tests"]}
-        ray.init(address=address, runtime_env=code, **quiet)
-        return
-    # The workers inherit this, and so find our packages wherever the driver was started.
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT), str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    # Ray puts the folder that it is started in first, where a user's own models/ may lie.
-    with contextlib.chdir(ROOT):
-        # "local": without it Ray would join any cluster that it finds on this machine.
-        ray.init("local", num_cpus=count or os.cpu_count(), include_dashboard=False, **quiet)
 
 
 @dataclass
