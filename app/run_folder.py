@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from app.config.composition import from_stored
+from app.config.errors import explain
 from app.experiment import Experiment, method_class, resolve
 from strategies.client.training import load_arrays
 from strategies.server.checkpoint import Checkpoints
@@ -94,12 +96,20 @@ def load_experiment(run: Path, trust: bool = False) -> Experiment:
         trust: whether code that it names may run; without it ours alone does.
 
     Raises:
-        ValueError: there is no finished run, or it names code.
+        ValueError: there is no finished run, it names code, or its configuration is damaged.
+        OmegaConfBaseException: a key or a type that the schema has not.
     """
     for needed in (".hydra/config.yaml", MODEL, SUMMARY):  # the last that a run writes
         if not (run / needed).is_file():
             raise ValueError(f"{run}: no finished run there, {needed} is missing")
-    return resolve(from_stored(run / ".hydra" / "config.yaml", trust))
+    path = run / ".hydra" / "config.yaml"
+    try:
+        return resolve(from_stored(path, trust))
+    except OmegaConfBaseException:  # among them are KeyErrors and TypeErrors
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        # A value of a kind that no check expects, such as a mapping in the place of a number.
+        raise ValueError(f"{path}: is damaged: {explain(error)}") from error
 
 
 def refuse_private(experiment: Experiment, run: Path) -> None:

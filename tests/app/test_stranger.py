@@ -48,6 +48,42 @@ except ConnectionError:
 """
 
 
+# A cluster's control service that asks for the token in argv or for none, and who joins it.
+JOIN = """
+import json, os, sys
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+from app import ray_session
+
+wanted, *tokens = sys.argv[1:]
+names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+
+class Service(grpc.GenericRpcHandler):
+    def service(self, details):
+        given = dict(details.invocation_metadata).get("authorization")
+        def answer(request, context):
+            if wanted and given != f"Bearer {wanted}":
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+            return b"id"
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+server = grpc.server(ThreadPoolExecutor(2), handlers=[Service()])
+address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+server.start()
+ray_session.services.canonicalize_bootstrap_address = lambda given: given
+ray_session.ray.init = lambda **_: print(json.dumps([os.environ.get(name) for name in names]))
+for token in tokens:
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    if token:
+        os.environ["RAY_AUTH_TOKEN"] = token
+    try:
+        ray_session.start(None, address).close()
+    except ValueError as error:
+        print(str(error).replace(address, "HERE"))
+    assert os.environ.get("RAY_AUTH_MODE") is None
+"""
+
+
 @dataclass(frozen=True)
 class Listener:
     """A TCP socket that a process listens on."""
@@ -287,3 +323,25 @@ def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / ".ray" / "auth_token").write_text("mine")
     assert TOKEN not in closed({MODE: "token"})
     assert len(closed({})[TOKEN]) == 64
+
+
+def join(tmp_path: Path, wanted: str, *tokens: str) -> tuple[list[str], str]:
+    """What comes of joining a cluster that wants a token with each of ``tokens``."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", JOIN, wanted, *tokens], text=True, check=True,
+        cwd=ROOT, env=env | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}, capture_output=True,
+    )  # fmt: skip
+    return done.stdout.splitlines(), done.stderr
+
+
+def test_somebody_elses_cluster_gets_the_users_token(tmp_path: Path) -> None:
+    right, wrong = 40 * "a", 40 * "b"
+    (none, refused, joined), _ = join(tmp_path, right, "", wrong, right)
+    assert none.startswith("engine.address=HERE: asks for a token; takes the cluster's token in")
+    assert refused.startswith("engine.address=HERE: does not take our token; takes the cluster's")
+    assert json.loads(joined) == ["token", right]
+    (without, with_one), warnings = join(tmp_path, "", "", right)
+    assert json.loads(without) == [None, None]
+    assert json.loads(with_one) == [None, right]
+    assert warnings.count("the cluster asks for no token; whoever reaches it runs code there") == 2

@@ -3,17 +3,20 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save_file
 from torch import nn
 
 from app import experiment
 from app.commands import exits, export, ptq
 from app.config.composition import TARGETS, compose
+from app.config.errors import explain
 from app.config.stored import ours
 from app.run_folder import MODEL, load_experiment, write_json
 from models.build import build
@@ -179,3 +182,51 @@ def says_int() -> int:
 def test_only_networks_and_functions_are_called(target: str) -> None:
     with pytest.raises(ValueError, match=r"is not a torch\.nn\.Module|cannot be imported"):
         build(target, {"command": "touch ran", "path": "/nowhere"}, (1, 8, 8), 10, 0)
+
+
+HOSTILE = (
+    "!!python/object/apply:os.system [touch intruder.ran]", "intruder.Net", "intruder.py:Net",
+    "${oc.env:HOME}", "*a", "&a [*a]", "{", "[[[[", "null", "~", "-1", "1e999", ".nan", "\"", "'",
+    "99999999999999999999", "{_target_: intruder.Net}", "[intruder]", "../../..", "\x00", "\x1b[2J",
+    "${model}", "${no}", "???", "<<", "true", "2026-11-29", "0x7fffffffffffffff", "%s", "/dev/zero",
+)  # fmt: skip
+
+
+def mutated(text: str, random: Random) -> bytes:
+    """A configuration with up to three damages: values, lines, bytes."""
+    lines = text.splitlines()
+    for _ in range(random.choice((1, 1, 1, 2, 3))):
+        at = random.randrange(len(lines))
+        match random.randrange(5):
+            case 0 | 1:
+                lines[at] = lines[at].partition(":")[0] + ": " + random.choice(HOSTILE)
+            case 2:
+                lines[at] = random.choice((" ", "  ", "- ")) + lines[at]
+            case 3:
+                lines.insert(at, random.choice(lines))
+            case 4:
+                del lines[at]
+    data = bytearray("\n".join(lines).encode())
+    if random.random() < 0.2:
+        data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+    return bytes(data)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("count", [40, pytest.param(3000, marks=pytest.mark.long)])
+def test_damaged_configurations_run_nothing(count: int, config: str, run: Path) -> None:
+    """Each is read, or is one line that names what is wrong."""
+    taken = 0
+    for seed in range(count):
+        text = mutated(config, Random(seed))
+        (run / ".hydra" / "config.yaml").write_bytes(text)
+        try:
+            load_experiment(run)
+            taken += 1
+        except (ValueError, OSError, OmegaConfBaseException) as error:
+            assert explain(error), (seed, text)
+        except BaseException as error:
+            raise AssertionError(f"seed {seed}: {text.decode(errors='replace')}") from error
+        assert not (run.parent / "intruder.ran").exists(), seed
+    print(f"{taken} of {count} were read")
+    assert 0 < taken < count

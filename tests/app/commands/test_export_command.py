@@ -83,7 +83,7 @@ def test_a_users_own_network(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(tmp_path)
     config = run / ".hydra" / "config.yaml"
     config.write_text(config.read_text().replace("models.cnn.CNN", "own_net.Net"))
-    export(run, tmp_path / "out")
+    export(run, tmp_path / "out", trust=True)
     assert read(tmp_path / "out" / PACKED)[0].network.target == "own_net.Net"
 
 
