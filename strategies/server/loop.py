@@ -55,6 +55,7 @@ from strategies.server.results import (
     train_loss,
 )
 from strategies.server.schedules import Parallel
+from strategies.server.spool import Spool
 from tracking.record import Sink
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -147,24 +148,32 @@ class Federation:
     def exchange(
         self, state: ServerState, partitions: Sequence[int], *, is_alone: bool
     ) -> list[Result]:
-        """Send a round's messages and return what came of each, in their order."""
+        """Send a round's messages and return what came of each, in their order.
+
+        Replies are taken one by one, as they come: together they may not fit into memory.
+        """
         sent = self.requests(state, partitions, is_alone=is_alone)
-        replies = {
-            reply.metadata.src_node_id: reply
-            for reply in self.grid.send_and_receive(sent, timeout=self.timeout_s)
-        }
         shapes = {name: array.shape for name, array in state.arrays.items()}
         network = self.in_round(state.round + 1)
+        size = sum(array.nbytes for array in state.arrays.values())
+        spool = Spool(len(sent) * size)
+        crosses: dict[int, tuple[frozenset[str] | None, int]] = {}
         sizes: dict[tuple[int, frozenset[str] | None], int] = {}  # most clients get the same
-        results = []
         for partition, message in zip(partitions, sent, strict=True):
             names = frozenset() if is_alone else self.method.wire.names(network, partition)
             key = id(message.content), names
             if key not in sizes:
                 sizes[key] = messages.payload_bytes(messages.read_request(message)[0], names)
-            reply = replies.get(message.metadata.dst_node_id)
-            results.append(self.result(partition, reply, shapes, network, names, sizes[key]))
-        return results
+            crosses[partition] = names, sizes[key]
+        asked = {self.nodes[partition]: partition for partition in partitions}
+        results: dict[int, Result] = {}
+        for reply in self.grid.send_and_receive(sent, timeout=self.timeout_s):
+            partition = asked[reply.metadata.src_node_id]
+            result = self.result(partition, reply, shapes, network, *crosses[partition])
+            results[partition] = replace(result, arrays=spool.put(result.arrays))
+        return [
+            results.get(p) or self.result(p, None, shapes, network, *crosses[p]) for p in partitions
+        ]
 
     def requests(
         self, state: ServerState, partitions: Sequence[int], *, is_alone: bool = False
@@ -238,7 +247,7 @@ class Federation:
             result,
             bytes_up=update.bytes_up + messages.reply_bytes(reply, names),
             bytes_down=update.bytes_down + sent_bytes,
-            update=update,
+            update=replace(update, arrays={}),
             arrays=arrays,
             masks=masks,
         )

@@ -62,7 +62,7 @@ WRONG = [
     ("data.alpha=0", "data.alpha=0.0: takes a finite number above 0"),
     ("target_accuracy=90", "target_accuracy=90.0: takes a share in (0, 1]"),
     ("name=../elsewhere", "name='../elsewhere': takes a folder name under runs/, of letters"),
-    ("strategy.average=mode", "strategy.average=mode: takes mean, median, trimmed_mean"),
+    ("strategy.average=mode", "strategy.average=mode: takes mean, median, trimmed_mean, krum"),
     ("tracker.wandb.mode=on", "tracker.wandb.mode=on: takes offline, online, disabled"),
     ("checkpoint.keep=0", "checkpoint.keep=0: takes 1 or more"),
     ("engine.workers=0", "engine.workers=0: takes 1 or more"),
