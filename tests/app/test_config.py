@@ -1,12 +1,11 @@
 """The command line: what is accepted, and one clear line for what is not."""
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, simulate
+from command_line import run
+from conftest import SMALL, simulate
 
 from app import build_fleet as fleets
 from app import experiment
@@ -277,11 +276,6 @@ def test_hash_leaves_out_what_the_method_does_not_read() -> None:
 
 
 # The process --------------------------------------------------------------------------------------
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "main.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("arguments", [["rounds=0"], ["-m", "quant.bits=4,9"], ["-m", "bits=2,4"]])

@@ -4,14 +4,13 @@ import json
 import math
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from command_line import Running, run
 from conftest import FAULTS, ROOT, small
 
 import tracking
@@ -25,11 +24,6 @@ SMALL = (
     "tracker.wandb.mode=disabled",
 )  # fmt: skip
 JOBS = ("strategy=oqfl,fedavg", "quant.bits=2,4,8", "seed=0,1")
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "main.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def summaries(sweep: Path) -> dict[str, Any]:
@@ -49,16 +43,13 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve jobs, killed in the fifth and started again."""
     sweep = tmp_path_factory.mktemp("sweeps") / "first"
     jobs = ("-m", *JOBS, *SMALL, f"hydra.sweep.dir={sweep}")
-    process = subprocess.Popen(
-        [sys.executable, "main.py", *jobs],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = Running(*jobs)
     deadline = time.monotonic() + 120
     while not (sweep / "4" / "rounds.jsonl").exists():
-        assert process.poll() is None, "ended before it could be killed"
+        assert process.is_running(), "ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    process.send(signal.SIGKILL)
     process.wait()
     before = summaries(sweep)
     assert len(before) in (4, 5)
