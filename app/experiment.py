@@ -266,6 +266,12 @@ def client_data(parts: Parts, client: int) -> ClientData:
     return ClientData(whole.train_x, whole.train_y, rows[client], whole.num_classes)
 
 
+def forget_data() -> None:
+    """Read data and divisions anew when they are next asked for: what is in memory was spoilt."""
+    _dataset.cache_clear()
+    _division.cache_clear()
+
+
 def division(parts: Parts) -> list[Tensor]:
     """Return each client's rows of the training set."""
     data = parts.data

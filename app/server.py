@@ -29,6 +29,7 @@ from tracking.record import Sink
 from tracking.wandb_sink import WandbSink, check_online
 
 NODES_TIMEOUT_S = 300.0
+ROUND_TIMEOUT_S = 3600.0
 SIMULATED_S = 3.0  # Flower makes its simulated nodes while the ServerApp starts
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ def run(
     group: str = "",
     show: Show = ProgressSink,
     prepared: Prepared | None = None,
+    timeout_s: float = ROUND_TIMEOUT_S,
 ) -> dict[str, Any]:
     """Run one experiment and return its summary.
 
@@ -116,6 +118,7 @@ def run(
         group: the sweep that this run is part of, for wandb.
         show: makes what shows the progress.
         prepared: what `experiment.check` returned for it, and nobody has started; None prepares it.
+        timeout_s: how long a round waits for its clients.
 
     Raises:
         FolderTakenError: the folder holds another run, or one that is not to be continued.
@@ -148,6 +151,7 @@ def run(
             grid,
             messages.to_record(model.state_dict()),
             num_rounds=chosen.rounds,
+            timeout=timeout_s,
             test=on_test_set(data),
             sinks=sinks,
             checkpoints=checkpoints,

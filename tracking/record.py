@@ -85,7 +85,7 @@ class ClientRecord:
         bytes_down: payload bytes it was sent.
         sim_s: simulated seconds; None without a fleet.
         energy_j: simulated joules; None without a fleet.
-        reason: why it did not train, or not with the server, in words; None if it did.
+        reason: why it failed, did not train, or not with the server, in words; else None.
     """
 
     round: int

@@ -29,7 +29,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from strategies import messages
-from strategies.contract import ClientHalf, Settings
+from strategies.contract import ClientHalf, Settings, check_arrays, check_report
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.discovery import introductions
 from strategies.server.method import (
@@ -48,8 +48,9 @@ from strategies.server.method import (
 from strategies.server.planner import Chosen, Planner
 from strategies.server.results import (
     all_failed,
-    check_shapes,
+    check_forms,
     client_records,
+    forms,
     report_failures,
     round_record,
     train_loss,
@@ -153,7 +154,7 @@ class Federation:
         Replies are taken one by one, as they come: together they may not fit into memory.
         """
         sent = self.requests(state, partitions, is_alone=is_alone)
-        shapes = {name: array.shape for name, array in state.arrays.items()}
+        expected = forms(state.arrays)
         network = self.in_round(state.round + 1)
         size = sum(array.nbytes for array in state.arrays.values())
         spool = Spool(len(sent) * size)
@@ -169,10 +170,11 @@ class Federation:
         results: dict[int, Result] = {}
         for reply in self.grid.send_and_receive(sent, timeout=self.timeout_s):
             partition = asked[reply.metadata.src_node_id]
-            result = self.result(partition, reply, shapes, network, *crosses[partition])
+            result = self.result(partition, reply, expected, network, *crosses[partition])
             results[partition] = replace(result, arrays=spool.put(result.arrays))
         return [
-            results.get(p) or self.result(p, None, shapes, network, *crosses[p]) for p in partitions
+            results.get(p) or self.result(p, None, expected, network, *crosses[p])
+            for p in partitions
         ]
 
     def requests(
@@ -217,7 +219,7 @@ class Federation:
         self,
         partition: int,
         reply: Message | None,
-        shapes: Mapping[str, tuple[int, ...]],
+        expected: Mapping[str, str],
         network: Network | None,
         names: frozenset[str] | None,
         sent_bytes: int,
@@ -227,7 +229,7 @@ class Federation:
         Args:
             partition: the client.
             reply: what it answered; None if it did not.
-            shapes: of the global model's arrays.
+            expected: `forms` of the global model's arrays.
             network: of this round.
             names: of the arrays that cross the network; None for all.
             sent_bytes: of those that it was sent.
@@ -239,13 +241,15 @@ class Federation:
             return replace(result, error=messages.why(reply))
         try:
             update = messages.read_reply(reply)
+            check_report(update, result.num_examples)
             arrays, masks = self.method.wire.decode(network, update.arrays, partition)
-            check_shapes(arrays, shapes)
-        except (KeyError, ValueError, TypeError) as problem:
+            check_forms(arrays, expected)
+            check_arrays(arrays)
+        except Exception as problem:  # a stranger's bytes fail to be read in any way
             return replace(result, error=f"its reply cannot be used: {problem!r}")
         return replace(
             result,
-            bytes_up=update.bytes_up + messages.reply_bytes(reply, names),
+            bytes_up=update.bytes_up + messages.update_bytes(update, names),
             bytes_down=update.bytes_down + sent_bytes,
             update=replace(update, arrays={}),
             arrays=arrays,
@@ -455,11 +459,11 @@ class FederatedStrategy(Strategy):
         federation, state = self._federation, self._entered
         if federation is None:
             raise RuntimeError("aggregate_train() comes after configure_train()")
-        shapes = {name: array.shape for name, array in state.arrays.items()}
+        expected = forms(state.arrays)
         network, names = federation.in_round(server_round), self.method.wire.names
         partition_of = {node: partition for partition, node in federation.nodes.items()}
         results = [
-            federation.result(partition, reply, shapes, network, names(network, partition), 0)
+            federation.result(partition, reply, expected, network, names(network, partition), 0)
             for reply in replies
             for partition in [partition_of[reply.metadata.src_node_id]]
         ]

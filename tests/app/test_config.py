@@ -65,6 +65,8 @@ WRONG = [
     ("tracker.wandb.mode=on", "tracker.wandb.mode=on: takes offline, online, disabled"),
     ("checkpoint.keep=0", "checkpoint.keep=0: takes 1 or more"),
     ("engine.workers=0", "engine.workers=0: takes 1 or more"),
+    ("engine.client_timeout_s=0", "engine.client_timeout_s=0.0: takes seconds above 0 and up to"),
+    ("engine.client_timeout_s=nan", "engine.client_timeout_s=nan: takes seconds above 0 and up"),
     ("train.server_lr=0", "train.server_lr=0: takes a positive number, or null for train.lr"),
     ("prune.ratio=null", "prune.ratio=null: takes a value"),
     ("link=exact", "link=exact: is a group of keys; set link.up, link.down, link.k"),
