@@ -21,12 +21,14 @@ from app.config.errors import explain
 from app.config.help import help_text
 from app.config.methods import register
 from app.config.schema import CONF
+from tracking.text import tolerant
 
 SHOWS_ONLY = ("hydra_help", "cfg", "info", "shell_completion")
 
 
 def main() -> int:
     """Check every job, run them, compare them; return the exit code."""
+    tolerant()
     flags = get_args_parser().parse_args()
     ours_first()
     if flags.help:

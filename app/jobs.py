@@ -33,6 +33,7 @@ from tracking.progress import ProgressSink
 from tracking.record import RoundRecord
 from tracking.report import print_tables, write_report
 from tracking.summary import summarise
+from tracking.text import line
 from tracking.wandb_sink import WandbSink, check_online
 
 RUNS = Path("runs")
@@ -112,21 +113,21 @@ class Jobs:
         except (Exception, SystemExit) as error:  # a job's exit must not end the others
             log.info("failed", exc_info=True)  # to the log file; the terminal gets one line
             if not isinstance(error, FolderTakenError):  # what is there is not ours to mark
-                (folder / "error.txt").write_text(traceback.format_exc())
+                (folder / "error.txt").write_text(traceback.format_exc(), "utf-8")
             lines = str(error).strip().splitlines() or [""]
             kind = "" if lines[0] and isinstance(error, Exception) else f"{type(error).__name__} "
-            failure = f"{kind}{lines[0]} ({folder / 'error.txt'}, cutbit.log)"
+            failure = f"{kind}{line(lines[0])} ({line(folder / 'error.txt')}, cutbit.log)"
             if self._view is None:
                 self.failed.append(failure)
                 sys.stderr.write(f"error: {failure}\n")
             else:
-                self.failed.append(f"job {number}/{self._num_jobs} {what}: {failure}")
+                self.failed.append(f"job {number}/{self._num_jobs} {line(what)}: {failure}")
                 self._view.end(f"error: {failure}", failed=True)
         else:
             if self._view is not None:
                 self._view.end(outcome)
             elif outcome:
-                sys.stderr.write(f"{folder}: {outcome}\n")
+                sys.stderr.write(f"{line(folder)}: {line(outcome)}\n")
 
     def finish(self) -> None:
         """End the workers, print the tables, and write a sweep's report."""
@@ -139,7 +140,7 @@ class Jobs:
         try:
             print_tables(write_report([folder], folder) if self._is_sweep else find([folder]))
             report = folder / "report.html"
-            sys.stdout.write(f"{report if self._is_sweep else folder}\n")
+            sys.stdout.write(line(report if self._is_sweep else folder, None) + "\n")
         finally:
             for failure in self.failed if self._is_sweep else []:
                 sys.stderr.write(f"failed: {failure}\n")
@@ -267,7 +268,7 @@ def newest(runs: Path, chosen: Sequence[Experiment], is_sweep: bool) -> Path | N
             if path.exists() and path.stat().st_size
         ]
         return bool(there) and all(
-            json.loads(path.read_text()) | {"rounds": None} == mine for path, mine in there
+            json.loads(path.read_text("utf-8")) | {"rounds": None} == mine for path, mine in there
         )
 
     found = [folder for folder in runs.glob("*/") if holds(folder)]
@@ -277,7 +278,7 @@ def newest(runs: Path, chosen: Sequence[Experiment], is_sweep: bool) -> Path | N
 def is_finished(folder: Path, rounds: int) -> bool:
     """Whether the folder's run has its summary, of as many rounds as are asked for."""
     path = folder / "summary.json"
-    return path.exists() and bool(json.loads(path.read_text())["rounds"] == rounds)
+    return path.exists() and bool(json.loads(path.read_text("utf-8"))["rounds"] == rounds)
 
 
 def finished(above: Path) -> dict[str, Path]:
@@ -285,7 +286,7 @@ def finished(above: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted([*above.glob("*/summary.json"), *above.glob("*/*/summary.json")]):
         if all((path.parent / name).exists() for name in COPIED):
-            found[json.loads(path.read_text())["config_hash"]] = path.parent
+            found[json.loads(path.read_text("utf-8"))["config_hash"]] = path.parent
     return found
 
 
@@ -294,7 +295,7 @@ def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> N
     for name in COPIED:
         with whole(folder / name) as part:
             shutil.copy2(before / name, part)
-    summary = json.loads((before / "summary.json").read_text())
+    summary = json.loads((before / "summary.json").read_text("utf-8"))
     kept = {name: found for name, found in summary.items() if "target" not in name}
     same_as = os.path.relpath(before, folder.parent)
     target = summarise(folder, target_accuracy)
@@ -305,7 +306,7 @@ def publish(chosen: Experiment, folder: Path, group: str) -> None:
     """Give copied results a wandb run of their own, so that the sweep's group is whole."""
     done = [RoundRecord.from_dict(row) for row in read(folder / ROUNDS)]
     sink = WandbSink(chosen.wandb, folder, chosen.identity, group, done)
-    sink.finish(json.loads((folder / "summary.json").read_text()))
+    sink.finish(json.loads((folder / "summary.json").read_text("utf-8")))
 
 
 def check_address(address: str | None) -> None:

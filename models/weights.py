@@ -1,6 +1,5 @@
 """Load a local file of weights by name: torchvision's .pth, or .safetensors such as a run's."""
 
-import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -64,23 +63,50 @@ _COUNTER = "num_batches_tracked"
 def _read(path: Path) -> dict[str, Tensor]:
     """The file's tensors by the names used here."""
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("is no file")
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
+            _check_sizes(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a broken file can raise anything
         raise ValueError(f"{path} is not a weights file saved by torch.save") from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(map(_is_entry, state.keys(), state.values())):
         raise ValueError(f"{path} holds no state dict (names → tensors)")
     return {
         _OLD_DENSENET.sub(r"\1\2", name): tensor
         for name, tensor in state.items()
         if not name.startswith(_SKIPPED)
     }
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse an archive that says that it holds more than it is long: torch.save packs nothing.
+
+    Raises:
+        ValueError: it does.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+        if claimed > path.stat().st_size:
+            raise ValueError(f"says that it holds {claimed} bytes")
+
+
+def _is_entry(name: object, tensor: object) -> bool:
+    """Whether it is a name with an ordinary tensor in memory."""
+    return (
+        isinstance(name, str)
+        and isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+    )
 
 
 def _head(model: nn.Module) -> str | None:

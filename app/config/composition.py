@@ -129,7 +129,7 @@ def _keep_code(stored: DictConfig, path: Path) -> None:
     if not (began.is_file() and identity.is_file()):
         return
     folder = Path(OmegaConf.load(began).hydra.runtime.cwd)
-    known = json.loads(identity.read_text())
+    known = json.loads(identity.read_text("utf-8"))
     for key in TARGETS:
         file = FileTarget.of(str(OmegaConf.select(stored, key) or ""))
         ran = FileTarget.of(str(known.get(key, "")))

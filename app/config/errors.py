@@ -8,10 +8,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from app.config.retired import RETIRED, retired_message
 from app.config.schema import known_keys
+from tracking.text import line
 
 
 def explain(error: BaseException) -> str:
     """Return one line for an error of Hydra, OmegaConf or our own."""
+    return line(_reason(error))
+
+
+def _reason(error: BaseException) -> str:
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return _first_line(error)
     chain: list[BaseException] = [error]
