@@ -10,16 +10,18 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from omegaconf import DictConfig
 
 from app import experiment
 from app.config.composition import NOT_HASHED, compose, from_omegaconf, open_keys
+from app.config.composition import parsed as read_overrides
 from app.config.schema import CONF, Config
 from app.engine import Simulator
 from app.experiment import Experiment, Prepared, resolve
@@ -37,6 +39,7 @@ from tracking.text import line
 from tracking.wandb_sink import WandbSink, check_online
 
 RUNS = Path("runs")
+MOST_JOBS = 10_000
 COPIED = ("rounds.jsonl", "clients.jsonl", "model.safetensors", "config.json")
 
 log = logging.getLogger(__name__)
@@ -191,7 +194,7 @@ def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
     Raises:
         ValueError: there is no such preset, or nothing to run it with.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = read_overrides(overrides)
     chosen = [override for override in parsed if override.key_or_group == "sweep"]
     if not chosen or chosen[-1].value() is None:
         return []
@@ -213,7 +216,7 @@ def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
 
 def searchpath(overrides: Sequence[str]) -> list[str]:
     """Return the override that says where a user's own groups lie, if there is one."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = read_overrides(overrides)
     return [str(o.input_line) for o in parsed if o.key_or_group == "hydra.searchpath"]
 
 
@@ -223,9 +226,30 @@ def expand(overrides: Sequence[str], is_sweep: bool) -> list[list[str]]:
         return [list(overrides)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()  # which glob(*) asks what there is
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+        parsed = read_overrides(overrides, config_loader=loader)
+        refuse_many(parsed)
     batches: list[list[list[str]]] = BasicSweeper.split_arguments(parsed, None)
     return [job for batch in batches for job in batch]
+
+
+def refuse_many(overrides: Sequence[Override]) -> None:
+    """Refuse a sweep of more jobs than anybody runs, before each is written out.
+
+    Raises:
+        ValueError: names the keys.
+    """
+    num_jobs, keys = 1.0, []
+    for override in overrides:
+        if override.is_sweep_override():
+            values: Any = override.value()
+            if isinstance(values, RangeSweep):
+                span = float(values.stop or 0) - float(values.start or 0)
+                num_jobs *= max(1.0, span / float(values.step or 1))
+            elif isinstance(values, ChoiceSweep):
+                num_jobs *= max(1, len(values.list))
+            keys.append(override.key_or_group)
+    if not num_jobs <= MOST_JOBS:
+        raise ValueError(f"{', '.join(keys)}: {num_jobs:.3g} jobs; takes {MOST_JOBS} or fewer")
 
 
 def alike(configs: Sequence[Config]) -> list[list[int]]:
@@ -246,7 +270,7 @@ def alike(configs: Sequence[Config]) -> list[list[int]]:
 def given_folder(overrides: Sequence[str], is_sweep: bool) -> Path | None:
     """Return the folder that the command line names, unless it is to be interpolated."""
     key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = read_overrides(overrides)
     values = [str(override.value()) for override in parsed if override.key_or_group == key]
     return None if not values or "${" in values[-1] else Path(values[-1])
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 MOST_BYTES = 2**31
-MOST_YAML_BYTES = 2**22  # its parser takes a second for 100 kB
+MOST_YAML_BYTES = 2**22  # its parser is slow
 MOST_DEPTH = 32
 
 
@@ -33,7 +33,7 @@ def read_json(path: Path) -> Any:
 
 def read_yaml(path: Path) -> Any:
     """Return what a YAML file holds; raises as `read_json`."""
-    return _read(path, "YAML", MOST_YAML_BYTES, lambda content: yaml.load(content, _Plain))
+    return _read(path, "YAML", MOST_YAML_BYTES, _parse_yaml)
 
 
 def read_pickle(path: Path) -> Any:
@@ -83,27 +83,29 @@ def _refuse_constant(name: str) -> float:
 # YAML -------------------------------------------------------------------------------------------
 
 
-class _Plain(yaml.SafeLoader):  # type: ignore[misc]
-    """Knows no aliases, and no key twice."""
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C, where yaml was built with it
 
-    _depth = 0
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose a node that is written out here, and not too deep."""
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError("has an alias, takes values written out")
-        self._depth += 1
-        if self._depth > MOST_DEPTH:
-            raise ValueError(f"is nested deeper than {MOST_DEPTH}")
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
+class _Plain(_Loader):  # type: ignore[misc]
+    """Takes no key twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         """Construct a mapping of distinct keys."""
         if isinstance(node, yaml.MappingNode):
             _once_each([(self.construct_object(key, True), None) for key, _ in node.value])
         return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(content: bytes) -> Any:
+    depth = 0
+    for event in yaml.parse(content, _Loader):  # before anything is made of it
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("has an alias, takes values written out")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            raise ValueError(f"is nested deeper than {MOST_DEPTH}")
+    return yaml.load(content, _Plain)
 
 
 # Pickles ----------------------------------------------------------------------------------------

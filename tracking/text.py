@@ -60,7 +60,7 @@ def cell(value: object) -> object:
     """
     if not isinstance(value, str):
         return value
-    text = line(value, None)
+    text = lines(value, None)
     if not value.lstrip(" ").startswith(_FORMULA) or _is_number(text):
         return text
     return "'" + text

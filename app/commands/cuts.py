@@ -84,7 +84,7 @@ def main(overrides: Sequence[str]) -> int:
         return 0
     try:
         found = rows(overrides)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {explain(error)}\n")
         return 1
     table = Table()

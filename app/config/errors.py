@@ -3,7 +3,7 @@
 import difflib
 import re
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from app.config.retired import RETIRED, retired_message
@@ -23,6 +23,8 @@ def _reason(error: BaseException) -> str:
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     text = "\n".join(str(link) for link in chain)
+    if isinstance(chain[-1], OverrideParseException):
+        return f"{chain[-1].override}: cannot be read: {_first_line(chain[-1])}"
     if found := re.search(
         r"Could not find '([^']+)/([^'/]+)'\s+Available options in[^:]+:(.*)", text, re.S
     ):
