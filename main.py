@@ -16,17 +16,19 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from app import ours_first
-from app.config.composition import open_keys
+from app.config.composition import open_keys, parsed
 from app.config.errors import explain
 from app.config.help import help_text
 from app.config.methods import register
 from app.config.schema import CONF
+from tracking.text import tolerant
 
 SHOWS_ONLY = ("hydra_help", "cfg", "info", "shell_completion")
 
 
 def main() -> int:
     """Check every job, run them, compare them; return the exit code."""
+    tolerant()
     flags = get_args_parser().parse_args()
     ours_first()
     if flags.help:
@@ -38,6 +40,7 @@ def main() -> int:
     jobs = Jobs()
     run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(jobs.job)
     try:
+        parsed(flags.overrides)
         if any(getattr(flags, name) for name in SHOWS_ONLY):
             run()
             return 0

@@ -477,7 +477,7 @@ def _division(data_json: str, num_clients: int, seed: int) -> list[Tensor]:
 def _code(*modules: ModuleType) -> str:
     """Changes when the code that prepares data does, or a library that it rests on."""
     folder = Path(inspect.getfile(Dataset)).parent
-    texts = [path.read_text() for path in sorted(folder.glob("*.py"))]
+    texts = [path.read_text("utf-8") for path in sorted(folder.glob("*.py"))]
     texts += [inspect.getsource(module) for module in modules]
     libraries = ("flwr-datasets", "scikit-learn", "wfdb", "PyWavelets", "scipy", "datasets")
     texts += [importlib.metadata.version(name) for name in libraries]

@@ -10,16 +10,18 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from omegaconf import DictConfig
 
 from app import experiment
 from app.config.composition import NOT_HASHED, compose, from_omegaconf, open_keys
+from app.config.composition import parsed as read_overrides
 from app.config.schema import CONF, Config
 from app.engine import Simulator
 from app.experiment import Experiment, Prepared, resolve
@@ -33,9 +35,11 @@ from tracking.progress import ProgressSink
 from tracking.record import RoundRecord
 from tracking.report import print_tables, write_report
 from tracking.summary import summarise
+from tracking.text import line
 from tracking.wandb_sink import WandbSink, check_online
 
 RUNS = Path("runs")
+MOST_JOBS = 10_000
 COPIED = ("rounds.jsonl", "clients.jsonl", "model.safetensors", "config.json")
 
 log = logging.getLogger(__name__)
@@ -112,21 +116,21 @@ class Jobs:
         except (Exception, SystemExit) as error:  # a job's exit must not end the others
             log.info("failed", exc_info=True)  # to the log file; the terminal gets one line
             if not isinstance(error, FolderTakenError):  # what is there is not ours to mark
-                (folder / "error.txt").write_text(traceback.format_exc())
+                (folder / "error.txt").write_text(traceback.format_exc(), "utf-8")
             lines = str(error).strip().splitlines() or [""]
             kind = "" if lines[0] and isinstance(error, Exception) else f"{type(error).__name__} "
-            failure = f"{kind}{lines[0]} ({folder / 'error.txt'}, cutbit.log)"
+            failure = f"{kind}{line(lines[0])} ({line(folder / 'error.txt')}, cutbit.log)"
             if self._view is None:
                 self.failed.append(failure)
                 sys.stderr.write(f"error: {failure}\n")
             else:
-                self.failed.append(f"job {number}/{self._num_jobs} {what}: {failure}")
+                self.failed.append(f"job {number}/{self._num_jobs} {line(what)}: {failure}")
                 self._view.end(f"error: {failure}", failed=True)
         else:
             if self._view is not None:
                 self._view.end(outcome)
             elif outcome:
-                sys.stderr.write(f"{folder}: {outcome}\n")
+                sys.stderr.write(f"{line(folder)}: {line(outcome)}\n")
 
     def finish(self) -> None:
         """End the workers, print the tables, and write a sweep's report."""
@@ -139,7 +143,7 @@ class Jobs:
         try:
             print_tables(write_report([folder], folder) if self._is_sweep else find([folder]))
             report = folder / "report.html"
-            sys.stdout.write(f"{report if self._is_sweep else folder}\n")
+            sys.stdout.write(line(report if self._is_sweep else folder, None) + "\n")
         finally:
             for failure in self.failed if self._is_sweep else []:
                 sys.stderr.write(f"failed: {failure}\n")
@@ -190,7 +194,7 @@ def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
     Raises:
         ValueError: there is no such preset, or nothing to run it with.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = read_overrides(overrides)
     chosen = [override for override in parsed if override.key_or_group == "sweep"]
     if not chosen or chosen[-1].value() is None:
         return []
@@ -212,7 +216,7 @@ def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
 
 def searchpath(overrides: Sequence[str]) -> list[str]:
     """Return the override that says where a user's own groups lie, if there is one."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = read_overrides(overrides)
     return [str(o.input_line) for o in parsed if o.key_or_group == "hydra.searchpath"]
 
 
@@ -222,9 +226,30 @@ def expand(overrides: Sequence[str], is_sweep: bool) -> list[list[str]]:
         return [list(overrides)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()  # which glob(*) asks what there is
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+        parsed = read_overrides(overrides, config_loader=loader)
+        refuse_many(parsed)
     batches: list[list[list[str]]] = BasicSweeper.split_arguments(parsed, None)
     return [job for batch in batches for job in batch]
+
+
+def refuse_many(overrides: Sequence[Override]) -> None:
+    """Refuse a sweep of more jobs than anybody runs, before each is written out.
+
+    Raises:
+        ValueError: names the keys.
+    """
+    num_jobs, keys = 1.0, []
+    for override in overrides:
+        if override.is_sweep_override():
+            values: Any = override.value()
+            if isinstance(values, RangeSweep):
+                span = float(values.stop or 0) - float(values.start or 0)
+                num_jobs *= max(1.0, span / float(values.step or 1))
+            elif isinstance(values, ChoiceSweep):
+                num_jobs *= max(1, len(values.list))
+            keys.append(override.key_or_group)
+    if not num_jobs <= MOST_JOBS:
+        raise ValueError(f"{', '.join(keys)}: {num_jobs:.3g} jobs; takes {MOST_JOBS} or fewer")
 
 
 def alike(configs: Sequence[Config]) -> list[list[int]]:
@@ -245,7 +270,7 @@ def alike(configs: Sequence[Config]) -> list[list[int]]:
 def given_folder(overrides: Sequence[str], is_sweep: bool) -> Path | None:
     """Return the folder that the command line names, unless it is to be interpolated."""
     key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = read_overrides(overrides)
     values = [str(override.value()) for override in parsed if override.key_or_group == key]
     return None if not values or "${" in values[-1] else Path(values[-1])
 
@@ -267,7 +292,7 @@ def newest(runs: Path, chosen: Sequence[Experiment], is_sweep: bool) -> Path | N
             if path.exists() and path.stat().st_size
         ]
         return bool(there) and all(
-            json.loads(path.read_text()) | {"rounds": None} == mine for path, mine in there
+            json.loads(path.read_text("utf-8")) | {"rounds": None} == mine for path, mine in there
         )
 
     found = [folder for folder in runs.glob("*/") if holds(folder)]
@@ -277,7 +302,7 @@ def newest(runs: Path, chosen: Sequence[Experiment], is_sweep: bool) -> Path | N
 def is_finished(folder: Path, rounds: int) -> bool:
     """Whether the folder's run has its summary, of as many rounds as are asked for."""
     path = folder / "summary.json"
-    return path.exists() and bool(json.loads(path.read_text())["rounds"] == rounds)
+    return path.exists() and bool(json.loads(path.read_text("utf-8"))["rounds"] == rounds)
 
 
 def finished(above: Path) -> dict[str, Path]:
@@ -285,7 +310,7 @@ def finished(above: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted([*above.glob("*/summary.json"), *above.glob("*/*/summary.json")]):
         if all((path.parent / name).exists() for name in COPIED):
-            found[json.loads(path.read_text())["config_hash"]] = path.parent
+            found[json.loads(path.read_text("utf-8"))["config_hash"]] = path.parent
     return found
 
 
@@ -294,7 +319,7 @@ def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> N
     for name in COPIED:
         with whole(folder / name) as part:
             shutil.copy2(before / name, part)
-    summary = json.loads((before / "summary.json").read_text())
+    summary = json.loads((before / "summary.json").read_text("utf-8"))
     kept = {name: found for name, found in summary.items() if "target" not in name}
     same_as = os.path.relpath(before, folder.parent)
     target = summarise(folder, target_accuracy)
@@ -305,7 +330,7 @@ def publish(chosen: Experiment, folder: Path, group: str) -> None:
     """Give copied results a wandb run of their own, so that the sweep's group is whole."""
     done = [RoundRecord.from_dict(row) for row in read(folder / ROUNDS)]
     sink = WandbSink(chosen.wandb, folder, chosen.identity, group, done)
-    sink.finish(json.loads((folder / "summary.json").read_text()))
+    sink.finish(json.loads((folder / "summary.json").read_text("utf-8")))
 
 
 def check_address(address: str | None) -> None:

@@ -37,7 +37,7 @@ def claim(folder: Path, experiment: Experiment) -> ServerState | None:
         raise FolderTakenError(
             f"{folder}: holds a run already; resume=true continues it, another folder starts anew"
         )
-    mine, theirs = experiment.identity, json.loads(path.read_text())
+    mine, theirs = experiment.identity, json.loads(path.read_text("utf-8"))
     different = [
         f"{key} (was {theirs.get(key)}, is {mine.get(key)})"
         for key in sorted(theirs.keys() | mine.keys())
@@ -69,7 +69,7 @@ def take(folder: Path, experiment: Experiment, is_continued: bool) -> None:
         write_json(path, identity)
     else:
         try:
-            with path.open("x") as file:
+            with path.open("x", encoding="utf-8") as file:
                 file.write(json.dumps(identity, indent=2) + "\n")
         except FileExistsError as error:
             raise FolderTakenError(f"{folder}: another run just took it") from error
@@ -80,7 +80,7 @@ def take(folder: Path, experiment: Experiment, is_continued: bool) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write whole or not at all."""
     with whole(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 # A finished run -----------------------------------------------------------------------------------

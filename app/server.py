@@ -56,7 +56,7 @@ def main(grid: Grid, context: Context) -> None:
     except Exception as error:
         log.error("error: %s", explain(error))
         if not isinstance(error, FolderTakenError):  # what is there is not ours to mark
-            (folder / "error.txt").write_text(traceback.format_exc())
+            (folder / "error.txt").write_text(traceback.format_exc(), "utf-8")
         raise
 
 

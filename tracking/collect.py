@@ -121,7 +121,7 @@ def _text(found: Any) -> str:
 
 def _read(folder: Path, job: str) -> Run:
     given = folder / ".hydra" / "overrides.yaml"
-    overrides = (yaml.safe_load(given.read_text()) if given.exists() else None) or []
+    overrides = (yaml.safe_load(given.read_text("utf-8")) if given.exists() else None) or []
     config = _json(folder / "config.json")
     summary = _json(folder / "summary.json")
     status = "unfinished"

@@ -60,7 +60,7 @@ class Checkpoints:
         save_file(_plain(state.arrays), part / "model.safetensors")
         save_file(_plain(state.extra), part / "strategy.safetensors")
         records = [record.to_dict() for record in state.records]
-        (part / "records.json").write_text(json.dumps(records))
+        (part / "records.json").write_text(json.dumps(records), "utf-8")
         for file in part.iterdir():
             _sync(file)
         shutil.rmtree(target, ignore_errors=True)
@@ -74,7 +74,7 @@ class Checkpoints:
         folders = self._folders()
         if not folders:
             return None
-        records = json.loads((folders[-1] / "records.json").read_text())
+        records = json.loads((folders[-1] / "records.json").read_text("utf-8"))
         return ServerState(
             round=int(folders[-1].name),
             arrays=load_file(folders[-1] / "model.safetensors"),
