@@ -26,7 +26,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from ray.exceptions import RayError, RayTaskError
 
-from app import ROOT, client, experiment, runtime, server
+from app import ROOT, client, experiment, runtime, server, signals
 from app.experiment import Experiment, Prepared
 from strategies import messages
 from tracking.progress import ProgressSink, Show
@@ -205,7 +205,8 @@ class Workers:
         if self.actors:
             return
         if not ray.is_initialized():
-            _start_ray(self.count, self.address)
+            with signals.held():  # Ray puts handlers of its own in the place of ours
+                _start_ray(self.count, self.address)
             self._started_ray = True
         available = int(ray.cluster_resources().get("CPU", 1))
         count = self.count or max(1, available)
