@@ -1,6 +1,7 @@
 """Run one experiment, or a sweep with -m. `python main.py --help` lists what can be set."""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -98,5 +99,15 @@ def refuse_other_configs(flags: argparse.Namespace) -> None:
             raise ValueError(f"{flag}: not taken; hydra.searchpath=[file:///folder] adds presets")
 
 
+def leave(code: int) -> None:
+    """End the process; after a signal at once, whatever libraries would still do at an exit."""
+    if code > 128:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

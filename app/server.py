@@ -137,11 +137,12 @@ def run(
     take(folder, chosen)
     model = prepared.model if prepared else experiment.prepare(chosen, strategy)
     data = experiment.dataset(chosen)
-    sinks: list[Sink] = [
-        JsonlSink(folder, done, stamp),
-        WandbSink(chosen.wandb, folder, chosen.identity, group, done),
-        show(chosen.rounds, done),
-    ]
+    with signals.shielded():  # wandb has a process of its own
+        sinks: list[Sink] = [
+            JsonlSink(folder, done, stamp),
+            WandbSink(chosen.wandb, folder, chosen.identity, group, done),
+            show(chosen.rounds, done),
+        ]
     summary = None
     try:
         setup_s = time.perf_counter() - started

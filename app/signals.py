@@ -84,6 +84,28 @@ def held() -> Iterator[None]:
     check()
 
 
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Hold signals back, and keep them from processes that the block starts.
+
+    Slurm and `timeout` send theirs to all processes of a job. Ray's, which already do so with
+    Ctrl-C, would be gone before the run can be ended in order, and take this process along.
+
+    Raises:
+        Stopped: one came.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+        with held():
+            yield
+        return
+    with held():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _numbers())
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def check() -> None:
     """Raise `Stopped` if a signal came, also where somebody swallowed it."""
     for number in _numbers():
