@@ -255,6 +255,8 @@ def _end_ray() -> None:
     They do not hear SIGTERM (`signals.shielded`), so that Ray would wait a second for each, and
     what its raylet started would outlive it by minutes. Who they are Ray does not publish.
     """
+    import psutil  # which Ray brings, and puts where it is found
+
     node: Any = getattr(
         getattr(getattr(ray, "_private", None), "worker", None), "_global_node", None
     )
