@@ -118,7 +118,7 @@ def _under(root: Path) -> Iterator[Path]:
     """The folders of runs; what lies inside of one can be large, and is not looked through."""
     for path, below, files in os.walk(root):
         below[:] = [name for name in below if name not in (".hydra", "checkpoint", "wandb")]
-        if "config.json" in files or "error.txt" in files:
+        if not {"config.json", "error.txt", ROUNDS}.isdisjoint(files):
             yield Path(path)
 
 
@@ -165,6 +165,8 @@ def _overrides(folder: Path, wrong: list[str]) -> list[str]:
 
 
 def _json(path: Path, wrong: list[str]) -> dict[str, Any]:
+    if path.name == "config.json" and not path.exists() and path.with_name(ROUNDS).exists():
+        wrong.append(f"{path.name} is missing")
     if not path.exists() or (path.name == "config.json" and not path.stat().st_size):
         return {}  # an empty config.json: killed in its first moment
     try:
