@@ -27,7 +27,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from ray.exceptions import RayError, RayTaskError
 
-from app import ROOT, client, experiment, runtime, server
+from app import ROOT, client, experiment, runtime, server, signals
 from app.experiment import Experiment, Prepared
 from app.time_limit import GRACE_S, TimeLimit, TimeLimitError
 from strategies import messages
@@ -230,7 +230,8 @@ class Workers:
         if self.actors:
             return
         if not ray.is_initialized():
-            _start_ray(self.count, self.address)
+            with signals.shielded():  # Ray puts handlers of its own in the place of ours
+                _start_ray(self.count, self.address)
             self._started_ray = True
         available = int(ray.cluster_resources().get("CPU", 1))
         count = self.count or max(1, available)
@@ -249,7 +250,7 @@ class Workers:
             ray.kill(actor)
         self.actors = []
         if self._started_ray:
-            ray.shutdown()
+            _end_ray()
             self._started_ray = False
 
     def _new_actor(self) -> Any:
@@ -271,6 +272,29 @@ def _start_ray(count: int | None, address: str | None) -> None:
     with contextlib.chdir(ROOT):
         # "local": without it Ray would join any cluster that it finds on this machine.
         ray.init("local", num_cpus=count or os.cpu_count(), include_dashboard=False, **quiet)
+
+
+def _end_ray() -> None:
+    """End Ray with all its processes.
+
+    They do not hear SIGTERM (`signals.shielded`), so that Ray would wait a second for each, and
+    what its raylet started would outlive it by minutes. Who they are Ray does not publish.
+    """
+    import psutil  # which Ray brings, and puts where it is found
+
+    node: Any = getattr(
+        getattr(getattr(ray, "_private", None), "worker", None), "_global_node", None
+    )
+    started = [one.process for each in getattr(node, "all_processes", {}).values() for one in each]
+    beneath: list[Any] = []
+    for process in started:
+        process.terminate = process.kill
+        with contextlib.suppress(psutil.Error):
+            beneath += psutil.Process(process.pid).children(recursive=True)
+    ray.shutdown()
+    for process in beneath:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any
 
 from tracking.collect import Run, common, swept, value
 from tracking.files import whole
-from tracking.jsonl import CLIENTS, ROUNDS, read
+from tracking.jsonl import CLIENTS, ROUNDS, readable
 from tracking.seeds import groups
 from tracking.text import line
 
@@ -83,8 +83,8 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
                 "values": [_finite(value(run, key, known)) for key in keys],
                 "config": _finite(run.config),
                 "summary": _finite(run.summary),
-                "rounds": curves(read(run.folder / ROUNDS)),
-                "clients": clients(read(run.folder / CLIENTS)),
+                "rounds": curves(readable(run.folder / ROUNDS)[0]),
+                "clients": clients(readable(run.folder / CLIENTS)[0]),
             }
             for run in runs
         ],

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from targets import short_name
-from tracking.jsonl import CLIENTS, read
+from tracking.jsonl import CLIENTS, readable
 from tracking.record import ClientRecord, RoundRecord
 from tracking.text import line
 
@@ -126,7 +126,7 @@ class WandbSink:
         self._run.define_metric("*", step_metric="round")
         self._totals: dict[str, float] = {"total_bytes": 0}
         clients: dict[int, list[dict[str, Any]]] = {}
-        for row in read(folder / CLIENTS) if done else []:
+        for row in readable(folder / CLIENTS)[0] if done else []:
             clients.setdefault(row["round"], []).append(row)
         for record in done:
             self._log(record, clients.get(record.round, []))

@@ -18,6 +18,7 @@ A method is a subclass that brings a constructor alone, which names the method's
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Unpack
 
@@ -355,6 +356,7 @@ class FederatedStrategy(Strategy):
         sinks: Sequence[Sink] = (),
         checkpoints: Checkpoints | None = None,
         resume_from: ServerState | None = None,
+        undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> FlowerResult:
         """Run the experiment; see Flower's ``Strategy.start`` for the arguments up to evaluate_fn.
 
@@ -367,6 +369,8 @@ class FederatedStrategy(Strategy):
             sinks: each gets every round's records.
             checkpoints: where to write checkpoints; None writes none.
             resume_from: continue from this state.
+            undisturbed: within what it returns a finished round is recorded and saved; it may hold
+                back the signals that would end the run in the middle of that.
 
         Raises:
             AllClientsFailedError: no client of a round returned anything.
@@ -399,10 +403,11 @@ class FederatedStrategy(Strategy):
             wall_s = time.perf_counter() - started
             record = round_record(number, results, evaluated, report, wall_s, chosen.plan)
             state = replace(state, round=number, records=(*state.records, record))
-            for sink in sinks:
-                sink.round(record, client_records(number, results, chosen.plan))
-            if checkpoints is not None and checkpoints.is_due(number, num_rounds):
-                checkpoints.save(state)
+            with undisturbed():
+                for sink in sinks:
+                    sink.round(record, client_records(number, results, chosen.plan))
+                if checkpoints is not None:
+                    checkpoints.after(state, num_rounds)
             if evaluated:
                 result.evaluate_metrics_serverapp[number] = MetricRecord(dict(evaluated))
             if record.train_loss is not None:

@@ -16,7 +16,7 @@ from conftest import FAULTS, ROOT, small
 import tracking
 from app.config.composition import compose
 from app.jobs import Jobs, expand, finished, preset
-from app.run_folder import FolderTakenError, claim, take
+from app.run_folder import claim, take
 from tracking.collect import find
 
 SMALL = (
@@ -144,20 +144,10 @@ def test_what_has_finished_beside_it_is_taken_over(sweep: Path) -> None:
 def test_a_folder_whose_run_was_killed_as_it_began_can_be_taken(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
     config = small()
-    assert claim(tmp_path, config) is None
-    take(tmp_path, config, is_continued=True)
+    claim(tmp_path, config)
+    take(tmp_path, config)
     assert json.loads((tmp_path / "config.json").read_text()) == config.identity
     assert find([tmp_path])[0].status == "unfinished"
-
-
-def test_of_two_runs_that_find_a_folder_empty_the_second_is_refused(tmp_path: Path) -> None:
-    one, other = small("seed=1"), small("seed=2")
-    for config in (one, other):
-        assert claim(tmp_path, config) is None
-    take(tmp_path, one, is_continued=False)
-    with pytest.raises(FolderTakenError, match="another run just took it"):
-        take(tmp_path, other, is_continued=False)
-    assert json.loads((tmp_path / "config.json").read_text()) == one.identity
 
 
 def test_without_being_asked_nothing_is_taken_over(tmp_path: Path) -> None:
