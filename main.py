@@ -1,9 +1,13 @@
 """Run one experiment, or a sweep with -m. `python main.py --help` lists what can be set."""
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 # Hydra then raises its errors instead of printing them, and explain() makes one line of them.
@@ -15,46 +19,75 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from app import ours_first
-from app.config.composition import open_keys
+from app import ours_first, signals
+from app.config.composition import open_keys, parsed
 from app.config.errors import explain
 from app.config.help import help_text
 from app.config.methods import register
 from app.config.schema import CONF
+from tracking.text import tolerant
+
+if TYPE_CHECKING:
+    from app.jobs import Jobs
 
 SHOWS_ONLY = ("hydra_help", "cfg", "info", "shell_completion")
 
 
 def main() -> int:
     """Check every job, run them, compare them; return the exit code."""
+    tolerant()
     flags = get_args_parser().parse_args()
     ours_first()
     if flags.help:
         sys.stdout.write(help_text())
         return 0
+    signals.install()
+    logging.raiseExceptions = False  # a full disk is said once, not by each line of the log
     from app.jobs import Jobs  # brings Ray, which --help need not wait for
 
-    register()
     jobs = Jobs()
+    code = guarded(lambda: start(jobs, flags))
+    return guarded(jobs.finish) or code or (1 if jobs.failed else 0)
+
+
+def start(jobs: "Jobs", flags: argparse.Namespace) -> None:
+    """Check the jobs and run them."""
+    register()
+    parsed(flags.overrides)
     run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(jobs.job)
-    try:
-        if any(getattr(flags, name) for name in SHOWS_ONLY):
-            run()
-            return 0
-        refuse_other_configs(flags)
-        options = [text for text in sys.argv[1:] if text not in flags.overrides]
-        overrides = jobs.check(flags.overrides, is_sweep=flags.multirun)
-        sys.argv[1:] = [*options, *open_keys(overrides)]
+    if any(getattr(flags, name) for name in SHOWS_ONLY):
         run()
+        return
+    refuse_other_configs(flags)
+    options = [text for text in sys.argv[1:] if text not in flags.overrides]
+    overrides = jobs.begin(jobs.check(flags.overrides, is_sweep=flags.multirun))
+    sys.argv[1:] = [*options, *open_keys(overrides)]
+    run()
+
+
+def guarded(act: Callable[[], None]) -> int:
+    """Run a part of the whole; what ends it is one line, and its exit code is returned."""
+    try:
+        act()
+        return 0
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-        sys.stderr.write(f"error: {explain(error)}\n")
+        say(f"error: {explain(error)}")
         return 1
+    except signals.Stopped as stopped:
+        say(f"stopped by {stopped}; the same command with resume=true continues")
+        return stopped.code
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command with resume=true continues\n")
+        say("interrupted; the same command with resume=true continues")
         return 130
-    finally:
-        jobs.finish()
-    return 1 if jobs.failed else 0
+
+
+def say(line: str) -> None:
+    """Write a line to the terminal; if it was closed, be silent from then on."""
+    try:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    except OSError:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 def refuse_other_configs(flags: argparse.Namespace) -> None:
@@ -69,5 +102,15 @@ def refuse_other_configs(flags: argparse.Namespace) -> None:
             raise ValueError(f"{flag}: not taken; hydra.searchpath=[file:///folder] adds presets")
 
 
+def leave(code: int) -> None:
+    """End the process; after a signal at once, whatever libraries would still do at an exit."""
+    if code > 128:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -6,6 +6,7 @@ once per process and round.
 """
 
 import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +15,17 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from app import experiment
+from app import experiment, isolation
 from app.config.composition import from_run_config
 from app.experiment import PARTS, Parts
+from app.time_limit import TimeLimit
 from strategies import messages
 from strategies.client.simulated import train_simulated
+from strategies.contract import ClientData, Task, Update, check_arrays, check_report
 
+LIMIT = "limit"  # in the run config of our own engine
+
+log = logging.getLogger(__name__)
 app = ClientApp()
 
 
@@ -36,23 +42,69 @@ def query(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train for one round; an error is the answer, with its traceback."""
+    """Train for one round; an error is the answer, with its traceback.
+
+    Raises:
+        TimeLimitError: our own engine set a limit, and it is over.
+    """
     torch.set_num_threads(1)
     try:
-        run = _key(context.run_config)
-        partition = _partition(context)
+        parts, partition = _parts(_key(context.run_config)), _partition(context)
         record, settings, server_round = messages.read_request(message)
-        data = experiment.client_data(_parts(run), partition)
-        update = train_simulated(
-            experiment.method_class(_parts(run)).client,
-            _model(run, _key(messages.of_network(settings))),
+        data = experiment.client_data(parts, partition)
+        update = _train(
+            _prepared(parts, _key(messages.of_network(settings))),
             _latest.tensors(record),
             data,
             messages.task_of(settings, server_round, partition, len(data)),
+            _limit(context),
         )
-    except Exception as error:
+        check_report(update, len(data))
+        check_arrays(update.arrays)
+        return messages.reply(message, update)
+    except (Exception, SystemExit) as error:
         return messages.error_reply(message, error)
-    return messages.reply(message, update)
+
+
+def _train(
+    prepared: "_Prepared",
+    arrays: Mapping[str, Tensor],
+    data: ClientData,
+    task: Task,
+    limit: TimeLimit,
+) -> Update:
+    """Train one client; what it leaves behind in this process does not reach the next one.
+
+    Raises:
+        ValueError: it wrote into the data.
+    """
+    _load_torch()
+    model, seen, written = prepared.model(), isolation.glance(data), isolation.versions(arrays)
+    try:
+        with isolation.isolated(task.streams.number("global")), limit.watch():
+            update = train_simulated(prepared.client, model, arrays, data, task)
+    finally:
+        prepared.release()
+        if isolation.versions(arrays) != written:
+            _latest.forget()
+        is_spoilt = isolation.glance(data) != seen
+        if is_spoilt:
+            experiment.forget_data()
+    if is_spoilt:
+        raise ValueError("the client wrote into its data, which all clients of a process share")
+    return update
+
+
+@functools.cache
+def _load_torch() -> None:
+    """Load what torch loads with the first optimizer of a process: some seconds of no client's."""
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+
+
+def _limit(context: Context) -> TimeLimit:
+    """How long a client may take: what our own engine says, elsewhere as long as it likes."""
+    given = dict(context.run_config).get(LIMIT)
+    return given if isinstance(given, TimeLimit) else TimeLimit()
 
 
 def _partition(context: Context) -> int:
@@ -80,15 +132,41 @@ def _parts(run: tuple[tuple[str, Any], ...]) -> Parts:
     return experiment.parts_of(from_run_config(given))
 
 
-@functools.lru_cache(maxsize=8)
-def _model(run: tuple[tuple[str, Any], ...], settings: tuple[tuple[str, Any], ...]) -> Any:
-    """Return the one model of this process, which every client loads its arrays into.
+class _Prepared:
+    """The one model of this process, which every client loads its arrays into.
 
-    It is what the client half's ``prepare`` returns and its ``train`` takes.
+    It is what the client half's ``prepare`` returns and its ``train`` takes. If a client changed
+    more of it than that puts back (hooks, what trains, shapes and types), it is prepared anew.
+
+    Args:
+        parts: how to build the network.
+        settings: what came with the message, but for those of the training.
     """
-    parts = _parts(run)
-    client = experiment.method_class(parts).client
-    return client.prepare(experiment.network(parts), dict(settings))
+
+    def __init__(self, parts: Parts, settings: Mapping[str, Any]) -> None:
+        self.client = experiment.method_class(parts).client
+        self._parts = parts
+        self._settings = settings
+        self._model: Any = None
+        self._structure: tuple[Any, ...] = ()
+
+    def model(self) -> Any:
+        """Return it."""
+        if self._model is None:
+            self._model = self.client.prepare(experiment.network(self._parts), dict(self._settings))
+            self._structure = isolation.structure(self._model)
+        return self._model
+
+    def release(self) -> None:
+        """Forget it, if it is not what it was."""
+        if isolation.structure(self._model) != self._structure:
+            log.warning("a client changed the network beyond its arrays; it is prepared anew")
+            self._model = None
+
+
+@functools.lru_cache(maxsize=8)
+def _prepared(parts: Parts, settings: tuple[tuple[str, Any], ...]) -> _Prepared:
+    return _Prepared(parts, dict(settings))
 
 
 class _Latest:
@@ -103,6 +181,10 @@ class _Latest:
         if record is not self._record:
             self._record, self._tensors = record, messages.to_tensors(record)
         return self._tensors
+
+    def forget(self) -> None:
+        """Unpack anew for the next client: one wrote into what came."""
+        self._record, self._tensors = None, {}
 
 
 _latest = _Latest()

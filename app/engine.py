@@ -10,10 +10,11 @@ What Flower does not publish (task identity, message ids, runs) is in `app.runti
 
 import itertools
 import logging
+import math
 import time
 from abc import abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,18 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from ray.exceptions import RayError, RayTaskError
 
-from app import client, experiment, ray_session, runtime, server
+from app import client, experiment, ray_session, runtime, server, signals
 from app.experiment import Experiment, Prepared
 from app.ray_session import RaySession
+from app.time_limit import GRACE_S, TimeLimit, TimeLimitError
 from strategies import messages
 from tracking.progress import ProgressSink, Show
 
 CLIENTS_PER_CALL = 10  # measured.md: beyond this nothing is gained
+BYTES_PER_CALL = 64 << 20  # of what is sent; as much comes back at once
 CALLS_IN_FLIGHT = 2  # per actor, so that it never waits for the driver
 MAX_DEATHS = 2  # of its actor, before a client is given up
+START_S = 600.0  # that a worker may take to start and to load data, before its first client
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +95,12 @@ class LocalGrid(Grid):
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Run the messages and return the replies in the order of the messages.
+    ) -> Iterator[Message]:
+        """Run the messages and hand out each reply when it is there, in any order.
 
-        Those that are not there after ``timeout`` seconds are left out; SerialGrid, which runs one
-        client after another in this process, waits for all.
+        Nothing runs before the first is asked for, and nothing that was handed out is kept. Replies
+        that are not there after ``timeout`` seconds are left out; SerialGrid, which runs one client
+        after another in this process, waits for all.
         """
         sent = list(messages)
         for message in sent:
@@ -103,7 +108,7 @@ class LocalGrid(Grid):
         return self._execute(sent, timeout)
 
     @abstractmethod
-    def _execute(self, sent: Sequence[Message], timeout: float | None) -> list[Message]:
+    def _execute(self, sent: Sequence[Message], timeout: float | None) -> Iterator[Message]:
         """Run messages that have ids."""
 
     def _context(self, node: int) -> Context:
@@ -130,15 +135,26 @@ class SerialGrid(LocalGrid):
         super().__init__(num_nodes, run_config)
         self._app = app
 
-    def _execute(self, sent: Sequence[Message], timeout: float | None) -> list[Message]:
-        return [answer(self._app, message, self._context(_node(message))) for message in sent]
+    def _execute(self, sent: Sequence[Message], timeout: float | None) -> Iterator[Message]:
+        for message in sent:
+            try:
+                yield answer(self._app, message, self._context(_node(message)))
+            except TimeLimitError as error:
+                yield messages.error_reply(message, error)
 
 
 def answer(app: ClientApp, message: Message, context: Context) -> Message:
-    """Run the app; what it raises becomes an error reply with the traceback."""
+    """Run the app; what it raises becomes an error reply with the traceback.
+
+    Raises:
+        TimeLimitError: the client took too long; there is no saying what it was amidst.
+        KeyboardInterrupt: the user's, or for all that can be told so.
+    """
     try:
         return app(message, context)
-    except Exception as error:
+    except (TimeLimitError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
         return messages.error_reply(message, error)
 
 
@@ -154,6 +170,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._contents: dict[str, RecordDict] = {}
+        self._is_spent = False
 
     def handle(
         self,
@@ -169,20 +186,28 @@ class Worker:
             jobs: key of the content and metadata of each message.
             num_nodes: clients in the run.
             run_config: what the ClientApp finds in its context.
+
+        Returns:
+            The replies in the order of the jobs. After a client that took too long this process
+            runs no other: the replies end with that client's, and of later calls there are none.
         """
         # Contents of the call before are kept: in most rounds all clients get the same one.
         self._contents = {
             key: self._contents[key] if key in self._contents else ray.get(reference)
             for key, reference in contents.items()
         }
-        return [
-            answer(
-                client.app,
-                runtime.rebuild(self._contents[key], metadata),
-                make_context(metadata.run_id, metadata.dst_node_id, num_nodes, run_config),
-            )
-            for key, metadata in jobs
-        ]
+        replies: list[Message] = []
+        for key, metadata in jobs:
+            if self._is_spent:
+                break
+            message = runtime.rebuild(self._contents[key], metadata)
+            context = make_context(metadata.run_id, metadata.dst_node_id, num_nodes, run_config)
+            try:
+                replies.append(answer(client.app, message, context))
+            except (TimeLimitError, KeyboardInterrupt) as error:  # a worker's user is elsewhere
+                replies.append(messages.error_reply(message, error))
+                self._is_spent = isinstance(error, TimeLimitError)
+        return replies
 
 
 class Workers:
@@ -204,7 +229,8 @@ class Workers:
         if self.actors:
             return
         if not ray.is_initialized():
-            self._session = ray_session.start(self.count, self.address)
+            with signals.shielded():  # Ray puts handlers of its own in the place of ours
+                self._session = ray_session.start(self.count, self.address)
         available = int(ray.cluster_resources().get("CPU", 1))
         count = self.count or max(1, available)
         if count > available:
@@ -239,52 +265,97 @@ class _Call:
 
 @dataclass
 class _Round:
-    """The state of one `send_and_receive`."""
+    """The state of one `send_and_receive`.
+
+    Attributes:
+        sent: its messages; clients are known by their place in it.
+        contents: where each distinct content lies, by a key.
+        keys: of the content of each message.
+        queue: what no actor has yet.
+        replies: those that are to be handed out.
+        flying: what actors have: which one, and its clients.
+        heard: when each actor was last idle or answered.
+    """
 
     sent: Sequence[Message]
     contents: dict[str, "ray.ObjectRef[RecordDict]"]
     keys: list[str]
     queue: deque[_Call]
-    replies: dict[int, Message] = field(default_factory=dict)
+    replies: deque[Message] = field(default_factory=deque)
     flying: dict[Any, tuple[int, _Call]] = field(default_factory=dict)
+    heard: dict[int, float] = field(default_factory=dict)
 
 
 class RayGrid(LocalGrid):
-    """Runs clients in a pool of actors."""
+    """Runs clients in a pool of actors.
 
-    def __init__(self, num_nodes: int, run_config: Mapping[str, Any], workers: Workers) -> None:
-        super().__init__(num_nodes, run_config)
+    Args:
+        num_nodes: how many clients there are.
+        run_config: what the ClientApp finds in its context.
+        workers: the pool.
+        limit_s: seconds that a client may train; None for no limit.
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        run_config: Mapping[str, Any],
+        workers: Workers,
+        limit_s: float | None = None,
+    ) -> None:
+        limit = TimeLimit(limit_s, ends_process=True)
+        super().__init__(num_nodes, {**run_config, client.LIMIT: limit})
         self._workers = workers
+        self._limit_s = limit_s
         workers.start()
 
-    def _execute(self, sent: Sequence[Message], timeout: float | None) -> list[Message]:
+    def _execute(self, sent: Sequence[Message], timeout: float | None) -> Iterator[Message]:
         state = self._plan(sent)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         while state.queue or state.flying:
             self._fill(state)
-            ready, _ = ray.wait(
-                list(state.flying),
-                num_returns=1,
-                timeout=None if deadline is None else max(0, deadline - time.monotonic()),
-            )
-            if not ready:
-                for index in {index for index, _ in state.flying.values()}:
-                    self._workers.replace(index)
-                break
-            for reference in ready:
-                if reference in state.flying:  # a dead actor's other calls are gone already
-                    self._collect(state, reference)
-        return [state.replies[i] for i in sorted(state.replies)]
+            if not self._advance(state, deadline):
+                return
+            while state.replies:
+                yield state.replies.popleft()
+
+    def _advance(self, state: _Round, deadline: float) -> bool:
+        """Wait for a call to end, and take what it answers; whether it is before ``deadline``."""
+        due = self._due(state)
+        until = min([deadline, *due.values()])
+        ready, _ = ray.wait(
+            list(state.flying),
+            num_returns=1,
+            timeout=None if until == math.inf else max(0, until - time.monotonic()),
+        )
+        for reference in ready:
+            if reference in state.flying:  # a dead actor's other calls are gone already
+                self._collect(state, reference)
+        if ready:
+            return True
+        if time.monotonic() >= deadline:
+            for index in {index for index, _ in state.flying.values()}:
+                self._workers.replace(index)
+            return False
+        for index, when in due.items():
+            if time.monotonic() >= when:
+                ray.kill(self._workers.actors[index])
+                self._recover(state, index)
+        return True
 
     def _plan(self, sent: Sequence[Message]) -> _Round:
-        """Put each distinct content into the object store once, and group the clients."""
+        """Put each distinct content into the object store once, and group the clients.
+
+        A reply is about as large as what was sent: with a large model few clients share a call.
+        """
         keys = [str(id(message.content)) for message in sent]
         distinct = {key: message.content for key, message in zip(keys, sent, strict=True)}
         # A key must not come again with another content while a worker remembers it.
         token = f"{self._run.run_id}/{sent[0].metadata.message_id}/" if sent else ""
         contents = {token + key: ray.put(content) for key, content in distinct.items()}
+        largest = max((_num_bytes(content) for content in distinct.values()), default=0)
         per_call = len(sent) // (len(self._workers.actors) * CALLS_IN_FLIGHT * 2)
-        per_call = max(1, min(CLIENTS_PER_CALL, per_call))
+        per_call = max(1, min(CLIENTS_PER_CALL, per_call, BYTES_PER_CALL // max(1, largest)))
         indices = range(len(sent))
         calls = [_Call(list(indices[i : i + per_call])) for i in range(0, len(sent), per_call)]
         return _Round(sent, contents, [token + key for key in keys], deque(calls))
@@ -301,6 +372,8 @@ class RayGrid(LocalGrid):
                     continue
                 if is_suspect:
                     taken.add(index)
+                if not busy[index]:
+                    state.heard[index] = time.monotonic()
                 call = state.queue.popleft()
                 reference = actor.handle.remote(
                     {state.keys[i]: state.contents[state.keys[i]] for i in call.indices},
@@ -312,21 +385,40 @@ class RayGrid(LocalGrid):
                 busy[index] += 1
 
     def _collect(self, state: _Round, reference: Any) -> None:
-        """Take a call's replies; if its actor died, replace it and queue its clients again."""
+        """Take a call's replies; if its actor is dead or spent, replace it and queue the rest."""
         index, call = state.flying[reference]
         try:
-            self._take(state, reference, call)
+            rest = self._take(state, reference, call)
         except RayError:
             self._recover(state, index)
-        else:
-            del state.flying[reference]
+            return
+        del state.flying[reference]
+        state.heard[index] = time.monotonic()
+        if rest.indices:
+            behind = [other for owner, other in state.flying.values() if owner == index]
+            state.flying = {r: it for r, it in state.flying.items() if it[0] != index}
+            state.queue.extendleft(reversed([rest, *behind]))
+            self._workers.replace(index)
 
-    def _take(self, state: _Round, reference: Any, call: _Call) -> None:
+    def _take(self, state: _Round, reference: Any, call: _Call) -> _Call:
+        """Take a call's replies and return those of its clients that the actor did not run."""
         try:
             replies = ray.get(reference)
         except RayTaskError as error:
             replies = [messages.error_reply(state.sent[i], error) for i in call.indices]
-        state.replies.update(zip(call.indices, replies, strict=True))
+        state.replies.extend(replies)
+        return _Call(call.indices[len(replies) :], call.deaths)
+
+    def _due(self, state: _Round) -> dict[int, float]:
+        """When each busy actor is to be ended from here, because it does not even end itself."""
+        if self._limit_s is None:
+            return {}
+        first = dict(reversed(state.flying.values()))  # of each actor's calls
+        per_client = self._limit_s + 2 * GRACE_S
+        return {
+            index: state.heard[index] + START_S + len(call.indices) * per_client
+            for index, call in first.items()
+        }
 
     def _recover(self, state: _Round, index: int) -> None:
         """Replace a dead actor; of its calls the first without replies is suspect.
@@ -357,7 +449,11 @@ class RayGrid(LocalGrid):
         else:
             (lost_one,) = call.indices
             text = f"its worker died {deaths} times: {reason}"
-            state.replies[lost_one] = runtime.unknown_error(state.sent[lost_one], text)
+            state.replies.append(runtime.unknown_error(state.sent[lost_one], text))
+
+
+def _num_bytes(content: RecordDict) -> int:
+    return sum(messages.payload_bytes(record) for record in content.array_records.values())
 
 
 # A whole run --------------------------------------------------------------------------------------
@@ -379,7 +475,10 @@ class Simulator:
     ) -> dict[str, Any]:
         """Simulate one experiment; arguments and result as `app.server.run`."""
         experiment.division(chosen)  # prepared here, so that the workers find it in the cache
-        return server.run(chosen, self._grid(chosen), folder, group, show, prepared)
+        # Each client has its limit; a round takes as long as its clients do.
+        return server.run(
+            chosen, self._grid(chosen), folder, group, show, prepared, timeout_s=math.inf
+        )
 
     def close(self) -> None:
         """End the workers."""
@@ -390,9 +489,10 @@ class Simulator:
         num_clients, engine = chosen.data.num_clients, chosen.engine
         run_config = experiment.run_config(chosen)
         if engine.name == "serial":
-            return SerialGrid(num_clients, run_config)
+            limit = TimeLimit(engine.client_timeout_s)
+            return SerialGrid(num_clients, {**run_config, client.LIMIT: limit})
         wanted = (engine.workers, engine.address)
         if self._workers is None or (self._workers.count, self._workers.address) != wanted:
             self.close()
             self._workers = Workers(*wanted)
-        return RayGrid(num_clients, run_config, self._workers)
+        return RayGrid(num_clients, run_config, self._workers, engine.client_timeout_s)

@@ -3,6 +3,8 @@
 import sys
 
 from app.commands.exits import main
+from tracking.text import tolerant
 
 if __name__ == "__main__":
+    tolerant()
     sys.exit(main())

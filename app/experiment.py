@@ -266,6 +266,12 @@ def client_data(parts: Parts, client: int) -> ClientData:
     return ClientData(whole.train_x, whole.train_y, rows[client], whole.num_classes)
 
 
+def forget_data() -> None:
+    """Read data and divisions anew when they are next asked for: what is in memory was spoilt."""
+    _dataset.cache_clear()
+    _division.cache_clear()
+
+
 def division(parts: Parts) -> list[Tensor]:
     """Return each client's rows of the training set."""
     data = parts.data
@@ -471,7 +477,7 @@ def _division(data_json: str, num_clients: int, seed: int) -> list[Tensor]:
 def _code(*modules: ModuleType) -> str:
     """Changes when the code that prepares data does, or a library that it rests on."""
     folder = Path(inspect.getfile(Dataset)).parent
-    texts = [path.read_text() for path in sorted(folder.glob("*.py"))]
+    texts = [path.read_text("utf-8") for path in sorted(folder.glob("*.py"))]
     texts += [inspect.getsource(module) for module in modules]
     libraries = ("flwr-datasets", "scikit-learn", "wfdb", "PyWavelets", "scipy", "datasets")
     texts += [importlib.metadata.version(name) for name in libraries]

@@ -1,5 +1,6 @@
 """The jobs of one command line: checked before the first, run one after another, then compared."""
 
+import itertools
 import json
 import logging
 import os
@@ -8,34 +9,50 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from omegaconf import DictConfig
 
-from app import experiment
+from app import experiment, signals
 from app.config.composition import NOT_HASHED, compose, from_omegaconf, open_keys
+from app.config.composition import parsed as read_overrides
 from app.config.schema import CONF, Config
 from app.engine import Simulator
 from app.experiment import Experiment, Prepared, resolve
-from app.run_folder import CONFIG, FolderTakenError, claim, write_json
+from app.run_folder import (
+    CONFIG,
+    SUMMARY,
+    FolderTakenError,
+    claim,
+    close,
+    is_finished,
+    is_of,
+    locked,
+)
 from strategies.server.cuts import AUTO
-from tracking.collect import common, find
-from tracking.files import whole
+from tracking.checksums import read_json
+from tracking.collect import common, find, natural
+from tracking.files import CannotWriteError, DamagedError, FolderGoneError, whole, writing
 from tracking.jsonl import ROUNDS, read
 from tracking.live import SweepView
 from tracking.progress import ProgressSink
 from tracking.record import RoundRecord
 from tracking.report import print_tables, write_report
 from tracking.summary import summarise
+from tracking.text import line
 from tracking.wandb_sink import WandbSink, check_online
 
 RUNS = Path("runs")
+MOST_JOBS = 10_000
 COPIED = ("rounds.jsonl", "clients.jsonl", "model.safetensors", "config.json")
 
 log = logging.getLogger(__name__)
@@ -48,11 +65,14 @@ class Jobs:
         self.failed: list[str] = []
         self._is_sweep = False
         self._num_jobs = 1
+        self._names: set[str] = set()
         self._view: SweepView | None = None  # of a sweep, from its first job on
         self._shared: list[str] = []  # overrides that all jobs have
         self._simulator = Simulator()
+        self._locks = ExitStack()
+        self._locked: set[Path] = set()  # by this process, until its end
         self._finished: dict[str, Path] = {}  # by this process
-        self._beside: dict[str, Path] | None = None  # before it, in folders beside this one's
+        self._beside: dict[str, list[Path]] | None = None  # before it, in folders beside this one's
         self._folder: Path | None = None  # of the sweep, or of the one run
         self._resolved: dict[tuple[str, ...], Experiment] = {}  # by the overrides of the job
         self._prepared: Prepared | None = None  # of the one run: of a sweep it would be too many
@@ -80,20 +100,39 @@ class Jobs:
             check_address(one.engine.address)
         self._resolved = {of_task(job): one for job, one in zip(open_jobs, found, strict=True)}
         self._num_jobs, self._is_sweep = len(found), is_sweep
+        self._names = {one.name for one in found}
         self._shared = common(open_jobs)
         given = given_folder(overrides, is_sweep)
         if given is not None:
             for number, one in enumerate(found):
                 claim(given / str(number) if is_sweep else given, one)
         elif found[0].resume:
-            folder = newest(RUNS / found[0].name, found, is_sweep)
-            key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
-            if folder is None:
+            given = newest(RUNS / found[0].name, found, is_sweep)
+            if given is None:
                 what = f"there is no run of this experiment under runs/{found[0].name}"
                 sys.stderr.write(f"resume=true: {what}; a new one begins\n")
             else:
-                overrides.append(f"{key}='{folder}'")
+                overrides.append(f"{folder_key(is_sweep)}={quoted(given)}")
         return overrides
+
+    def begin(self, overrides: Sequence[str]) -> list[str]:
+        """Lock the folder of the run or sweep, and return the overrides with it.
+
+        Where none is named, a new one is made here: named by Hydra, which knows the second alone,
+        two runs that begin in the same one would have the same. A folder with interpolations, or
+        that the user's own groups may name, is locked when the first job begins.
+
+        Raises:
+            FolderTakenError: another process works on it.
+            CannotWriteError: it cannot be written to.
+        """
+        given, names = given_folder(overrides, self._is_sweep), self._names
+        if given is None and len(names) == 1 and not is_folder_named(overrides):
+            given = fresh(RUNS / next(iter(names)))
+            overrides = [*overrides, f"{folder_key(self._is_sweep)}={quoted(given)}"]
+        if given is not None:
+            self._lock(given)
+        return list(overrides)
 
     def job(self, node: DictConfig) -> None:
         """Run one job; an error is shown, kept, and does not stop the jobs after it."""
@@ -107,42 +146,58 @@ class Jobs:
             self._view = self._view or SweepView(self._num_jobs)
             self._view.begin(number, what)
         try:
+            self._lock(self._folder)
             known = self._resolved.get(of_task(hydra.overrides.task))
-            outcome = self._run(known or resolve(from_omegaconf(node)), folder)
+            chosen = known or resolve(from_omegaconf(node))
+            with nullcontext() if folder.resolve() in self._locked else locked(folder):
+                outcome = self._run(chosen, folder)
         except (Exception, SystemExit) as error:  # a job's exit must not end the others
+            signals.check()  # unless it is what became of a signal
             log.info("failed", exc_info=True)  # to the log file; the terminal gets one line
-            if not isinstance(error, FolderTakenError):  # what is there is not ours to mark
-                (folder / "error.txt").write_text(traceback.format_exc())
-            lines = str(error).strip().splitlines() or [""]
-            kind = "" if lines[0] and isinstance(error, Exception) else f"{type(error).__name__} "
-            failure = f"{kind}{lines[0]} ({folder / 'error.txt'}, cutbit.log)"
+            failure = said(error, folder)
             if self._view is None:
                 self.failed.append(failure)
                 sys.stderr.write(f"error: {failure}\n")
             else:
-                self.failed.append(f"job {number}/{self._num_jobs} {what}: {failure}")
+                self.failed.append(f"job {number}/{self._num_jobs} {line(what)}: {failure}")
                 self._view.end(f"error: {failure}", failed=True)
         else:
             if self._view is not None:
                 self._view.end(outcome)
             elif outcome:
-                sys.stderr.write(f"{folder}: {outcome}\n")
+                sys.stderr.write(f"{line(folder)}: {line(outcome)}\n")
 
     def finish(self) -> None:
-        """End the workers, print the tables, and write a sweep's report."""
+        """Print the tables, write a sweep's report, and end the workers."""
+        try:
+            self._report()
+        finally:
+            self._simulator.close()
+            self._locks.close()
+
+    def _report(self) -> None:
         if self._view is not None:
             self._view.close()
-        self._simulator.close()
         if self._folder is None or (self.failed and not self._is_sweep):
             return
         folder = self._folder
         try:
             print_tables(write_report([folder], folder) if self._is_sweep else find([folder]))
             report = folder / "report.html"
-            sys.stdout.write(f"{report if self._is_sweep else folder}\n")
+            sys.stdout.write(line(report if self._is_sweep else folder, None) + "\n")
         finally:
             for failure in self.failed if self._is_sweep else []:
                 sys.stderr.write(f"failed: {failure}\n")
+
+    def _lock(self, folder: Path) -> None:
+        """Keep others from the folder of the run or sweep until the end.
+
+        Raises:
+            FolderTakenError: another process works on it.
+        """
+        if folder.resolve() not in self._locked:
+            self._locks.enter_context(locked(folder))
+            self._locked.add(folder.resolve())
 
     def _run(self, chosen: Experiment, folder: Path) -> str:
         """Run a job, or return why it need not be run."""
@@ -174,7 +229,8 @@ class Jobs:
         if self._beside is None:
             assert self._folder is not None
             self._beside = finished(self._folder.parent)
-        return self._beside.get(chosen.hash)
+        there = self._beside.get(chosen.hash, [])
+        return next((folder for folder in reversed(there) if is_finished(folder)), None)
 
 
 def of_task(overrides: Sequence[str]) -> tuple[str, ...]:
@@ -190,7 +246,7 @@ def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
     Raises:
         ValueError: there is no such preset, or nothing to run it with.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = read_overrides(overrides)
     chosen = [override for override in parsed if override.key_or_group == "sweep"]
     if not chosen or chosen[-1].value() is None:
         return []
@@ -212,7 +268,7 @@ def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
 
 def searchpath(overrides: Sequence[str]) -> list[str]:
     """Return the override that says where a user's own groups lie, if there is one."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = read_overrides(overrides)
     return [str(o.input_line) for o in parsed if o.key_or_group == "hydra.searchpath"]
 
 
@@ -222,9 +278,30 @@ def expand(overrides: Sequence[str], is_sweep: bool) -> list[list[str]]:
         return [list(overrides)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()  # which glob(*) asks what there is
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+        parsed = read_overrides(overrides, config_loader=loader)
+        refuse_many(parsed)
     batches: list[list[list[str]]] = BasicSweeper.split_arguments(parsed, None)
     return [job for batch in batches for job in batch]
+
+
+def refuse_many(overrides: Sequence[Override]) -> None:
+    """Refuse a sweep of more jobs than anybody runs, before each is written out.
+
+    Raises:
+        ValueError: names the keys.
+    """
+    num_jobs, keys = 1.0, []
+    for override in overrides:
+        if override.is_sweep_override():
+            values: Any = override.value()
+            if isinstance(values, RangeSweep):
+                span = float(values.stop or 0) - float(values.start or 0)
+                num_jobs *= max(1.0, span / float(values.step or 1))
+            elif isinstance(values, ChoiceSweep):
+                num_jobs *= max(1, len(values.list))
+            keys.append(override.key_or_group)
+    if not num_jobs <= MOST_JOBS:
+        raise ValueError(f"{', '.join(keys)}: {num_jobs:.3g} jobs; takes {MOST_JOBS} or fewer")
 
 
 def alike(configs: Sequence[Config]) -> list[list[int]]:
@@ -244,48 +321,99 @@ def alike(configs: Sequence[Config]) -> list[list[int]]:
 
 def given_folder(overrides: Sequence[str], is_sweep: bool) -> Path | None:
     """Return the folder that the command line names, unless it is to be interpolated."""
-    key = "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    key = folder_key(is_sweep)
+    parsed = read_overrides(overrides)
     values = [str(override.value()) for override in parsed if override.key_or_group == key]
     return None if not values or "${" in values[-1] else Path(values[-1])
+
+
+def folder_key(is_sweep: bool) -> str:
+    """Return the key of the folder of a sweep, or of a run."""
+    return "hydra.sweep.dir" if is_sweep else "hydra.run.dir"
+
+
+def is_folder_named(overrides: Sequence[str]) -> bool:
+    """Whether the command line, or what it leads to, may name a folder."""
+    parsed = read_overrides(overrides)
+    keys = ("hydra.sweep.dir", "hydra.run.dir", "hydra.searchpath")
+    return any(override.key_or_group in keys for override in parsed)
 
 
 def newest(runs: Path, chosen: Sequence[Experiment], is_sweep: bool) -> Path | None:
     """Return the newest folder under ``runs`` that holds these experiments, or None.
 
-    Of a sweep that was interrupted the first jobs are there, each with its own experiment.
+    Of a sweep that was interrupted the first jobs are there, each with its own experiment. What is
+    unfinished comes before what is finished. Names are times; those of files may be anything.
     """
-    identities = [{**one.identity, "rounds": None} for one in chosen]
+
+    def pairs(folder: Path) -> list[tuple[Path, Experiment]]:
+        places = [folder / str(number) for number in range(len(chosen))] if is_sweep else [folder]
+        return [
+            (place, one)
+            for place, one in zip(places, chosen, strict=True)
+            if not is_sweep or (place / CONFIG).exists()
+        ]
 
     def holds(folder: Path) -> bool:
-        paths = [folder / str(i) / CONFIG for i in range(len(chosen))]
-        if not is_sweep:
-            paths = [folder / CONFIG]
-        there = [
-            (path, mine)
-            for path, mine in zip(paths, identities, strict=True)
-            if path.exists() and path.stat().st_size
-        ]
-        return bool(there) and all(
-            json.loads(path.read_text()) | {"rounds": None} == mine for path, mine in there
-        )
+        there = pairs(folder)
+        return bool(there) and all(is_of(place, one) for place, one in there)
 
-    found = [folder for folder in runs.glob("*/") if holds(folder)]
-    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+    def is_done(folder: Path) -> bool:
+        there = pairs(folder)
+        return len(there) == len(chosen) and all(is_finished(p, one.rounds) for p, one in there)
+
+    found = sorted((folder for folder in runs.glob("*/") if holds(folder)), key=natural_name)
+    unfinished = [folder for folder in found if not is_done(folder)]
+    return next(reversed(unfinished or found), None)
 
 
-def is_finished(folder: Path, rounds: int) -> bool:
-    """Whether the folder's run has its summary, of as many rounds as are asked for."""
-    path = folder / "summary.json"
-    return path.exists() and bool(json.loads(path.read_text())["rounds"] == rounds)
+def natural_name(folder: Path) -> list[Any]:
+    """Key that sorts folders by their names."""
+    return natural(folder.name)
 
 
-def finished(above: Path) -> dict[str, Path]:
-    """Return the whole runs among the runs and sweeps in a folder, by the hash of their config."""
-    found: dict[str, Path] = {}
+def fresh(runs: Path) -> Path:
+    """Make a new folder, named by the time, and return it: two runs never get the same."""
+    time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    with writing("a new run", runs):
+        runs.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = runs / (time if number == 1 else f"{time}_{number}")
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    raise AssertionError("unreachable")
+
+
+def quoted(path: Path) -> str:
+    """Return a path as Hydra's command line takes it, whatever it is called."""
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def said(error: BaseException, folder: Path) -> str:
+    """Return one line for what ended a job, and leave its traceback in the job's folder."""
+    first = line((str(error).strip().splitlines() or [""])[0])
+    if isinstance(error, FolderGoneError | FolderTakenError):
+        return first  # there is no folder, or what is there is not ours to mark
+    with suppress(OSError):
+        (folder / "error.txt").write_text("".join(traceback.format_exception(error)), "utf-8")
+    if isinstance(error, CannotWriteError):
+        return f"{first}; with that mended, the same command with resume=true continues"
+    kind = "" if first and isinstance(error, Exception) else f"{type(error).__name__} "
+    return f"{kind}{first} ({line(folder / 'error.txt')}, cutbit.log)"
+
+
+def finished(above: Path) -> dict[str, list[Path]]:
+    """Return the runs with a summary among the runs and sweeps in a folder, by their config_hash.
+
+    Whether they are as they were written is for who takes one to check.
+    """
+    found: dict[str, list[Path]] = {}
     for path in sorted([*above.glob("*/summary.json"), *above.glob("*/*/summary.json")]):
-        if all((path.parent / name).exists() for name in COPIED):
-            found[json.loads(path.read_text())["config_hash"]] = path.parent
+        with suppress(DamagedError):
+            summary = read_json(path)
+            found.setdefault(str(summary.get("config_hash")), []).append(path.parent)
     return found
 
 
@@ -294,18 +422,18 @@ def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> N
     for name in COPIED:
         with whole(folder / name) as part:
             shutil.copy2(before / name, part)
-    summary = json.loads((before / "summary.json").read_text())
+    summary = read_json(before / SUMMARY)
     kept = {name: found for name, found in summary.items() if "target" not in name}
     same_as = os.path.relpath(before, folder.parent)
     target = summarise(folder, target_accuracy)
-    write_json(folder / "summary.json", kept | target | {"same_as": same_as})
+    close(folder, kept | target | {"same_as": same_as})
 
 
 def publish(chosen: Experiment, folder: Path, group: str) -> None:
     """Give copied results a wandb run of their own, so that the sweep's group is whole."""
     done = [RoundRecord.from_dict(row) for row in read(folder / ROUNDS)]
     sink = WandbSink(chosen.wandb, folder, chosen.identity, group, done)
-    sink.finish(json.loads((folder / "summary.json").read_text()))
+    sink.finish(read_json(folder / SUMMARY))
 
 
 def check_address(address: str | None) -> None:

@@ -1,45 +1,95 @@
 """A run's folder: who may write to it, and a finished one read back."""
 
 import json
-from collections.abc import Mapping
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from app.config.composition import from_stored
+from app.config.composition import from_stored, hash_of
 from app.config.errors import explain
 from app.experiment import Experiment, method_class, resolve
 from strategies.client.training import load_arrays
 from strategies.server.checkpoint import Checkpoints
-from strategies.server.method import ServerState
-from tracking.files import whole
+from tracking import checksums
+from tracking.checksums import CHECKSUMS, read_json
+from tracking.files import DamagedError, whole, writing
+from tracking.jsonl import CLIENTS, ROUNDS, readable
 
 CONFIG, MODEL, SUMMARY = "config.json", "model.safetensors", "summary.json"
+LOCK = ".lock"
+
+log = logging.getLogger(__name__)
 
 
 class FolderTakenError(ValueError):
     """A run's folder holds something that this run must not touch."""
 
 
-def claim(folder: Path, experiment: Experiment) -> ServerState | None:
-    """Return the checkpoint in ``folder`` that this run continues from, if any.
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from working on a folder, which is made where it is not there.
+
+    The system gives the lock back however this process ends.
+
+    Raises:
+        FolderTakenError: another process works on it; names it.
+        CannotWriteError: the folder cannot be written to.
+    """
+    with writing(LOCK, folder.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    lock = FileLock(path, timeout=0)
+    with writing(LOCK, folder):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            with suppress(OSError):
+                raise FolderTakenError(
+                    f"{folder}: {path.read_text('utf-8')} works on it"
+                ) from error
+            raise FolderTakenError(f"{folder}: another process works on it") from error
+    try:
+        with writing(LOCK, folder):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def claim(folder: Path, experiment: Experiment) -> None:
+    """Refuse to write to a folder that holds what this run must not touch.
 
     Raises:
         FolderTakenError: it holds a run that is not to be continued, or one of another
             configuration; names the differing keys.
     """
-    path = folder / CONFIG
-    if not path.exists() or not path.stat().st_size:  # killed in the moment of taking it
-        return None
+    theirs, wrong = _identity(folder)
+    if theirs is None and not (wrong or _begun(folder)):
+        return
     if not experiment.resume:
         raise FolderTakenError(
             f"{folder}: holds a run already; resume=true continues it, another folder starts anew"
         )
-    mine, theirs = experiment.identity, json.loads(path.read_text())
+    if theirs is None:
+        wrong = wrong or f"{CONFIG} is missing"
+        if not checkpoints(folder, experiment).is_of_run():
+            raise FolderTakenError(
+                f"resume: {folder}: {wrong}, so nothing says whose rounds these are; "
+                "deleting the folder starts anew"
+            )
+        log.warning("%s: %s; written anew, as its checkpoints are of this run", folder, wrong)
+        theirs = dict(experiment.identity)
+    mine = experiment.identity
     different = [
         f"{key} (was {theirs.get(key)}, is {mine.get(key)})"
         for key in sorted(theirs.keys() | mine.keys())
@@ -47,42 +97,83 @@ def claim(folder: Path, experiment: Experiment) -> ServerState | None:
     ]
     if different:
         raise FolderTakenError(f"resume: {folder} holds another experiment: {', '.join(different)}")
-    found = Checkpoints(folder / "checkpoint").latest()
-    if found is not None and found.round > experiment.rounds:
-        raise FolderTakenError(
-            f"rounds={experiment.rounds}: {folder} is at round {found.round} already"
-        )
-    return found
+    newest = checkpoints(folder, experiment).newest_round()
+    if newest > experiment.rounds:
+        raise FolderTakenError(f"rounds={experiment.rounds}: {folder} is at round {newest} already")
 
 
-def take(folder: Path, experiment: Experiment, is_continued: bool) -> None:
-    """Mark the folder as this run's, and remove what an earlier, shorter run ended with.
+def checkpoints(folder: Path, experiment: Experiment) -> Checkpoints:
+    """Return the checkpoints of a run; those that another experiment left there are not read."""
+    run = hash_of({key: value for key, value in experiment.identity.items() if key != "rounds"})
+    every, keep = experiment.checkpoint.every, experiment.checkpoint.keep
+    return Checkpoints(folder / "checkpoint", every, keep, run, folder / CLIENTS)
 
-    Args:
-        folder: the run's folder.
-        experiment: the run.
-        is_continued: whether config.json was there already when `claim` allowed to go on.
 
-    Raises:
-        FolderTakenError: another process took it a moment ago.
-    """
-    path, identity = folder / CONFIG, dict(experiment.identity)
-    if is_continued:
-        write_json(path, identity)
-    else:
-        try:
-            with path.open("x") as file:
-                file.write(json.dumps(identity, indent=2) + "\n")
-        except FileExistsError as error:
-            raise FolderTakenError(f"{folder}: another run just took it") from error
-    for name in (SUMMARY, MODEL):
+def take(folder: Path, experiment: Experiment) -> None:
+    """Mark the folder as this run's, and remove what an earlier, shorter run ended with."""
+    for name in (CHECKSUMS, SUMMARY, MODEL):
         (folder / name).unlink(missing_ok=True)
+    write_json(folder / CONFIG, dict(experiment.identity))
+
+
+def close(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write the summary, last of all, and before it the checksums of the run's files and of it."""
+    text = _json(summary)
+    names = (CONFIG, ROUNDS, CLIENTS, MODEL)
+    checksums.write(folder, names, {SUMMARY: text.encode()})
+    with whole(folder / SUMMARY) as part:
+        part.write_text(text, "utf-8")
+
+
+def is_finished(folder: Path, rounds: int | None = None) -> bool:
+    """Whether the folder's run has ended, has that many rounds, and is as it was written."""
+    try:
+        summary = read_json(folder / SUMMARY)
+        stored = checksums.stored(folder)
+    except DamagedError:
+        return False
+    if rounds is not None and summary.get("rounds") != rounds:
+        return False
+    if stored:
+        return not checksums.differing(folder, stored)
+    there = [(folder / name).is_file() for name in (CONFIG, ROUNDS, CLIENTS, MODEL)]
+    rows, wrong = readable(folder / ROUNDS)  # of a run from before there were checksums
+    return all(there) and not wrong and len(rows) == summary.get("rounds")
+
+
+def is_of(folder: Path, experiment: Experiment) -> bool:
+    """Whether the folder holds this experiment, of however many rounds."""
+    theirs, wrong = _identity(folder)
+    if theirs is None:
+        return bool(wrong) and checkpoints(folder, experiment).is_of_run()
+    return theirs | {"rounds": None} == {**experiment.identity, "rounds": None}
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write whole or not at all."""
     with whole(path) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n")
+        part.write_text(_json(content), "utf-8")
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _identity(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """Return what config.json holds, or None and what is wrong with it, if it is there."""
+    path = folder / CONFIG
+    if not path.exists():
+        return None, f"{CONFIG} is missing" if _begun(folder) else ""
+    try:
+        return read_json(path), ""
+    except DamagedError as error:
+        return None, str(error) if _begun(folder) else ""  # killed in the moment of taking it
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run has left anything in the folder that would be lost."""
+    rounds = folder / ROUNDS
+    return (rounds.is_file() and rounds.stat().st_size > 0) or any(folder.glob("checkpoint/*"))
 
 
 # A finished run -----------------------------------------------------------------------------------

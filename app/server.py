@@ -1,5 +1,6 @@
 """ServerApp: builds the strategy, starts it on a grid, and keeps what comes of it."""
 
+import contextlib
 import logging
 import time
 import traceback
@@ -10,25 +11,25 @@ from typing import Any
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from safetensors.numpy import save_file
 
-from app import experiment, runtime
+from app import experiment, run_folder, runtime, signals
 from app.config.composition import from_run_config
 from app.config.errors import explain
 from app.evaluation import on_test_set
 from app.experiment import Experiment, Prepared
-from app.run_folder import CONFIG, MODEL, SUMMARY, FolderTakenError, claim, take, write_json
+from app.run_folder import MODEL, FolderTakenError, claim, close, locked, take
 from app.summary import describe
 from strategies import messages
-from strategies.server.checkpoint import Checkpoints
+from strategies.server.checkpoint import save_arrays
 from strategies.server.discovery import wait_for_nodes
-from tracking.files import whole
-from tracking.jsonl import ROUNDS, JsonlSink, read
+from tracking.files import CannotWriteError, whole
+from tracking.jsonl import ROUNDS, JsonlSink, read, readable
 from tracking.progress import ProgressSink, Show
 from tracking.record import Sink
 from tracking.wandb_sink import WandbSink, check_online
 
 NODES_TIMEOUT_S = 300.0
+ROUND_TIMEOUT_S = 3600.0
 SIMULATED_S = 3.0  # Flower makes its simulated nodes while the ServerApp starts
 
 log = logging.getLogger(__name__)
@@ -45,17 +46,17 @@ def main(grid: Grid, context: Context) -> None:
     """
     try:
         chosen, prepared, folder = prepare(grid, context.run_config)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").unlink(missing_ok=True)
     except (ValueError, OSError, RuntimeError) as error:
         log.error("error: %s", explain(error))
         raise ValueError(explain(error)) from None
     try:
-        run(chosen, grid, folder, prepared=prepared)
+        with locked(folder):
+            (folder / "error.txt").unlink(missing_ok=True)
+            run(chosen, grid, folder, prepared=prepared)
     except Exception as error:
         log.error("error: %s", explain(error))
-        if not isinstance(error, FolderTakenError):  # what is there is not ours to mark
-            (folder / "error.txt").write_text(traceback.format_exc())
+        if not isinstance(error, FolderTakenError | CannotWriteError):  # not ours, or no room
+            (folder / "error.txt").write_text(traceback.format_exc(), "utf-8")
         raise
 
 
@@ -106,6 +107,7 @@ def run(
     group: str = "",
     show: Show = ProgressSink,
     prepared: Prepared | None = None,
+    timeout_s: float = ROUND_TIMEOUT_S,
 ) -> dict[str, Any]:
     """Run one experiment and return its summary.
 
@@ -116,9 +118,12 @@ def run(
         group: the sweep that this run is part of, for wandb.
         show: makes what shows the progress.
         prepared: what `experiment.check` returned for it, and nobody has started; None prepares it.
+        timeout_s: how long a round waits for its clients.
 
     Raises:
         FolderTakenError: the folder holds another run, or one that is not to be continued.
+        DamagedError: it has checkpoints, and none is whole.
+        CannotWriteError: there is no room, or the folder is gone.
         AllClientsFailedError: no client of a round returned anything.
     """
     torch.set_num_threads(1)
@@ -126,20 +131,21 @@ def run(
     log.info("setting up")
     folder.mkdir(parents=True, exist_ok=True)
     strategy = prepared.strategy if prepared else experiment.strategy(chosen)
-    checkpoints = Checkpoints(
-        folder / "checkpoint", chosen.checkpoint.every, chosen.checkpoint.keep
-    )
-    is_continued = (folder / CONFIG).exists()
-    resume_from = claim(folder, chosen)
-    take(folder, chosen, is_continued)
+    claim(folder, chosen)
+    checkpoints = run_folder.checkpoints(folder, chosen)
+    found = checkpoints.find()
+    resume_from, stamp = (None, None) if found is None else (found.state, found.stamp)
+    done = list(resume_from.records) if resume_from else []
+    say_what_is_run_again(folder, len(done))
+    take(folder, chosen)
     model = prepared.model if prepared else experiment.prepare(chosen, strategy)
     data = experiment.dataset(chosen)
-    done = list(resume_from.records) if resume_from else []
-    sinks: list[Sink] = [
-        JsonlSink(folder, done),
-        WandbSink(chosen.wandb, folder, chosen.identity, group, done),
-        show(chosen.rounds, done),
-    ]
+    with signals.shielded():  # wandb has a process of its own
+        sinks: list[Sink] = [
+            JsonlSink(folder, done, stamp),
+            WandbSink(chosen.wandb, folder, chosen.identity, group, done),
+            show(chosen.rounds, done),
+        ]
     summary = None
     try:
         setup_s = time.perf_counter() - started
@@ -148,18 +154,33 @@ def run(
             grid,
             messages.to_record(model.state_dict()),
             num_rounds=chosen.rounds,
+            timeout=timeout_s,
             test=on_test_set(data),
             sinks=sinks,
             checkpoints=checkpoints,
             resume_from=resume_from,
+            undisturbed=signals.held,
         )
         with whole(folder / MODEL) as part:
-            save_file(messages.to_arrays(result.arrays), part)
-        summary = describe(chosen, strategy, folder) | {"wall_setup_s": setup_s}
-        write_json(folder / SUMMARY, summary)
+            save_arrays(messages.to_arrays(result.arrays), part)
+        described = describe(chosen, strategy, folder) | {"wall_setup_s": setup_s}
+        close(folder, described)
+        summary = described
         if not any(row["num_clients"] for row in read(folder / ROUNDS)):
             log.warning("no client took part in any round: the model is the initial one")
+    except BaseException:
+        with contextlib.suppress(OSError):  # said already, if that is what went wrong
+            checkpoints.save_rest()
+        raise
     finally:
         for sink in sinks:
             sink.finish(summary)
     return summary
+
+
+def say_what_is_run_again(folder: Path, num_done: int) -> None:
+    """Say so where rounds.jsonl has more rounds than there is a state of."""
+    rows, _ = readable(folder / ROUNDS)
+    if len(rows) > num_done:
+        where = f"continued after round {num_done}" if num_done else "no checkpoint, begun anew"
+        log.warning("%s: %s: rounds %d to %d are run again", folder, where, num_done + 1, len(rows))

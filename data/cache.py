@@ -26,7 +26,7 @@ def cached(key: str, prepare: Callable[[], Mapping[str, Tensor]]) -> dict[str, T
     """
     path = cache_folder() / f"{key}.safetensors"
     if path.exists():
-        with contextlib.suppress(SafetensorError, OSError):
+        with contextlib.suppress(SafetensorError, OSError, ValueError, KeyError, TypeError):
             return load_file(path)
     # Copies: safetensors refuses tensors that share memory.
     tensors = {

@@ -10,6 +10,7 @@ only what it takes to rebuild a numpy array and refuses everything else.
 
 import io
 import pickle
+import re
 import tarfile
 import zlib
 from pathlib import Path
@@ -34,6 +35,10 @@ SHAPE = (3, 32, 32)
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 
+# Of values, arrays and the two globals below, in all protocols; docs of pickletools have the names.
+_OPCODES = b"\x80\x95.0N\x88\x89KMJ\x8a\x8bILFGSTUVX\x8c\x8dCB\x8e()t\x85\x86\x87]lae}dsu"
+_OPCODES += b"pqrghj\x94c\x93Rb2"
+
 ALLOWED_GLOBALS = {
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
@@ -42,16 +47,45 @@ ALLOWED_GLOBALS = {
 }
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Unpickle containers, numbers, text, bytes and numpy arrays; refuse every other global."""
+_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined,unused-ignore]
+
+
+class ArrayUnpickler(_Unpickler):  # type: ignore[misc]
+    """Unpickle containers, numbers, text, bytes and numpy arrays; refuse every other global.
+
+    The one in Python: that in C makes room for as many places as a pickle of six bytes names. There
+    are no sets, no objects, and no keys but text: hashing tuples of tuples can take for ever.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the global, if it is one that rebuilds arrays."""
         if (module, name) not in ALLOWED_GLOBALS:
             raise ValueError(f"refused the global {module}.{name}, only numpy arrays are read")
-        if name == "_reconstruct":
-            return _reconstruct
-        return getattr(np, name)
+        return {"_reconstruct": _reconstruct, "dtype": _dtype, "ndarray": _ARRAY}[name]
+
+    def load_setitem(self) -> None:
+        """Set a key that is text."""
+        self._check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        """Set keys that are text."""
+        self._check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        """Make a dictionary of keys that are text."""
+        self._check_keys(self.stack[::2])
+        super().load_dict()
+
+    @staticmethod
+    def _check_keys(keys: list[Any]) -> None:
+        if not all(isinstance(key, str | bytes) for key in keys):
+            raise ValueError("refused a key that is no text")
+
+    dispatch = {
+        code: load for code, load in _Unpickler.dispatch.items() if bytes([code]) in _OPCODES
+    } | {ord("s"): load_setitem, ord("u"): load_setitems, ord("d"): load_dict}
 
 
 def load(root: Path) -> Dataset:
@@ -122,7 +156,7 @@ def parse_batch(content: bytes, source: str) -> tuple[NDArray[np.uint8], NDArray
     try:
         batch = ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise anything
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{source}: no CIFAR-10 batch: {reason}") from error
     data, labels = _field(batch, "data"), _field(batch, "labels")
     if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2):
@@ -166,9 +200,21 @@ def _read_archive(path: Path) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.i
 
 def _reconstruct(cls: Any, shape: Any, code: Any) -> Any:
     """The empty array that a pickled array starts from; its content follows and is checked."""
-    if cls is not np.ndarray or tuple(shape) != (0,):
+    if cls is not _ARRAY or tuple(shape) != (0,):
         raise ValueError("refused an array that does not start empty")
     return np.empty(0, dtype=np.uint8)
+
+
+_ARRAY = object()
+"""Stands for numpy.ndarray, which itself would make an array of any size when called."""
+
+
+def _dtype(code: Any, *flags: Any) -> Any:
+    """A type of plain numbers."""
+    text = code.decode() if isinstance(code, bytes) else str(code)
+    if re.fullmatch(r"[iufb]\d", text) is None:
+        raise ValueError("refused an array that is not of plain numbers")
+    return np.dtype(text)
 
 
 def _field(batch: Any, name: str) -> Any:

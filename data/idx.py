@@ -15,6 +15,8 @@ from torch import Tensor
 from data.dataset import Dataset
 
 NUM_CLASSES = 10
+MOST_DIMS = 4
+MOST_DEFLATED = 1032  # bytes that one byte of gzip can stand for
 FILES = {
     "train_x": "train-images-idx3-ubyte",
     "train_y": "train-labels-idx1-ubyte",
@@ -52,21 +54,28 @@ def read_idx(path: Path) -> Tensor:
         ValueError: the file is no IDX file of unsigned bytes, or is shorter or longer than its
             header says.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
+    is_zipped = path.suffix == ".gz"
+    if not path.is_file():
+        raise ValueError(f"{path}: is no file")
+    most = path.stat().st_size * (MOST_DEFLATED if is_zipped else 1)
     try:
-        with opener(path, "rb") as file:
-            content = file.read()
+        with gzip.open(path, "rb") if is_zipped else path.open("rb") as file:
+            magic = file.read(4)
+            if len(magic) < 4 or magic[:3] != b"\x00\x00\x08" or not 1 <= magic[3] <= MOST_DIMS:
+                raise ValueError(f"{path}: no IDX file of unsigned bytes")
+            sizes = file.read(4 * magic[3])
+            shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, len(sizes), 4)]
+            # Refused before room is made for it; the byte more is one too many.
+            content = file.read(min(math.prod(shape), most) + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip file: {error}") from error
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path}: no IDX file of unsigned bytes")
-    start = 4 + 4 * content[3]
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
-    if len(content) - start != math.prod(shape):
-        raise ValueError(
-            f"{path}: holds {len(content) - start} values where its header says {math.prod(shape)}"
-        )
-    values = np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    if len(sizes) != 4 * magic[3] or len(content) != math.prod(shape):
+        held = f"more than {len(content) - 1}" if len(content) > math.prod(shape) else len(content)
+        raise ValueError(f"{path}: holds {held} values where its header says {math.prod(shape)}")
+    try:
+        values = np.frombuffer(content, dtype=np.uint8).reshape(shape)
+    except ValueError as error:  # a size of 0 beside absurd ones
+        raise ValueError(f"{path}: holds no values in {shape}") from error
     return torch.from_numpy(values.copy())
 
 

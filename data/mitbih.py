@@ -29,6 +29,7 @@ filters of which three levels fit 128 samples.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ CHANNEL = "MLII"
 HALF_WINDOW = 100  # samples each side of the R peak
 BEAT_LENGTH = 128
 WAVELET, LEVELS = "bior2.6", 3
+
+MOST_HEADER = 2**16
 
 FOLDERS = ("mitdb/1.0.0", "mitdb", "mit-bih-arrhythmia-database-1.0.0", ".")
 SUFFIXES = (".hea", ".dat", ".atr")
@@ -162,12 +165,15 @@ def read_beats(folder: Path, record: int) -> tuple[NDArray[np.float64], NDArray[
 
     path = folder / str(record)
     try:
+        _check_header(path)
         signals = wfdb.rdrecord(str(path), channels=[0])
         notes = wfdb.rdann(str(path), "atr")
         signal, channel, rate_hz = signals.p_signal[:, 0], signals.sig_name[0], signals.fs
     except Exception as error:  # wfdb raises whatever its parsing stumbles over
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: damaged record: {type(error).__name__}: {reason}") from error
+    if signal.ndim != 1 or len(notes.symbol) != len(notes.sample):
+        raise ValueError(f"{path}: damaged record: no signal with annotations")
     if not path.with_suffix(".atr").read_bytes().endswith(b"\0\0"):  # wfdb reads on regardless
         raise ValueError(f"{path}: damaged record: its annotations end before their end mark")
     if channel != CHANNEL or rate_hz != RATE_HZ:
@@ -177,6 +183,23 @@ def read_beats(folder: Path, record: int) -> tuple[NDArray[np.float64], NDArray[
     symbols, positions = np.array(notes.symbol, dtype=str), np.asarray(notes.sample, dtype=np.int64)
     is_beat = np.isin(symbols, BEAT_SYMBOLS)
     return cut_windows(signal, positions[is_beat], symbols[is_beat])
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header that names other files than the record's, or more samples than those hold.
+
+    Raises:
+        ValueError: it does.
+    """
+    text = path.with_suffix(".hea").read_bytes()[:MOST_HEADER].decode("ascii")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    size, (first, *signals) = path.with_suffix(".dat").stat().st_size, lines
+    found = re.fullmatch(rf"{path.name} (\d{{1,2}}) \d+(?:\.\d+)? (\d+)( .*)?", first.strip())
+    if found is None or not 1 <= int(found[1]) == len(signals) or int(found[2][:20]) > size:
+        raise ValueError(f"its header begins with {first[:80]!r}, its signals have {size} bytes")
+    for line in signals:
+        if not re.match(rf"{path.name}\.dat (16|212) ", line):
+            raise ValueError(f"its header has a signal {line[:80]!r}, takes format 212 or 16 there")
 
 
 def cut_windows(

@@ -9,12 +9,14 @@ another unit than its place needs, is refused.
 import functools
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any, TypeVar
 
-import yaml
+from fleet.files import read_yaml
 
 Row = TypeVar("Row")
 
@@ -215,20 +217,21 @@ def figure(node: Any, unit: str) -> float:
         ValueError: it lacks value, unit, precision or source, or has the wrong unit.
     """
     if not isinstance(node, Mapping):
-        raise ValueError(f"takes a figure {{value, unit, precision, source}}, got {node!r}")
+        raise ValueError(f"takes a figure {{value, unit, precision, source}}, got {brief(node)}")
     wanted = {"value", "unit", "precision", "source"}
     if node.keys() != wanted:
         odd = ", ".join(sorted(str(key) for key in node.keys() ^ wanted))
         raise ValueError(f"a figure has exactly value, unit, precision and source: {odd}")
     value, source = node["value"], node["source"]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise ValueError(f"value={value!r}: takes a number of 0 or more")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not value >= 0 or (value > sys.float_info.max and value != math.inf):
+        raise ValueError(f"value={brief(value)}: takes a number of 0 or more")
     if node["unit"] != unit:
         raise ValueError(f"unit={node['unit']}: takes {unit}")
     if node["precision"] not in PRECISIONS:
         raise ValueError(f"precision={node['precision']}: takes {', '.join(PRECISIONS)}")
     if not isinstance(source, str) or len(source.split()) < 2:
-        raise ValueError(f"source={source!r}: says where the figure is from")
+        raise ValueError(f"source={brief(source)}: says where the figure is from")
     return float(value)
 
 
@@ -271,7 +274,7 @@ def _link(name: str, row: Mapping[str, Any]) -> Link:
 
 def _population(name: str, row: Mapping[str, Any]) -> Population:
     if unknown := row.keys() - {"about", "devices", "links", "server"}:
-        raise ValueError(f"{min(unknown)}: takes about, devices, links, server")
+        raise ValueError(f"{min(map(str, unknown))}: takes about, devices, links, server")
     shares = {}
     for kind in ("devices", "links"):
         node = row.get(kind)
@@ -287,7 +290,7 @@ def _population(name: str, row: Mapping[str, Any]) -> Population:
 
 def _figures(row: Mapping[str, Any], units: Mapping[str, str]) -> dict[str, float]:
     if unknown := row.keys() - units.keys():
-        raise ValueError(f"{min(unknown)}: takes {', '.join(units)}")
+        raise ValueError(f"{min(map(str, unknown))}: takes {', '.join(units)}")
     if missing := [key for key in units if key not in row and key not in _OPTIONAL]:
         raise ValueError(f"{missing[0]}: is missing")
     return {key: _at(key, value, units[key]) for key, value in row.items()}
@@ -301,10 +304,7 @@ def _at(key: str, node: Any, unit: str) -> float:
 
 
 def _rows(path: Path, make: Callable[[str, Mapping[str, Any]], Row]) -> dict[str, Row]:
-    try:
-        node = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: is not valid YAML: {str(error).splitlines()[0]}") from error
+    node = read_yaml(path)
     if not isinstance(node, Mapping) or not node:
         raise ValueError(f"{path}: takes rows by name")
     rows = {}

@@ -10,21 +10,21 @@ FLASH (Yang et al., WWW 2021), JSON by user:
                   who is locked, charging and on Wi-Fi, as FLASH's timer.py has it
 
 A pickle can run code. It is read by an unpickler that knows no classes and no functions, so that it
-can hold dict, list, tuple, int, float, str, bool and None and nothing else.
+can hold dict, list, int, float, str, bool and None and nothing else (fleet/files.py).
 """
 
-import io
-import json
+import contextlib
 import logging
 import math
-import pickle
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from reprlib import repr as brief
+from typing import Any
 
 from fleet.availability import Intervals
 from fleet.devices import Device, Link
+from fleet.files import read_json, read_pickle
 from fleet.population import Client
 from fleet.seeds import draw_uniform
 
@@ -51,7 +51,7 @@ def read_capacity(path: Path, device: Device, link: Link) -> dict[str, Client]:
         ValueError: names the file and the client.
     """
     clients = {}
-    for name, row in _entries(path, _read_pickle(path)):
+    for name, row in _entries(path, read_pickle(path)):
         ms = _positive(path, name, row, "computation")
         mbps = _positive(path, name, row, "communication") / 1e3
         speedup = REFERENCE_FLOPS / (ms / 1e3) / device.speed("fp32")
@@ -78,12 +78,12 @@ def read_availability(path: Path) -> dict[str, Intervals]:
         ValueError: names the file and the client.
     """
     is_json = path.suffix == ".json"
-    node = _read_json(path) if is_json else _read_pickle(path)
+    node = read_json(path) if is_json else read_pickle(path)
     found, odd = {}, list[str]()
     for name, row in _entries(path, node):
         try:
             intervals = _intervals(row)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             what = f"has no {error}" if isinstance(error, KeyError) else str(error)
             if "messages" not in row:
                 raise ValueError(f"{path}: client {name}: {what}") from error
@@ -117,41 +117,41 @@ def match(
     return {p: ordered[int(draw_uniform(seed, "trace", 0, p) * len(ordered))] for p in partitions}
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"holds {module}.{name}, takes plain values only")
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a broken pickle can raise anything
-        raise ValueError(f"{path}: cannot be read as a pickle: {error}") from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
-
-
 def _entries(path: Path, node: Any) -> list[tuple[str, Mapping[str, Any]]]:
     if not isinstance(node, dict) or not node:
         raise ValueError(f"{path}: takes entries by client")
     for name, row in node.items():
         if not isinstance(name, str | int) or not isinstance(row, dict):
-            raise ValueError(f"{path}: client {name!r}: takes an id with a dict")
+            raise ValueError(f"{path}: client {brief(name)}: takes an id with a dict")
     return [(str(name), row) for name, row in node.items()]
 
 
 def _positive(path: Path, name: str, row: Mapping[str, Any], key: str) -> float:
     value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{path}: client {name}: {key}={value!r}: takes a positive number")
-    return float(value)
+    with contextlib.suppress(ValueError):
+        if (number := _number(key, value)) > 0:
+            return number
+    raise ValueError(f"{path}: client {name}: {key}={brief(value)}: takes a positive number")
+
+
+def _number(key: str, value: object) -> float:
+    """A finite number.
+
+    Raises:
+        ValueError: names the key.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            if math.isfinite(number := float(value)):
+                return number
+    raise ValueError(f"{key}={brief(value)}: takes a number")
+
+
+def _numbers(key: str, values: object) -> list[float]:
+    """Finite numbers; raises as `_number`."""
+    if not isinstance(values, list):
+        raise ValueError(f"{key}={brief(values)}: takes a list of numbers")
+    return [_number(key, value) for value in values]
 
 
 def _at_rate(link: Link, mbps: float) -> Link:
@@ -177,7 +177,8 @@ def _intervals(row: Mapping[str, Any]) -> Intervals | None:
 
 
 def _fedscale(row: Mapping[str, Any]) -> Intervals | None:
-    begins, ends, period = row["active"], row["inactive"], row["finish_time"]
+    begins, ends = (_numbers(key, row[key]) for key in ("active", "inactive"))
+    period = _number("finish_time", row["finish_time"])
     if len(begins) == len(ends) + 1:
         ends = [*ends, period]  # still active when the trace ends
     if len(begins) != len(ends):
@@ -188,9 +189,9 @@ def _fedscale(row: Mapping[str, Any]) -> Intervals | None:
 def _flash_timer(row: Mapping[str, Any]) -> Intervals | None:
     if not row["isSuccess"]:
         return None
-    return _merged(
-        [(begin, end) for begin, end in row["ready_time"]], row["trace_start"], row["trace_end"]
-    )
+    spans = [_numbers("ready_time", span) for span in row["ready_time"]]
+    start, end = (_number(key, row[key]) for key in ("trace_start", "trace_end"))
+    return _merged([(begin, stop) for begin, stop in spans], start, end)
 
 
 _ON = {"battery_charged_on": "charged", "wifi": "wifi", "screen_lock": "locked"}
@@ -201,7 +202,7 @@ _NO_MATTER = ("screen_on", "screen_off", "phone_on", "phone_off", "battery_low",
 
 def _flash_states(messages: object) -> Intervals | None:
     if not isinstance(messages, str):
-        raise ValueError(f"messages={messages!r}: takes lines of time and state")
+        raise ValueError(f"messages={brief(messages)}: takes lines of time and state")
     states: set[str] = set()
     spans: list[tuple[float, float]] = []
     times: list[float] = []
@@ -215,7 +216,7 @@ def _flash_states(messages: object) -> Intervals | None:
         elif state in _OFF:
             states.discard(_OFF[state])
         elif state not in _NO_MATTER and not state.endswith("%"):
-            raise ValueError(f"state {state!r} is unknown")
+            raise ValueError(f"state {brief(state)} is unknown")
         if len(states) == 3:
             begin = times[-1] if begin is None else begin
         elif begin is not None:

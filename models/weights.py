@@ -1,15 +1,26 @@
 """Load a local file of weights by name: torchvision's .pth, or .safetensors such as a run's."""
 
-import pickle
+import io
+import pickletools
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import IO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+_OLD_PICKLES = 5
+"""Which torch.save wrote one after the other until version 1.6: what it is, names, storages."""
+
+_TENSOR = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor(_v[23])?|parameter)|torch Size"
+    r"|torch \w*Storage|torch\.storage \w*Storage|torch (u?int|b?float|complex|bool)\d*"
+)
+"""What the pickles of a state dict name."""
 
 NUM_NAMED = 3
 """Names given in an error before it says how many more there are."""
@@ -64,23 +75,69 @@ _COUNTER = "num_batches_tracked"
 def _read(path: Path) -> dict[str, Tensor]:
     """The file's tensors by the names used here."""
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("is no file")
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
+            _check_sizes(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a broken file can raise anything
         raise ValueError(f"{path} is not a weights file saved by torch.save") from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(map(_is_entry, state.keys(), state.values())):
         raise ValueError(f"{path} holds no state dict (names → tensors)")
     return {
         _OLD_DENSENET.sub(r"\1\2", name): tensor
         for name, tensor in state.items()
         if not name.startswith(_SKIPPED)
     }
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse what torch.save does not write for a state dict, before anything is made of it.
+
+    That is an archive that says that it holds more than it is long (torch.save packs nothing), and
+    pickles that name anything but tensors.
+
+    Raises:
+        ValueError: it is so.
+    """
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            for _ in range(_OLD_PICKLES):
+                _check_names(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(member.file_size for member in archive.infolist())
+        if claimed > path.stat().st_size:
+            raise ValueError(f"says that it holds {claimed} bytes")
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                _check_names(io.BytesIO(archive.read(name)))
+
+
+def _check_names(file: IO[bytes]) -> None:
+    """Refuse a pickle that names anything but what tensors are made of."""
+    for code, argument, _ in pickletools.genops(file):
+        if code.name in ("STACK_GLOBAL", "INST") or (
+            code.name == "GLOBAL" and not _TENSOR.fullmatch(str(argument))
+        ):
+            raise ValueError(f"names {str(argument)[:80]}")
+
+
+def _is_entry(name: object, tensor: object) -> bool:
+    """Whether it is a name with an ordinary tensor in memory."""
+    return (
+        isinstance(name, str)
+        and isinstance(tensor, Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+    )
 
 
 def _head(model: nn.Module) -> str | None:

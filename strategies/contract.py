@@ -5,11 +5,13 @@ round. Where the network is cut, what lies beyond the cut is a `ServerHalf`, whi
 `train`: beside the client in a simulation, else on the server.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fleet.seeds import derive_seed
@@ -55,14 +57,16 @@ class Streams:
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a new generator at the start of the stream called ``purpose``."""
-        seed = derive_seed(self.seed, purpose, self.server_round, self.partition)
-        return torch.Generator().manual_seed(seed)
+        return torch.Generator().manual_seed(self.number(purpose))
 
     def seed_dropout(self) -> None:
         """Put torch's default generator, which dropout uses, at the start of this stream."""
-        seed = derive_seed(self.seed, "dropout", self.server_round, self.partition)
         # torch.manual_seed would also take a stack trace for each accelerator that is not there.
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(self.number("dropout"))
+
+    def number(self, purpose: str) -> int:
+        """Return the seed of the stream called ``purpose``."""
+        return derive_seed(self.seed, purpose, self.server_round, self.partition)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,56 @@ class Update:
     bytes_up: int = 0
     bytes_down: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+def check_report(update: Update, num_examples: int) -> None:
+    """Refuse an update whose numbers cannot be.
+
+    Args:
+        update: what a client half returned.
+        num_examples: samples that the client has.
+
+    Raises:
+        ValueError: names the first number that cannot be, and says what can.
+    """
+    if not 1 <= update.num_examples <= num_examples:
+        raise ValueError(
+            f"num_examples={update.num_examples}: takes 1 to {num_examples}, which it has"
+        )
+    for name in ("bytes_up", "bytes_down"):
+        if (count := getattr(update, name)) < 0:
+            raise ValueError(f"{name}={count}: takes 0 or more")
+    for name, value in {"loss": update.loss, **update.metrics}.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name}={value}: takes a finite number")
+
+
+def check_arrays(arrays: Mapping[str, Tensor | NDArray[Any]]) -> None:
+    """Refuse arrays that would spoil an average; costs one pass over them.
+
+    Raises:
+        ValueError: names the first with NaN, infinity, or a value whose square overflows.
+    """
+    for name, array in arrays.items():
+        if (fault := _fault_of(torch.as_tensor(array))) is not None:
+            raise ValueError(f"array {name} {fault}")
+
+
+def _fault_of(tensor: Tensor) -> str | None:
+    """Say what in ``tensor`` an average or its square could not hold; None where nothing is."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return None
+    values = tensor.detach()
+    if math.isfinite(float(torch.linalg.vector_norm(values))):
+        return None
+    if bool(values.isnan().any()):
+        return "holds NaN"
+    largest = float(values.abs().max())
+    if math.isinf(largest):
+        return "holds infinity"
+    limit = math.sqrt(max(torch.finfo(kind).max for kind in (values.dtype, torch.float32)))
+    # The norm may overflow where no value is too large.
+    return f"holds {largest:.1e}: takes values up to {limit:.1e}" if largest > limit else None
 
 
 class ServerHalf(Protocol):

@@ -45,6 +45,7 @@ ALONE = "alone"  # where the client trains without network
 PARTITION = "partition-id"
 BYTES_UP, BYTES_DOWN = "cut.bytes-up", "cut.bytes-down"
 EXTRA = "extra."
+LONGEST_ERROR = 20_000  # characters of a client's traceback
 CLIENT_RAISED = 2  # Flower's code of an error in the ClientApp, which it does not publish
 
 Group = TypeVar("Group")
@@ -163,7 +164,8 @@ def read_task(
 def task_of(config: ConfigRecord, server_round: int, partition: int, num_examples: int) -> Task:
     """What a client is to do, of what `read_request` read: for apps that keep the arrays."""
     streams = Streams(int(cast(int, config[SEED])), server_round, partition)
-    return Task(cast(Settings, config), streams, num_examples)
+    # A copy: the clients of a process share what came with the round.
+    return Task(cast(Settings, dict(config)), streams, num_examples)
 
 
 # Client to server -----------------------------------------------------------------------------
@@ -194,27 +196,52 @@ def read_reply(message: Message) -> Update:
         ValueError: the message is none that `reply` made.
     """
     try:
-        metrics = cast(Mapping[str, float], message.content.metric_records[METRICS])
+        metrics = message.content.metric_records[METRICS]
         return Update(
             arrays=to_tensors(message.content.array_records[ARRAYS]),
-            num_examples=int(metrics[NUM_EXAMPLES]),
-            loss=metrics[LOSS],
-            bytes_up=int(metrics[BYTES_UP]),
-            bytes_down=int(metrics[BYTES_DOWN]),
-            metrics=under(EXTRA, metrics),
+            num_examples=_count(metrics, NUM_EXAMPLES),
+            loss=_number(metrics, LOSS),
+            bytes_up=_count(metrics, BYTES_UP),
+            bytes_down=_count(metrics, BYTES_DOWN),
+            metrics={
+                name.removeprefix(EXTRA): _number(metrics, name)
+                for name in metrics
+                if name.startswith(EXTRA)
+            },
         )
     except KeyError as error:
         raise ValueError(f"it has no {error}; {_WANTED['train']}") from error
 
 
-def reply_bytes(message: Message, names: Collection[str] | None = None) -> int:
+def _number(metrics: Mapping[str, Any], key: str) -> float:
+    value = metrics[key]
+    if not isinstance(value, int | float):
+        raise ValueError(f"{key}={value}: takes a number")
+    return value
+
+
+def _count(metrics: Mapping[str, Any], key: str) -> int:
+    value = _number(metrics, key)
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError(f"{key}={value}: takes a whole number")
+    return int(value)
+
+
+def update_bytes(update: Update, names: Collection[str] | None = None) -> int:
     """Bytes of the arrays in a reply that cross the network; None counts all."""
-    return payload_bytes(message.content.array_records[ARRAYS], names)
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in update.arrays.items()
+        if names is None or name in names
+    )
 
 
 def error_reply(message: Message, error: BaseException) -> Message:
     """Answer with the traceback of what went wrong."""
     reason = "".join(traceback.format_exception(error))
+    if len(reason) > LONGEST_ERROR:
+        half = LONGEST_ERROR // 2
+        reason = f"{reason[:half]}\n…\n{reason[-half:]}"
     return Message(Error(CLIENT_RAISED, reason), reply_to=message)
 
 
@@ -239,10 +266,14 @@ def read_introduction(message: Message) -> tuple[int, int]:
         ValueError: the message is none that `introduction` made.
     """
     try:
-        metrics = cast(Mapping[str, int], message.content.metric_records[METRICS])
-        return metrics[PARTITION], metrics[NUM_EXAMPLES]
+        metrics = message.content.metric_records[METRICS]
+        found = _count(metrics, PARTITION), _count(metrics, NUM_EXAMPLES)
     except KeyError as error:
         raise ValueError(f"it has no {error}; {_WANTED['query']}") from error
+    for key, value in zip((PARTITION, NUM_EXAMPLES), found, strict=True):
+        if value < 0:
+            raise ValueError(f"{key}={value}: takes 0 or more")
+    return found
 
 
 # What a ClientApp must register, by what Flower calls it where it is missing.

@@ -150,7 +150,7 @@ def _read(run: Path, name: str, read: Callable[[Path], dict[str, Any]]) -> dict[
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text("utf-8"))
     if not isinstance(found, dict):
         raise ValueError("it states nothing")
     return found

@@ -11,9 +11,14 @@ from typing import Any
 import yaml
 
 from targets import short_name
+from tracking.checksums import differing, read_json, stored
+from tracking.files import DamagedError
+from tracking.jsonl import CLIENTS, ROUNDS, readable
 
 # Said on the command line, but never the reason of a result.
 _NO_REASON = ("resume", "name", "sweep", "tracker", "checkpoint")
+
+_FIGURES = ("final_", "best_", "total_", "num_")  # of a summary; numbers or null
 
 
 @dataclass(frozen=True)
@@ -24,10 +29,12 @@ class Run:
         job: its folder, relative to where runs were looked for.
         folder: its folder.
         overrides: what the command line said, in its order.
-        status: ``finished``, ``same as <job>``, ``failed`` or ``unfinished``.
-        error: the last line of its traceback; empty unless it failed.
-        config: what its results depend on, as flat keys; empty if it failed before it had any.
-        summary: summary.json; empty if it did not finish.
+        status: ``finished``, ``same as <job>``, ``failed``, ``unfinished``, or ``damaged``: a file
+            is not what was written to it.
+        error: the last line of its traceback, or what is damaged; else empty.
+        config: what its results depend on, as flat keys; empty if it failed before it had any, or
+            if config.json is damaged.
+        summary: summary.json; empty if it did not finish, or if summary.json is damaged.
     """
 
     job: str
@@ -111,7 +118,7 @@ def _under(root: Path) -> Iterator[Path]:
     """The folders of runs; what lies inside of one can be large, and is not looked through."""
     for path, below, files in os.walk(root):
         below[:] = [name for name in below if name not in (".hydra", "checkpoint", "wandb")]
-        if "config.json" in files or "error.txt" in files:
+        if not {"config.json", "error.txt", ROUNDS}.isdisjoint(files):
             yield Path(path)
 
 
@@ -120,22 +127,69 @@ def _text(found: Any) -> str:
 
 
 def _read(folder: Path, job: str) -> Run:
-    given = folder / ".hydra" / "overrides.yaml"
-    overrides = (yaml.safe_load(given.read_text()) if given.exists() else None) or []
-    config = _json(folder / "config.json")
-    summary = _json(folder / "summary.json")
-    status = "unfinished"
-    if summary:
+    wrong: list[str] = []
+    overrides = _overrides(folder, wrong)
+    config = _json(folder / "config.json", wrong)
+    summary = _json(folder / "summary.json", wrong)
+    for name, found in summary.items():
+        if name.startswith(_FIGURES) and not isinstance(found, int | float | None):
+            summary = {}
+            wrong.append(f"summary.json is damaged ({name} is no number)")
+            break
+    if differs := _differing(folder, has_summary=bool(summary)):
+        config = {} if differs.startswith("config.json") else config
+        summary = {} if differs.startswith("summary.json") else summary
+        wrong.append(differs)
+    status, error = "unfinished", ""
+    if wrong:
+        status, error = "damaged", wrong[0]
+    elif summary:
         status = f"same as {summary['same_as']}" if "same_as" in summary else "finished"
-    error = ""
-    if (folder / "error.txt").exists():  # also where a finished run was to grow and failed
+    if not wrong and (folder / "error.txt").exists():  # also of a finished run that was to grow
         lines = (folder / "error.txt").read_text("utf-8", errors="replace").strip().split("\n")
         status, error = "failed", lines[-1].strip()
     said = [text.lstrip("+") for text in overrides if not text.startswith("resume=")]
     return Run(job, folder, said, status, error, config, summary)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    found: dict[str, Any] = json.loads(text) if text else {}  # empty: killed in its first moment
-    return found
+def _overrides(folder: Path, wrong: list[str]) -> list[str]:
+    path = folder / ".hydra" / "overrides.yaml"
+    try:
+        found = yaml.safe_load(path.read_text("utf-8")) if path.exists() else []
+        if isinstance(found or [], list) and all(isinstance(text, str) for text in found or []):
+            return found or []
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        pass
+    wrong.append(".hydra/overrides.yaml is damaged")
+    return []
+
+
+def _json(path: Path, wrong: list[str]) -> dict[str, Any]:
+    if path.name == "config.json" and not path.exists() and path.with_name(ROUNDS).exists():
+        wrong.append(f"{path.name} is missing")
+    if not path.exists() or (path.name == "config.json" and not path.stat().st_size):
+        return {}  # an empty config.json: killed in its first moment
+    try:
+        return read_json(path)
+    except DamagedError as error:
+        wrong.append(str(error))
+        return {}
+
+
+def _differing(folder: Path, has_summary: bool) -> str:
+    """Say which of the files that reports are made of is not what it was; empty if none is."""
+    try:
+        files = stored(folder)
+    except DamagedError as error:
+        return str(error)
+    files = {name: files[name] for name in ("config.json", "summary.json") if name in files}
+    if files and (wrong := differing(folder, files)):
+        return wrong
+    for name in (ROUNDS, CLIENTS):
+        rows, problem = readable(folder / name)
+        if problem:
+            return problem
+        if name == ROUNDS and [row["round"] for row in rows] != [*range(1, len(rows) + 1)]:
+            return f"{name} is damaged (rounds are missing)"
+    rest = {name: text for name, text in stored(folder).items() if name in (ROUNDS, CLIENTS)}
+    return differing(folder, rest) if has_summary else ""

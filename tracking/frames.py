@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tracking.collect import find
-from tracking.jsonl import ROUNDS, read
+from tracking.jsonl import ROUNDS, readable
 
 if TYPE_CHECKING:  # half a second to import, so only where it is used
     import pandas as pd
@@ -48,7 +48,7 @@ def load(*folders: str | Path) -> Frames:
         row["run"] = row.pop("job")
         rows.append({"folder": str(run.folder), "error": "", **run.config, **row})
         total = 0
-        for record in read(run.folder / ROUNDS):
+        for record in readable(run.folder / ROUNDS)[0]:
             total += record["bytes_up"] + record["bytes_down"]
             rounds.append({"run": run.job, **record, "total_bytes": total})
     return Frames(

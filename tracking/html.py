@@ -16,8 +16,9 @@ from typing import Any
 
 from tracking.collect import Run, common, swept, value
 from tracking.files import whole
-from tracking.jsonl import CLIENTS, ROUNDS, read
+from tracking.jsonl import CLIENTS, ROUNDS, readable
 from tracking.seeds import groups
+from tracking.text import line
 
 SCRIPTS = ("data.js", "table.js", "charts.js", "compare.js", "main.js")
 # Axes of the page: running totals over the rounds.
@@ -44,7 +45,7 @@ def render(runs: Sequence[Run], title: str) -> str:
     from plotly.offline import get_plotlyjs  # as long to import as all of this to make
 
     parts = {
-        "title": html.escape(title),
+        "title": html.escape(line(title)),
         "style": _page("page.css"),
         "plotly": get_plotlyjs(),
         "data": embed(describe(runs, title)),
@@ -67,23 +68,23 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
     divided = groups(runs)
     group_of = {run.job: number for number, group in enumerate(divided) for run in group.runs}
     return {
-        "title": title,
-        "keys": keys,
-        "common": common([run.overrides for run in runs]),
-        "groups": [group.label for group in divided],
+        "title": line(title),
+        "keys": _finite(keys),
+        "common": _finite(common([run.overrides for run in runs])),
+        "groups": [line(group.label, None) for group in divided],
         "runs": [
             {
-                "job": run.job,
-                "overrides": " ".join(run.overrides),
-                "status": run.status,
+                "job": line(run.job, None),
+                "overrides": line(" ".join(run.overrides), None),
+                "status": line(run.status),
                 "copy": run.is_copy,
-                "error": run.error,
+                "error": line(run.error),
                 "group": group_of[run.job],
                 "values": [_finite(value(run, key, known)) for key in keys],
                 "config": _finite(run.config),
                 "summary": _finite(run.summary),
-                "rounds": curves(read(run.folder / ROUNDS)),
-                "clients": clients(read(run.folder / CLIENTS)),
+                "rounds": curves(readable(run.folder / ROUNDS)[0]),
+                "clients": clients(readable(run.folder / CLIENTS)[0]),
             }
             for run in runs
         ],
@@ -104,7 +105,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         if all(row.get(part) is not None for row in rows for part in parts):
             columns[total] = list(accumulate(sum(row[part] for part in parts) for row in rows))
     return {
-        name: [_short(number) for number in column]
+        line(name): [_short(number) for number in column]
         for name, column in columns.items()
         if any(number is not None for number in column)
     }
@@ -124,7 +125,7 @@ def clients(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float
         for measure, number in _client(lines).items():
             found.setdefault(device, {}).setdefault(measure, []).append(number)
     return {
-        device: {name: _quantiles(sorted(values)) for name, values in measures.items()}
+        line(device): {name: _quantiles(sorted(values)) for name, values in measures.items()}
         for device, measures in found.items()
     }
 
@@ -133,10 +134,10 @@ def _client(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     loss, num = lines[-1]["loss"], len(lines)
     found = {} if loss is None else {"loss": float(loss)}
     for name in ("sim_s", "energy_j"):
-        values = [line[name] for line in lines]
+        values = [row[name] for row in lines]
         if None not in values:
             found[name] = sum(values) / num
-    found["bytes"] = sum(line["bytes_up"] + line["bytes_down"] for line in lines) / num
+    found["bytes"] = sum(row["bytes_up"] + row["bytes_down"] for row in lines) / num
     return found
 
 
@@ -155,11 +156,13 @@ def _short(number: Any) -> Any:
 
 
 def _finite(content: Any) -> Any:
-    """Return JSON with null for NaN and infinities, which it has no word for."""
+    """Return JSON with null for NaN and infinities, which it has no word for, and plain text."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
+    if isinstance(content, str):
+        return line(content, None)
     if isinstance(content, Mapping):
-        return {key: _finite(inner) for key, inner in content.items()}
+        return {line(key, None): _finite(inner) for key, inner in content.items()}
     return [_finite(inner) for inner in content] if isinstance(content, list) else content
 
 

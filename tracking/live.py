@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tracking.progress import Pace, ProgressSink, duration, record_figures
 from tracking.record import ClientRecord, RoundRecord, Sink
+from tracking.text import line
 
 
 class SweepView:
@@ -56,7 +57,7 @@ class SweepView:
             number: from 1.
             what: what tells it from the others, such as ``strategy=oqfl``.
         """
-        self._number, self._what = number, what
+        self._number, self._what = number, line(what)
         self._began, self._last = time.monotonic(), None
         if self._bars is not None:
             self._bars.reset(self._job, total=None, description=self._label, says="setting up")
@@ -86,6 +87,7 @@ class SweepView:
             failed: whether something went wrong.
         """
         self._num_failed += failed
+        outcome = line(outcome)
         took_s = time.monotonic() - self._began
         if not outcome:
             self._took_s.append(took_s)
@@ -131,8 +133,8 @@ class SweepView:
             says.append(f"{duration(self._left_s(left_s))} left")
         self._bars.update(self._sweep, completed=done, says="  ".join(says))
 
-    def _print(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True)
+    def _print(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
 
 
 class _JobSink:

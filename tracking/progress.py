@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from tracking.record import ClientRecord, RoundRecord, Sink
+from tracking.text import line
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -77,7 +78,7 @@ class ProgressSink:
         more: Callable[[float], str] = lambda left_s: "",
     ) -> None:
         self._num_rounds = num_rounds
-        self._label = label
+        self._label = line(label)
         self._more = more
         self._console = console or Console(stderr=True)
         self._last_line = time.monotonic()
@@ -120,8 +121,8 @@ class ProgressSink:
     def _from_where(self) -> str:
         return f", continued after round {self._first}" if self._first else ""
 
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """What is recorded of a round and of each client in it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
@@ -61,6 +61,39 @@ def added(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in COMMON}
 
 
+def is_round(row: Any) -> bool:
+    """Whether what a line of rounds.jsonl holds can be one."""
+    return (
+        _has(row, COMMON, whole=("round", "num_clients", "num_failed", "num_dropped", *BYTES))
+        and all(_is_number(row[name]) for name in row)
+        and row["wall_s"] is not None
+    )
+
+
+def is_client(row: Any) -> bool:
+    """Whether what a line of clients.jsonl holds can be one."""
+    named = ("device", "status", "reason")
+    return (
+        _has(row, _CLIENT, whole=("round", "partition", "num_examples", *BYTES))
+        and isinstance(row["status"], str)
+        and all(row.get(name) is None or isinstance(row[name], str) for name in named)
+        and all(_is_number(row[name]) for name in row if name not in named)
+    )
+
+
+def _has(row: Any, names: Collection[str], whole: Sequence[str]) -> bool:
+    """Whether a row has these fields, and integers in those that count."""
+    return (
+        isinstance(row, dict)
+        and row.keys() >= set(names)
+        and all(type(row[name]) is int for name in whole)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``row`` with None for numbers that JSON has no word for (NaN and infinities)."""
     return {
@@ -85,7 +118,7 @@ class ClientRecord:
         bytes_down: payload bytes it was sent.
         sim_s: simulated seconds; None without a fleet.
         energy_j: simulated joules; None without a fleet.
-        reason: why it did not train, or not with the server, in words; None if it did.
+        reason: why it failed, did not train, or not with the server, in words; else None.
     """
 
     round: int
@@ -103,6 +136,10 @@ class ClientRecord:
     def to_dict(self) -> dict[str, Any]:
         """All fields."""
         return finite(asdict(self))
+
+
+BYTES = ("bytes_up", "bytes_down")
+_CLIENT = frozenset(field.name for field in fields(ClientRecord)) - {"reason"}  # younger
 
 
 class Sink(Protocol):

@@ -22,6 +22,8 @@ from tracking.collect import Run, common, find, swept, value
 from tracking.files import whole
 from tracking.html import write_html
 from tracking.seeds import MEASURES, Group, Spread, groups
+from tracking.text import cell, line, tolerant
+from tracking.text import markdown as marked
 
 NOT_READ = "–"
 
@@ -32,11 +34,11 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Run]:
     if runs:
         out.mkdir(parents=True, exist_ok=True)
         rows = _csv_rows(runs)
-        columns = list(dict.fromkeys(key for row in rows for key in row))
+        columns = list(dict.fromkeys(str(key) for row in rows for key in row))
         table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(table)
+        writer.writerow(map(cell, columns))
+        writer.writerows([cell(row.get(key, "")) for key in columns] for row in rows)
         _write(out / "summary.csv", table.getvalue())
         _write(out / "summary.md", markdown(runs))
         write_html(out / "report.html", runs, ", ".join(map(_shown, folders)))
@@ -97,8 +99,7 @@ def markdown(runs: Sequence[Run]) -> str:
 def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
     for row in rows:
-        escaped = (cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row)
-        lines.append("| " + " | ".join(" ".join(cell.split("\n")) for cell in escaped) + " |")
+        lines.append("| " + " | ".join(map(marked, row)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -148,7 +149,7 @@ def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
         row["overrides"] = " ".join(text for text in run.overrides if text not in shared)
     left_out = {"best"} | ({"status"} if all(r["status"] == "finished" for r in rows) else set())
     table = _table(HEADINGS, [cells(row) for row in rows], left_out)
-    table.title, table.title_justify = Text(" ".join(shared)), "left"
+    table.title, table.title_justify = Text(line(" ".join(shared))), "left"
     console.print(table)
     if together := over_seeds(runs):
         filled = [seed_cells(group) for group in together]
@@ -169,7 +170,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left_out: set
     for row in rows:
         texts = zip(headings, row, strict=True)
         # Text, not markup: brackets stay.
-        table.add_row(*(Text(text) for heading, text in texts if heading not in left_out))
+        table.add_row(*(Text(line(text)) for heading, text in texts if heading not in left_out))
     return table
 
 
@@ -215,18 +216,19 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     for folder in given.folder:
         if not find([folder]):
-            sys.stderr.write(f"error: {folder}: no run there\n")
+            sys.stderr.write(f"error: {line(folder)}: no run there\n")
             return 1
     above = os.path.commonpath([folder.absolute() for folder in given.folder])
     out = given.out or (given.folder[0] if len(given.folder) == 1 else Path(above))
     try:
         print_tables(write_report(given.folder, out))
     except OSError as error:
-        sys.stderr.write(f"error: --out={out}: {error}\n")
+        sys.stderr.write(line(f"error: --out={out}: {error}") + "\n")
         return 1
-    sys.stdout.write(f"{out / 'report.html'}\n")
+    sys.stdout.write(f"{line(out / 'report.html', None)}\n")
     return 0
 
 
 if __name__ == "__main__":
+    tolerant()
     sys.exit(main(sys.argv[1:]))

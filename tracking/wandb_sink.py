@@ -16,13 +16,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from targets import short_name
-from tracking.jsonl import CLIENTS, read
+from tracking.jsonl import CLIENTS, readable
 from tracking.record import ClientRecord, RoundRecord
+from tracking.text import line
 
 COSTS = ("sim_s", "energy_j", "wall_s")
 CLIENT_FIGURES = ("loss", "sim_s", "energy_j")
 BINS = 32
 MODES = ("offline", "online", "disabled")
+LONGEST_NAME, LONGEST_TAG = 125, 61  # and " … "; wandb takes 128 and 64
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +96,8 @@ class WandbSink:
             "project": settings.project,
             "entity": settings.entity,
             "dir": str(folder),
-            "group": group or None,
-            "name": "/".join(folder.parts[-2:]),
+            "group": line(group, LONGEST_NAME) or None,
+            "name": line("/".join(folder.parts[-2:]), LONGEST_NAME),
             "tags": tags(config),
             "config": dict(config),
             "reinit": "finish_previous",
@@ -124,7 +126,7 @@ class WandbSink:
         self._run.define_metric("*", step_metric="round")
         self._totals: dict[str, float] = {"total_bytes": 0}
         clients: dict[int, list[dict[str, Any]]] = {}
-        for row in read(folder / CLIENTS) if done else []:
+        for row in readable(folder / CLIENTS)[0] if done else []:
             clients.setdefault(row["round"], []).append(row)
         for record in done:
             self._log(record, clients.get(record.round, []))
@@ -175,4 +177,4 @@ class WandbSink:
 def tags(config: Mapping[str, Any]) -> list[str]:
     """Return the names of method, model and data, as far as the configuration has them."""
     names = [config.get(key) for key in ("strategy.name", "model._target_", "data.name")]
-    return [short_name(str(name)) for name in names if name]
+    return [line(short_name(str(name)), LONGEST_TAG) for name in names if name]

@@ -19,9 +19,11 @@ from rich.text import Text
 
 from app import experiment
 from app.config.composition import compose
+from app.config.errors import explain
 from models.blocks import by
 from models.cost import cost
 from models.split import cut_many, cut_points
+from tracking.text import line
 
 BITS = (32, 8, 1)
 
@@ -82,8 +84,8 @@ def main(overrides: Sequence[str]) -> int:
         return 0
     try:
         found = rows(overrides)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {explain(error)}\n")
         return 1
     table = Table()
     table.add_column("cut")
@@ -93,7 +95,7 @@ def main(overrides: Sequence[str]) -> int:
         table.add_column(heading, justify="right")
     for row in found:
         table.add_row(
-            Text(row.name),
+            Text(line(row.name)),
             by(row.shape),
             *(f"{row.num_bytes(bits):,}" for bits in BITS),
             f"{row.client_params:,}",

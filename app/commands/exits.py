@@ -22,6 +22,7 @@ import torch
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from app import experiment
@@ -39,6 +40,7 @@ from strategies.hierarchical import Hierarchical, tiers_in
 from strategies.server.cuts import CutNetwork
 from strategies.server.workload import forward
 from tracking.figure import COLORS, plain, write_figure
+from tracking.text import line
 
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 ALWAYS = 2.0
@@ -128,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             thresholds = [*chosen.thresholds, *GRID]
             *everywhere, always = curve(run, thresholds, chosen.device, chosen.link, chosen.trust)
             points = [*everywhere[: len(chosen.thresholds)], always]
-            title = f"{run} on {chosen.device}, {chosen.link}"
+            title = line(f"{run} on {chosen.device}, {chosen.link}")
             write_figure(run / "exits.html", figure([*everywhere[-len(GRID) :], always], title))
             found = {"device": chosen.device, "link": chosen.link}
             write_json(run / "exits.json", found | {"points": [asdict(p) for p in points]})
@@ -141,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def table(points: Sequence[Point], title: str) -> Table:
     """One run's table."""
-    printed = Table(title=title)
+    printed = Table(title=Text(title))
     for heading in ("threshold", "at the edge", "accuracy", "of its own", "B/sample", "ms/sample"):
         printed.add_column(heading, justify="right")
     for point in points:

@@ -23,6 +23,7 @@ from app.config.errors import explain
 from app.config.stored import TRUST
 from app.run_folder import load_experiment
 from quant.onnx_export import check_packages
+from tracking.text import line
 
 
 def export(
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {explain(error)}\n")
         return 1
     if isinstance(exported, HalfExport):
-        Console().print(half_table(exported), Text(str(exported.path), overflow="fold"))
+        Console().print(half_table(exported), Text(line(exported.path), overflow="fold"))
     else:
         show(exported)
     return 0

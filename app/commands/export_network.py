@@ -24,6 +24,7 @@ from app.run_folder import MODEL, fill, load_weights, refuse_private
 from quant.export import Network, SizeReport, is_ours, load_packed, save_packed, size_report
 from quant.layers import FULL_PRECISION, QuantSpec, quantize
 from quant.onnx_export import load_onnx, save_onnx
+from tracking.text import line
 
 PACKED, ONNX = "packed.safetensors", "model.onnx"
 MOST_POINTS = 0.1
@@ -198,7 +199,7 @@ def outputs(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def _summary_accuracy(run: Path) -> float:
     path = run / "summary.json"
     try:
-        return float(json.loads(path.read_text())["final_accuracy"])
+        return float(json.loads(path.read_text("utf-8"))["final_accuracy"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: is damaged: it states no final_accuracy") from error
 
@@ -210,7 +211,7 @@ def size_table(sizes: SizeReport) -> Table:
         table.add_column(heading, justify="right")
     for part in sizes.parts:
         ratio = _ratio(part.fp32_bytes, part.num_bytes) if part.fp32_bytes else ""
-        table.add_row(part.name, f"{part.num_bytes:,}", f"{part.fp32_bytes:,}", ratio)
+        table.add_row(Text(line(part.name)), f"{part.num_bytes:,}", f"{part.fp32_bytes:,}", ratio)
     total = (f"{sizes.num_bytes:,}", f"{sizes.fp32_bytes:,}", f"{sizes.ratio:.2f}")
     table.add_row("file", *total, end_section=True)
     bops = (f"{sizes.bops:,}", f"{sizes.fp32_bops:,}", _ratio(sizes.fp32_bops, sizes.bops))
@@ -228,7 +229,7 @@ def form_table(exported: Export) -> Table:
         changed = f"{form.num_changed:,} of {exported.num_samples:,}"
         ratio = _ratio(exported.sizes.fp32_bytes, form.num_bytes)
         row = (f"{exported.accuracy(name):.4f}", changed, f"{form.num_bytes:,}", ratio)
-        table.add_row(name, *row, Text(str(form.path), overflow="fold"))
+        table.add_row(name, *row, Text(line(form.path), overflow="fold"))
     return table
 
 

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from app import experiment
 from app.config.composition import compose
+from app.config.errors import explain
 from app.experiment import Experiment
 from fleet.cost import choose_cut, cost
 from fleet.devices import Device, Link, Population, tables
@@ -28,6 +29,7 @@ from fleet.work import ClientWork
 from models.cost import joined
 from quant.layers import quantize
 from strategies.server.workload import Pieces, local_round, split_round
+from tracking.text import line
 
 WHOLE = "(no cut)"
 
@@ -83,7 +85,7 @@ def table(
     works = [row.work for row in found if row.name != WHOLE]
     best = [choose_cut(works, device, link, server, objective) for device in devices]
     for index, row in enumerate(found):
-        cells: list[Text | str] = [Text(row.name), f"{row.work.peak_bytes / 2**20:,.1f}"]
+        cells: list[Text | str] = [Text(line(row.name)), f"{row.work.peak_bytes / 2**20:,.1f}"]
         for device, best_index in zip(devices, best, strict=True):
             price = cost(row.work, device, link, server)
             mark = "*" if index == best_index else ""
@@ -103,7 +105,7 @@ def main(overrides: Sequence[str]) -> int:
         config = compose([*([] if has_fleet else ["fleet=mobile"]), *overrides])
         chosen, found = population(config.fleet), rows(experiment.resolve(config))
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {explain(error)}\n")
         return 1
     server = tables().device(chosen.server)
     console = Console()

@@ -17,6 +17,7 @@ import torch
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from app import experiment
 from app.commands.export_half import has_binary_half
@@ -25,6 +26,7 @@ from app.config.stored import TRUST
 from app.evaluation import test
 from app.run_folder import fill, load_experiment, load_weights, refuse_private, write_json
 from quant.layers import QuantSpec, calibrate_minmax, quantize
+from tracking.text import line
 
 CALIBRATION_BATCH = 250
 
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for run in chosen.runs:
             found = accuracies(run, chosen.bits, chosen.per_channel, chosen.batches, chosen.trust)
             write_json(run / "ptq.json", {str(width): value for width, value in found.items()})
-            table.add_row(str(run), *(f"{value:.4f}" for value in found.values()))
+            table.add_row(Text(line(run)), *(f"{value:.4f}" for value in found.values()))
     except (OmegaConfBaseException, OSError, ValueError) as error:
         sys.stderr.write(f"error: {explain(error)}\n")
         return 1

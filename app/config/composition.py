@@ -17,6 +17,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -32,7 +33,9 @@ from app.config.stored import read_plain, refuse_code
 from data.partition import SCHEMES
 from strategies.server.bottleneck import PruneSettings
 from targets import FileTarget, pin, placeless
+from tracking.text import line
 
+MOST_NESTED = 100  # brackets in an override; Hydra follows some hundreds
 # Keys of ``model`` that are ours and not its constructor's; the last is found, not given.
 MODEL_KEYS = ("_target_", "weights", "replace_head", "weights_content")
 # Keys that may name a file of the user's own code.
@@ -53,6 +56,24 @@ def open_keys(overrides: Sequence[str]) -> list[str]:
     return ["++" + text if opened.match(text) else text for text in overrides]
 
 
+def parsed(overrides: Sequence[str], **options: Any) -> list[Override]:
+    """Return what Hydra reads in overrides.
+
+    Raises:
+        ValueError: one is nested deeper than Hydra can follow, or has too many digits.
+        OverrideParseException: one cannot be read.
+    """
+    parser, found = OverridesParser.create(**options), list[Override]()
+    for text in overrides:
+        if sum(text.count(bracket) for bracket in "[{(") > MOST_NESTED:
+            raise ValueError(f"{line(text, 80)}: has more than {MOST_NESTED} brackets")
+        try:
+            found += parser.parse_overrides([text])
+        except ValueError as error:  # a number of too many digits
+            raise ValueError(f"{line(text, 80)}: cannot be read: {error}") from error
+    return found
+
+
 def compose(overrides: Sequence[str]) -> Config:
     """Compose conf/ with ``overrides`` and validate it, in any process.
 
@@ -68,7 +89,11 @@ def compose(overrides: Sequence[str]) -> Config:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return from_omegaconf(hydra_compose("config", opened))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(explain(error)) from error
+        text = explain(error)
+        keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+        if not any(key in text for key in keys):  # Hydra does not always say which
+            text = f"{line(' '.join(overrides), 200)}: {text}"
+        raise ValueError(text) from error
 
 
 def from_omegaconf(node: DictConfig) -> Config:
@@ -142,7 +167,7 @@ def _keep_code(stored: DictConfig, run: Path) -> None:
     if not (began.is_file() and identity.is_file()):
         return
     folder = Path(read_plain(began).hydra.runtime.cwd)
-    known = json.loads(identity.read_text())
+    known = json.loads(identity.read_text("utf-8"))
     for key in TARGETS:
         file = FileTarget.of(str(OmegaConf.select(stored, key) or ""))
         ran = FileTarget.of(str(known.get(key, "")))
@@ -199,8 +224,11 @@ def refuse_additions(overrides: Sequence[str]) -> None:
         ValueError: names the key.
     """
     known = known_keys()
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in parsed(overrides):
         key = override.key_or_group
+        value = None if override.is_delete() or override.is_sweep_override() else override.value()
+        if not isinstance(value, str | None) and (CONF / key).is_dir():
+            raise ValueError(f"{key}={line(value, 80)}: takes the name of a file in conf/{key}")
         if key.endswith("_content") and key.removesuffix("_content") in known:
             raise ValueError(f"{key}: is found at {key.removesuffix('_content')}, not given")
         if override.is_delete() and not key.startswith("hydra"):

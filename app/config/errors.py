@@ -3,21 +3,28 @@
 import difflib
 import re
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from app.config.retired import RETIRED, retired_message
 from app.config.schema import known_keys
+from tracking.text import line
 
 
 def explain(error: BaseException) -> str:
     """Return one line for an error of Hydra, OmegaConf or our own."""
+    return line(_reason(error))
+
+
+def _reason(error: BaseException) -> str:
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return _first_line(error)
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     text = "\n".join(str(link) for link in chain)
+    if isinstance(chain[-1], OverrideParseException):
+        return f"{chain[-1].override}: cannot be read: {_first_line(chain[-1])}"
     if found := re.search(
         r"Could not find '([^']+)/([^'/]+)'\s+Available options in[^:]+:(.*)", text, re.S
     ):

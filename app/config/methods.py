@@ -123,7 +123,7 @@ def unread(strategy: Mapping[str, Any]) -> Iterable[str]:
 def methods() -> Mapping[str, type[FederatedStrategy]]:
     """Our methods by the names of their files in conf/strategy."""
     files = sorted((CONF / "strategy").glob("*.yaml"))
-    targets = {file.stem: yaml.safe_load(file.read_text())["_target_"] for file in files}
+    targets = {file.stem: yaml.safe_load(file.read_text("utf-8"))["_target_"] for file in files}
     return {name: method_class(target) for name, target in targets.items()}
 
 

@@ -28,6 +28,7 @@ from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
 from tracking.wandb_sink import WandbSettings
 
+LONGEST_S = 1e7  # of a client; alarms take no more than some such number
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
@@ -42,10 +43,20 @@ class EngineSettings:
     address: str | None = field(
         default=None, metadata={"help": "address of a Ray cluster; null: starts a local one"}
     )
+    client_timeout_s: float | None = field(
+        default=3600.0,
+        metadata={"help": "seconds that a client may train in a round; null: no limit"},
+    )
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"engine.workers={self.workers}: takes 1 or more")
+        seconds = self.client_timeout_s
+        if seconds is not None and not 0 < seconds <= LONGEST_S:
+            raise ValueError(
+                f"engine.client_timeout_s={seconds}: takes seconds above 0 and up to "
+                f"{LONGEST_S:.0f}, or null for no limit"
+            )
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ as it was. `Averaging` is the part of a method that does this, and then lets a s
 step.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,35 +22,39 @@ from strategies import messages
 from strategies.client.proximal import check_mu
 from strategies.contract import Settings
 from strategies.server.method import Arrays, Masks, Result, ServerState
+from strategies.server.robust import ROBUST
 from strategies.server.server_optimizer import PREFIX, ServerOptimizer, ServerSettings
 
-Average = Callable[[Sequence[NDArray[np.floating]], Sequence[float]], NDArray[np.floating]]
+# One floating array of each client, in partition order, and the clients' weights.
+Average = Callable[[Iterable[NDArray[np.floating]], Sequence[float]], NDArray[np.floating]]
 
 
-def mean(values: Sequence[NDArray[np.floating]], weights: Sequence[float]) -> NDArray[np.floating]:
-    """Σ wᵢ·xᵢ with wᵢ = nᵢ/Σn, accumulated in float64 in the order given."""
+def mean(values: Iterable[NDArray[np.floating]], weights: Sequence[float]) -> NDArray[np.floating]:
+    """Σ wᵢ·xᵢ with wᵢ = nᵢ/Σn, accumulated in float64 in the order given, one client at a time."""
     total = sum(weights)
-    result: NDArray[np.floating] = np.multiply(values[0], weights[0] / total, dtype=np.float64)
-    for value, weight in zip(values[1:], weights[1:], strict=True):
+    pairs = zip(values, weights, strict=True)
+    value, weight = next(pairs)
+    result: NDArray[np.floating] = np.multiply(value, weight / total, dtype=np.float64)
+    for value, weight in pairs:
         result += np.multiply(value, weight / total, dtype=np.float64)
     return result
 
 
 def median(
-    values: Sequence[NDArray[np.floating]], weights: Sequence[float]
+    values: Iterable[NDArray[np.floating]], weights: Sequence[float]
 ) -> NDArray[np.floating]:
     """Coordinate-wise median, every client alike (Yin et al. 2018, arXiv 1803.01498)."""
-    result: NDArray[np.floating] = np.median(np.stack(values), axis=0)
+    result: NDArray[np.floating] = np.median(np.stack(list(values)), axis=0)
     return result
 
 
 def trimmed_mean(
-    values: Sequence[NDArray[np.floating]], weights: Sequence[float], share: float = 0.1
+    values: Iterable[NDArray[np.floating]], weights: Sequence[float], share: float = 0.1
 ) -> NDArray[np.floating]:
     """Mean without the largest and smallest ``share`` of each coordinate (same paper)."""
-    ordered = np.sort(np.stack(values), axis=0)
-    cut = int(share * len(values))
-    result: NDArray[np.floating] = ordered[cut : len(values) - cut].mean(axis=0, dtype=np.float64)
+    ordered = np.sort(np.stack(list(values)), axis=0)
+    cut = int(share * len(ordered))
+    result: NDArray[np.floating] = ordered[cut : len(ordered) - cut].mean(axis=0, dtype=np.float64)
     return result
 
 
@@ -60,21 +66,23 @@ class AverageSettings:
     """How clients are averaged: what the strategy group holds for every method."""
 
     average: str = field(
-        default="mean", metadata={"help": "aggregation: mean, median, trimmed_mean"}
+        default="mean", metadata={"help": f"aggregation: {', '.join([*AVERAGES, *ROBUST])}"}
+    )
+    num_malicious: int = field(
+        default=1,
+        metadata={"help": "krum, multi_krum: clients of a round that may be malicious"},
     )
 
     def __post_init__(self) -> None:
-        if self.average not in AVERAGES:
-            raise ValueError(f"strategy.average={self.average}: takes {', '.join(AVERAGES)}")
-
-    @property
-    def function(self) -> Average:
-        """What combines one array of all clients."""
-        return AVERAGES[self.average]
+        if self.average not in {**AVERAGES, **ROBUST}:
+            takes = ", ".join([*AVERAGES, *ROBUST])
+            raise ValueError(f"strategy.average={self.average}: takes {takes}")
+        if isinstance(self.num_malicious, bool) or self.num_malicious < 0:
+            raise ValueError(f"strategy.num_malicious={self.num_malicious}: takes 0 or more")
 
     def unread(self) -> tuple[str, ...]:
-        """Keys that change nothing, given the others: none."""
-        return ()
+        """Keys that change nothing, given the others."""
+        return () if self.average in ("krum", "multi_krum") else ("num_malicious",)
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,10 @@ class AveragingSettings(ServerSettings, AverageSettings):
         AverageSettings.__post_init__(self)
         check_mu(self.proximal_mu)
 
+    def unread(self) -> tuple[str, ...]:
+        """Keys that change nothing, given the others."""
+        return (*ServerSettings.unread(self), *AverageSettings.unread(self))
+
     def client_settings(self) -> Settings:
         """What clients need of it."""
         return {messages.PROXIMAL_MU: self.proximal_mu} if self.proximal_mu else {}
@@ -101,11 +113,11 @@ class Averaging:
     """The usual aggregate: an average over holders, then the server optimizer.
 
     Attributes:
-        average: combines the clients' floating arrays.
-        optimizer: what the server does with the average; its memory is in the state's ``extra``.
+        settings: which average.
+        optimizer: what the server does with it; its memory is in the state's ``extra``.
     """
 
-    average: Average = mean
+    settings: AverageSettings = field(default_factory=AverageSettings)
     optimizer: ServerSettings = field(default_factory=ServerSettings)
 
     @staticmethod
@@ -114,8 +126,8 @@ class Averaging:
         if settings is None:
             return Averaging()
         if not isinstance(settings, AveragingSettings):
-            return Averaging(settings.function)
-        return Averaging(settings.function, settings)
+            return Averaging(settings)
+        return Averaging(settings, settings)
 
     @property
     def needs_prepare(self) -> str:
@@ -144,10 +156,11 @@ class Averaging:
         """Return the state with the new global model; as it is where nobody came back."""
         if not results:
             return state
+        results, weights = self._weighed(results)
         averaged = combine(
             [result.arrays for result in results],
-            [result.weight for result in results],
-            self.average,
+            weights,
+            AVERAGES.get(self.settings.average, mean),
             [result.masks for result in results],
             state.arrays,
         )
@@ -160,6 +173,23 @@ class Averaging:
         stepped = optimizer.step(state.round + 1, state.arrays, new, trained)
         others = {name: a for name, a in state.extra.items() if not name.startswith(PREFIX)}
         return replace(state, arrays=stepped, extra=others | optimizer.state())
+
+    def _weighed(self, results: Sequence[Result]) -> tuple[Sequence[Result], list[float]]:
+        """The results that are averaged, and their weights: by samples, or by a robust average."""
+        weights = [result.weight for result in results]
+        if self.settings.average not in ROBUST:
+            return results, weights
+        # What somebody does not hold says nothing about others.
+        compared = [
+            name
+            for name in results[0].arrays
+            if all(result.masks.get(name, True) is True for result in results)
+        ]
+        states = [result.arrays for result in results]
+        weigh, num_malicious = ROBUST[self.settings.average], self.settings.num_malicious
+        found = weigh(states, compared, weights, num_malicious)
+        kept = [index for index, weight in enumerate(found) if weight > 0]
+        return [results[index] for index in kept], [found[index] for index in kept]
 
 
 def combine(
@@ -185,18 +215,15 @@ def combine(
         if state.keys() != states[0].keys():
             odd = sorted(state.keys() ^ states[0].keys())
             raise ValueError(f"clients returned different arrays: {', '.join(odd[:5])}")
-        wrong = [name for name, array in states[0].items() if state[name].shape != array.shape]
-        if wrong:
-            raise ValueError(f"clients returned arrays of different shapes: {', '.join(wrong[:5])}")
     found = {}
-    for name, first in states[0].items():
+    for name in states[0]:
         held = [mask.get(name, True) for mask in masks]
         if all(mask is True for mask in held):
             value = _combine_one(name, states, weights, average)
         else:
             assert before is not None, "masks need what was there before"
             value = _combine_held(name, states, weights, average, held, before[name])
-        found[name] = np.asarray(value, dtype=first.dtype)
+        found[name] = value
     return found
 
 
@@ -217,28 +244,48 @@ def _combine_held(
         holders, entries = np.flatnonzero(pattern).tolist(), which == index
         if not len(holders):
             continue
-        some = [{**states[i], name: states[i][name][entries]} for i in holders]
-        combined = _combine_one(name, some, [weights[i] for i in holders], average)
-        result[entries] = combined
+        some = [states[i] for i in holders]
+        result[entries] = _combine_one(name, some, [weights[i] for i in holders], average, entries)
     return result
 
 
 def _combine_one(
-    name: str, states: Sequence[Arrays], weights: Sequence[float], average: Average
+    name: str,
+    states: Sequence[Arrays],
+    weights: Sequence[float],
+    average: Average,
+    entries: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.generic]:
-    values = [state[name] for state in states]
-    kind = values[0].dtype.kind
-    if kind == "b":
-        either: NDArray[np.generic] = np.logical_or.reduce(values)
-        return either
-    if kind in "iu":
-        largest: NDArray[np.generic] = np.maximum.reduce(values)
-        return largest
-    if not is_step(name):
-        return average(values, weights)
-    flags = [bool(state[initialised_flag(name)]) for state in states]
-    known = [(v, n) for v, n, flag in zip(values, weights, flags, strict=True) if flag]
-    if not known:
-        return values[0]
-    step = average([v for v, _ in known], [n for _, n in known])
-    return np.maximum(step, MIN_STEP)
+    """Combine one array of all clients, or those of its entries; its type stays."""
+    first = states[0][name]
+    if is_step(name):
+        flags = [bool(state[initialised_flag(name)]) for state in states]
+        if not any(flags):
+            return first if entries is None else first[entries]
+        states = [state for state, flag in zip(states, flags, strict=True) if flag]
+        weights = [weight for weight, flag in zip(weights, flags, strict=True) if flag]
+    values = _read(name, states, first.shape, entries)
+    value: NDArray[np.generic]
+    if first.dtype.kind == "b":
+        value = functools.reduce(np.logical_or, values)
+    elif first.dtype.kind in "iu":
+        value = functools.reduce(np.maximum, values)
+    else:
+        value = average(values, weights)
+    if is_step(name):
+        value = np.maximum(value, MIN_STEP)
+    return np.asarray(value, dtype=first.dtype)
+
+
+def _read(
+    name: str,
+    states: Iterable[Arrays],
+    shape: tuple[int, ...],
+    entries: NDArray[np.bool_] | None,
+) -> Iterator[NDArray[Any]]:
+    """Yield one client's array after another: together they may not fit into memory."""
+    for state in states:
+        value = state[name]
+        if value.shape != shape:
+            raise ValueError(f"clients returned arrays of different shapes: {name}")
+        yield value if entries is None else value[entries]

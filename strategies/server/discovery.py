@@ -60,7 +60,7 @@ def introductions(grid: Grid, num_clients: int | None, timeout: float) -> dict[i
         raise RuntimeError("no client has any data")
     if num_empty:
         log.info("%d of %d clients have no data and take no part", num_empty, len(found))
-    return found
+    return dict(sorted(found.items()))  # they answer in any order
 
 
 def wait_for_nodes(grid: Grid, num_clients: int | None, timeout: float) -> list[int]:

@@ -18,6 +18,7 @@ A method is a subclass that brings a constructor alone, which names the method's
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Unpack
 
@@ -29,7 +30,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from strategies import messages
-from strategies.contract import ClientHalf, Settings
+from strategies.contract import ClientHalf, Settings, check_arrays, check_report
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.discovery import introductions
 from strategies.server.method import (
@@ -48,13 +49,15 @@ from strategies.server.method import (
 from strategies.server.planner import Chosen, Planner
 from strategies.server.results import (
     all_failed,
-    check_shapes,
+    check_forms,
     client_records,
+    forms,
     report_failures,
     round_record,
     train_loss,
 )
 from strategies.server.schedules import Parallel
+from strategies.server.spool import Spool
 from tracking.record import Sink
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -147,24 +150,33 @@ class Federation:
     def exchange(
         self, state: ServerState, partitions: Sequence[int], *, is_alone: bool
     ) -> list[Result]:
-        """Send a round's messages and return what came of each, in their order."""
+        """Send a round's messages and return what came of each, in their order.
+
+        Replies are taken one by one, as they come: together they may not fit into memory.
+        """
         sent = self.requests(state, partitions, is_alone=is_alone)
-        replies = {
-            reply.metadata.src_node_id: reply
-            for reply in self.grid.send_and_receive(sent, timeout=self.timeout_s)
-        }
-        shapes = {name: array.shape for name, array in state.arrays.items()}
+        expected = forms(state.arrays)
         network = self.in_round(state.round + 1)
+        size = sum(array.nbytes for array in state.arrays.values())
+        spool = Spool(len(sent) * size)
+        crosses: dict[int, tuple[frozenset[str] | None, int]] = {}
         sizes: dict[tuple[int, frozenset[str] | None], int] = {}  # most clients get the same
-        results = []
         for partition, message in zip(partitions, sent, strict=True):
             names = frozenset() if is_alone else self.method.wire.names(network, partition)
             key = id(message.content), names
             if key not in sizes:
                 sizes[key] = messages.payload_bytes(messages.read_request(message)[0], names)
-            reply = replies.get(message.metadata.dst_node_id)
-            results.append(self.result(partition, reply, shapes, network, names, sizes[key]))
-        return results
+            crosses[partition] = names, sizes[key]
+        asked = {self.nodes[partition]: partition for partition in partitions}
+        results: dict[int, Result] = {}
+        for reply in self.grid.send_and_receive(sent, timeout=self.timeout_s):
+            partition = asked[reply.metadata.src_node_id]
+            result = self.result(partition, reply, expected, network, *crosses[partition])
+            results[partition] = replace(result, arrays=spool.put(result.arrays))
+        return [
+            results.get(p) or self.result(p, None, expected, network, *crosses[p])
+            for p in partitions
+        ]
 
     def requests(
         self, state: ServerState, partitions: Sequence[int], *, is_alone: bool = False
@@ -208,7 +220,7 @@ class Federation:
         self,
         partition: int,
         reply: Message | None,
-        shapes: Mapping[str, tuple[int, ...]],
+        expected: Mapping[str, str],
         network: Network | None,
         names: frozenset[str] | None,
         sent_bytes: int,
@@ -218,7 +230,7 @@ class Federation:
         Args:
             partition: the client.
             reply: what it answered; None if it did not.
-            shapes: of the global model's arrays.
+            expected: `forms` of the global model's arrays.
             network: of this round.
             names: of the arrays that cross the network; None for all.
             sent_bytes: of those that it was sent.
@@ -230,15 +242,17 @@ class Federation:
             return replace(result, error=messages.why(reply))
         try:
             update = messages.read_reply(reply)
+            check_report(update, result.num_examples)
             arrays, masks = self.method.wire.decode(network, update.arrays, partition)
-            check_shapes(arrays, shapes)
-        except (KeyError, ValueError, TypeError) as problem:
+            check_forms(arrays, expected)
+            check_arrays(arrays)
+        except Exception as problem:  # a stranger's bytes fail to be read in any way
             return replace(result, error=f"its reply cannot be used: {problem!r}")
         return replace(
             result,
-            bytes_up=update.bytes_up + messages.reply_bytes(reply, names),
+            bytes_up=update.bytes_up + messages.update_bytes(update, names),
             bytes_down=update.bytes_down + sent_bytes,
-            update=update,
+            update=replace(update, arrays={}),
             arrays=arrays,
             masks=masks,
         )
@@ -342,6 +356,7 @@ class FederatedStrategy(Strategy):
         sinks: Sequence[Sink] = (),
         checkpoints: Checkpoints | None = None,
         resume_from: ServerState | None = None,
+        undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> FlowerResult:
         """Run the experiment; see Flower's ``Strategy.start`` for the arguments up to evaluate_fn.
 
@@ -354,6 +369,8 @@ class FederatedStrategy(Strategy):
             sinks: each gets every round's records.
             checkpoints: where to write checkpoints; None writes none.
             resume_from: continue from this state.
+            undisturbed: within what it returns a finished round is recorded and saved; it may hold
+                back the signals that would end the run in the middle of that.
 
         Raises:
             AllClientsFailedError: no client of a round returned anything.
@@ -386,10 +403,11 @@ class FederatedStrategy(Strategy):
             wall_s = time.perf_counter() - started
             record = round_record(number, results, evaluated, report, wall_s, chosen.plan)
             state = replace(state, round=number, records=(*state.records, record))
-            for sink in sinks:
-                sink.round(record, client_records(number, results, chosen.plan))
-            if checkpoints is not None and checkpoints.is_due(number, num_rounds):
-                checkpoints.save(state)
+            with undisturbed():
+                for sink in sinks:
+                    sink.round(record, client_records(number, results, chosen.plan))
+                if checkpoints is not None:
+                    checkpoints.after(state, num_rounds)
             if evaluated:
                 result.evaluate_metrics_serverapp[number] = MetricRecord(dict(evaluated))
             if record.train_loss is not None:
@@ -446,11 +464,11 @@ class FederatedStrategy(Strategy):
         federation, state = self._federation, self._entered
         if federation is None:
             raise RuntimeError("aggregate_train() comes after configure_train()")
-        shapes = {name: array.shape for name, array in state.arrays.items()}
+        expected = forms(state.arrays)
         network, names = federation.in_round(server_round), self.method.wire.names
         partition_of = {node: partition for partition, node in federation.nodes.items()}
         results = [
-            federation.result(partition, reply, shapes, network, names(network, partition), 0)
+            federation.result(partition, reply, expected, network, names(network, partition), 0)
             for reply in replies
             for partition in [partition_of[reply.metadata.src_node_id]]
         ]

@@ -141,8 +141,9 @@ class Result:
         num_examples: samples it has.
         bytes_up: payload bytes that it sent.
         bytes_down: payload bytes that it was sent.
-        update: what its client half returned.
-        arrays: its model in the names and shapes of the global one.
+        update: what its client half returned, without its arrays.
+        arrays: its model in the names and shapes of the global one, maybe on disk: each array is
+            read when it is asked for.
         masks: what of these arrays the client holds, where that is not all.
         error: why there is no update.
         discount: what its weight in an average is multiplied by, such as for staleness.

@@ -21,9 +21,31 @@ def check_shapes(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
     Raises:
         ValueError: names or shapes differ; names the first.
     """
-    for name in sorted(arrays.keys() | shapes.keys()):
-        got = tuple(arrays[name].shape) if name in arrays else "absent"
-        wanted = tuple(shapes[name]) if name in shapes else "absent"
+    found = {name: tuple(array.shape) for name, array in arrays.items()}
+    _compare(found, {name: tuple(shape) for name, shape in shapes.items()})
+
+
+def forms(arrays: Arrays) -> dict[str, str]:
+    """Say of each array what its like must be: type and shape, such as ``float32 (3, 2)``."""
+    return {name: f"{array.dtype} {tuple(array.shape)}" for name, array in arrays.items()}
+
+
+def check_forms(arrays: Arrays, expected: Mapping[str, str]) -> None:
+    """Refuse arrays that do not have the names, types and shapes that they must have.
+
+    Args:
+        arrays: a client's, in the names of the global model.
+        expected: what `forms` says of the global model.
+
+    Raises:
+        ValueError: names, types or shapes differ; names the first.
+    """
+    _compare(forms(arrays), expected)
+
+
+def _compare(found: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    for name in sorted(found.keys() | expected.keys()):
+        got, wanted = found.get(name, "absent"), expected.get(name, "absent")
         if got != wanted:
             raise ValueError(f"array {name} is {got}, expected {wanted}")
 
@@ -128,7 +150,7 @@ def client_record(server_round: int, result: Result, member: Member | None = Non
         bytes_down=result.bytes_down,
         sim_s=member.sim_s if member else None,
         energy_j=member.energy_j if member else None,
-        reason=member.reason if member else None,
+        reason=last_line(result.error) if update is None else member.reason if member else None,
     )
 
 
@@ -139,6 +161,6 @@ def train_loss(updates: Sequence[Update]) -> float:
 
 
 def last_line(error: str | None) -> str:
-    """What a traceback ends with."""
+    """What a traceback ends with, in at most 500 characters."""
     lines = (error or "").strip().splitlines()
-    return lines[-1] if lines else "no reason given"
+    return lines[-1][:500] if lines else "no reason given"

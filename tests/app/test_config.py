@@ -1,12 +1,11 @@
 """The command line: what is accepted, and one clear line for what is not."""
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, simulate
+from command_line import run
+from conftest import SMALL, simulate
 
 from app import build_fleet as fleets
 from app import experiment
@@ -62,10 +61,12 @@ WRONG = [
     ("data.alpha=0", "data.alpha=0.0: takes a finite number above 0"),
     ("target_accuracy=90", "target_accuracy=90.0: takes a share in (0, 1]"),
     ("name=../elsewhere", "name='../elsewhere': takes a folder name under runs/, of letters"),
-    ("strategy.average=mode", "strategy.average=mode: takes mean, median, trimmed_mean"),
+    ("strategy.average=mode", "strategy.average=mode: takes mean, median, trimmed_mean, krum"),
     ("tracker.wandb.mode=on", "tracker.wandb.mode=on: takes offline, online, disabled"),
     ("checkpoint.keep=0", "checkpoint.keep=0: takes 1 or more"),
     ("engine.workers=0", "engine.workers=0: takes 1 or more"),
+    ("engine.client_timeout_s=0", "engine.client_timeout_s=0.0: takes seconds above 0 and up to"),
+    ("engine.client_timeout_s=nan", "engine.client_timeout_s=nan: takes seconds above 0 and up"),
     ("train.server_lr=0", "train.server_lr=0: takes a positive number, or null for train.lr"),
     ("prune.ratio=null", "prune.ratio=null: takes a value"),
     ("link=exact", "link=exact: is a group of keys; set link.up, link.down, link.k"),
@@ -277,11 +278,6 @@ def test_hash_leaves_out_what_the_method_does_not_read() -> None:
 
 
 # The process --------------------------------------------------------------------------------------
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "main.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("arguments", [["rounds=0"], ["-m", "quant.bits=4,9"], ["-m", "bits=2,4"]])

@@ -1,11 +1,13 @@
 """Our grids: faults of clients and workers, and what Flower expects of a grid."""
 
 import json
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from conftest import FAULTS, assert_same_run, rounds, simulate
 from flwr.app import Message, RecordDict
@@ -113,7 +115,7 @@ def test_of_a_dead_actors_calls_the_first_without_replies_is_suspect(monkeypatch
     state = engine._Round(["a", "b", "c", "d"], {}, [], deque([other]))
     state.flying = {name: (0, call) for name, call in calls.items()} | {"away": (1, other)}
     grid._collect(state, "behind")
-    assert state.replies == {0: "reply"}
+    assert list(state.replies) == ["reply"]
     assert list(state.flying) == ["away"] and Pool.replaced == [0]
     assert [(call.indices, call.deaths) for call in state.queue] == [([1], 1), ([2], 0), ([3], 0)]
 
@@ -155,6 +157,72 @@ def test_a_suspect_has_its_actor_to_itself() -> None:
     assert {index for index, call in state.flying.values() if call.deaths} == {0}
 
 
+def test_what_a_spent_actor_did_not_run_is_queued_again_unsuspected(monkeypatch) -> None:
+    """After a client that took too long its actor runs no other."""
+    results = {"cut short": ["reply", "no answer in time"], "behind": []}
+
+    class Pool:
+        replaced: ClassVar[list[int]] = []
+
+        def replace(self, index: int) -> None:
+            self.replaced.append(index)
+
+    monkeypatch.setattr(engine.ray, "get", results.__getitem__)
+    grid = engine.RayGrid.__new__(engine.RayGrid)
+    grid._workers = Pool()
+    state = engine._Round(["m"] * 7, {}, [], deque([engine._Call([6])]))
+    other = engine._Call([5])
+    cut, behind = engine._Call([0, 1, 2]), engine._Call([3, 4])
+    state.flying = {"cut short": (1, cut), "away": (0, other), "behind": (1, behind)}
+    grid._collect(state, "cut short")
+    assert list(state.replies) == ["reply", "no answer in time"]
+    assert list(state.flying) == ["away"] and Pool.replaced == [1]
+    assert [(c.indices, c.deaths) for c in state.queue] == [([2], 0), ([3, 4], 0), ([6], 0)]
+
+
+def test_an_actor_that_cannot_even_end_itself_is_ended(monkeypatch) -> None:
+    """Such as a stopped process: it has the time to start in, and its clients theirs."""
+    killed: list[str] = []
+    monkeypatch.setattr(engine.ray, "wait", lambda *_, timeout, **__: ([], timeout))
+    monkeypatch.setattr(engine.ray, "kill", killed.append)
+    recovered: list[int] = []
+    monkeypatch.setattr(engine.RayGrid, "_recover", lambda _, state, index: recovered.append(index))
+
+    class Pool:
+        actors = ("zero", "one")
+
+    grid = engine.RayGrid.__new__(engine.RayGrid)
+    grid._workers, grid._limit_s = Pool(), 30.0
+    now = engine.time.monotonic()
+    long_ago = now - engine.START_S - 2 * (30 + 2 * engine.GRACE_S) - 1
+    calls = {"a": (0, [0]), "b": (1, [1, 2]), "c": (1, [3])}
+    flying = {name: (index, engine._Call(of)) for name, (index, of) in calls.items()}
+    state = engine._Round([], {}, [], deque(), flying=flying, heard={0: now, 1: long_ago})
+    assert grid._advance(state, engine.math.inf)
+    assert (killed, recovered) == (["one"], [1])
+    grid._limit_s = None  # nobody is ever overdue
+    assert grid._due(state) == {}
+
+
+def test_a_large_model_goes_to_one_client_per_call() -> None:
+    class Pool:
+        actors: ClassVar[list[object]] = [object()]
+
+    def per_call(num_bytes: int) -> int:
+        arrays = messages.to_record({"w": np.zeros(num_bytes, np.uint8)})
+        content = RecordDict({"arrays": arrays})
+        sent = [Message(content, dst_node_id=i, message_type="train") for i in range(400)]
+        return len(grid._plan(sent).queue[0].indices)
+
+    grid = engine.RayGrid.__new__(engine.RayGrid)
+    grid._workers = Pool()
+    grid._run = engine.runtime.start_run(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.ray, "put", lambda content: None)
+        patch.setattr(engine, "BYTES_PER_CALL", 640)
+        assert [per_call(n) for n in (1, 100, 450, 5000)] == [10, 6, 1, 1]
+
+
 def test_a_client_that_hangs_is_left_behind(
     tmp_path: Path, simulator: Simulator, faults: Callable[..., None]
 ) -> None:
@@ -170,7 +238,7 @@ def test_a_client_that_hangs_is_left_behind(
     from flwr.app import ConfigRecord
 
     sent = list(strategy.configure_train(1, arrays, ConfigRecord(), grid))
-    replies = list(grid.send_and_receive(sent, timeout=25))
+    replies = list(grid.send_and_receive(sent, timeout=10))
     assert 6 <= len(replies) < 12
     faults()
     assert len(list(grid.send_and_receive(sent, timeout=60))) == 12  # the workers are well again
@@ -199,10 +267,21 @@ def query(node: int) -> Message:
     return Message(RecordDict(), node, "query")
 
 
-def test_replies_come_in_the_order_of_the_messages(grid: SerialGrid | RayGrid) -> None:
-    replies = list(grid.send_and_receive([query(n) for n in (4, 0, 2)]))
-    assert [messages.read_introduction(reply)[0] for reply in replies] == [4, 0, 2]
-    assert [reply.metadata.src_node_id for reply in replies] == [4, 0, 2]
+def test_replies_come_one_by_one_and_say_whose_they_are(grid: SerialGrid | RayGrid) -> None:
+    replies = iter(grid.send_and_receive([query(n) for n in (4, 0, 2)]))
+    found = [next(replies), *replies]
+    partitions = [messages.read_introduction(reply)[0] for reply in found]
+    assert sorted(partitions) == [0, 2, 4]
+    assert [reply.metadata.src_node_id for reply in found] == partitions
+
+
+def test_nothing_keeps_a_reply_that_was_handed_out(grid: SerialGrid | RayGrid) -> None:
+    seen: list[weakref.ref[Message]] = []
+    for reply in grid.send_and_receive([query(n) for n in range(5)]):
+        assert all(reference() is None for reference in seen)
+        seen.append(weakref.ref(reply))
+        del reply
+    assert len(seen) == 5
 
 
 def test_nothing_sent_nothing_received(grid: SerialGrid | RayGrid) -> None:
@@ -248,9 +327,9 @@ def test_several_contents_in_one_send(grid: SerialGrid | RayGrid) -> None:
         content = messages.request(arrays, config_record, 1)
         sent.append(Message(content, node, "train"))
     for _ in range(2):
-        for node, reply in enumerate(grid.send_and_receive(sent)):
+        for reply in grid.send_and_receive(sent):
             returned = messages.read_reply(reply).arrays["head.linear.bias"]
-            assert (returned == node).all()
+            assert (returned == reply.metadata.src_node_id).all()
 
 
 def test_workers_can_be_closed_twice() -> None:

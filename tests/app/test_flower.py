@@ -49,7 +49,7 @@ def no_ray_of_ours(ray_simulator: Simulator) -> None:
     ray_simulator.close()
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "oqfl"])
+@pytest.mark.parametrize("strategy", [pytest.param("fedavg", marks=pytest.mark.long), "oqfl"])
 def test_whole_run_equals_ours(strategy: str, tmp_path: Path, no_ray_of_ours: None) -> None:
     overrides = (f"strategy={strategy}", *OVERRIDES)
     app = ServerApp()
@@ -70,7 +70,9 @@ def test_whole_run_equals_ours(strategy: str, tmp_path: Path, no_ray_of_ours: No
 @pytest.mark.parametrize(
     ("override", "make"),
     [
-        ("strategy=fedavg", lambda training: FedAvg(train=training)),
+        pytest.param(
+            "strategy=fedavg", lambda training: FedAvg(train=training), marks=pytest.mark.long
+        ),
         ("strategy=oqfl", lambda training: OQFL(quant=QuantSettings(bits=4), train=training)),
     ],
     ids=["fedavg", "oqfl"],

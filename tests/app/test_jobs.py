@@ -3,22 +3,16 @@
 import csv
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from command_line import Running, run
 from conftest import FAULTS, ROOT, assert_same_run
 
 SERIAL = (
     "engine=serial", "clients.total=6", "data.max_train=240", "train.epochs=1", "rounds=2",
 )  # fmt: skip
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "main.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_a_sweep_ends_in_a_table_and_runs_identical_jobs_once(tmp_path: Path) -> None:
@@ -74,25 +68,22 @@ def test_a_run_that_fails_says_so_in_its_exit_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "strategy",
     [
-        "fedavg",
         "oqfl",
         "splitfed_v3",
+        pytest.param("fedavg", marks=pytest.mark.long),
         pytest.param("fedavg strategy.server_optimizer=fedyogi", marks=pytest.mark.long),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(strategy: str, tmp_path: Path) -> None:
     chosen = (*f"strategy={strategy}".split(), *SERIAL, "rounds=6", "checkpoint.every=2", "seed=5")
     killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "main.py", *chosen, f"hydra.run.dir={killed}"],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = Running(*chosen, f"hydra.run.dir={killed}")
     deadline = time.monotonic() + 120
     while _num_lines(killed / "rounds.jsonl") < 3:
-        assert process.poll() is None, "ended before it could be killed"
+        assert process.is_running(), "ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.send(signal.SIGKILL)
     process.wait()
     assert not (killed / "summary.json").exists()
 
@@ -136,21 +127,16 @@ def test_another_experiment_is_neither_continued_nor_harmed(tmp_path: Path) -> N
 def test_a_finished_run_that_grows_is_unfinished_until_it_is_done(tmp_path: Path) -> None:
     quiet = (*SERIAL, "tracker.wandb.mode=disabled", f"hydra.run.dir={tmp_path}")
     assert run(*quiet).returncode == 0
-    process = subprocess.Popen(
-        [sys.executable, "main.py", *quiet, "rounds=500", "resume=true"],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        # As in a terminal: a shell's background job, where CI may run us, ignores the interrupt.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    process = Running(*quiet, "rounds=500", "resume=true")
     deadline = time.monotonic() + 120
     while _num_lines(tmp_path / "rounds.jsonl") < 4:
-        assert process.poll() is None
+        assert process.is_running()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the same command with resume=true continues" in said
+    process.send(signal.SIGINT)
+    ended = process.wait(timeout=60)
+    assert ended.returncode == 130
+    assert "the same command with resume=true continues" in ended.stderr
     assert not (tmp_path / "summary.json").exists()
 
 

@@ -17,7 +17,10 @@ def data_for(model: str) -> list[str]:
     return [source, f"data.root=/{kind}", f"data.name={kind}", f"data.shape={shape}", *large]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, marks=pytest.mark.long) if m == "densenet201" else m for m in MODELS],
+)
 def test_two_rounds_of_oqfl(model: str, tmp_path: Path) -> None:
     chosen = ("strategy=oqfl", "quant.bits=4", f"model={model}", "train.lr=1e-3", *TINY)
     summary = simulate(tmp_path, *chosen, *data_for(model))

@@ -46,7 +46,7 @@ def test_a_model_that_is_cut_off_as_it_is_written_is_none(
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(server, "save_file", full)
+    monkeypatch.setattr(server, "save_arrays", full)
     with pytest.raises(OSError, match="no space left"):
         simulate(tmp_path, "rounds=1", "clients.total=1")
     assert not (tmp_path / MODEL).exists()

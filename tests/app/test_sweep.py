@@ -4,20 +4,19 @@ import json
 import math
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from command_line import Running, run
 from conftest import FAULTS, ROOT, small
 
 import tracking
 from app.config.composition import compose
 from app.jobs import Jobs, expand, finished, preset
-from app.run_folder import FolderTakenError, claim, take
+from app.run_folder import claim, take
 from tracking.collect import find
 
 SMALL = (
@@ -25,11 +24,6 @@ SMALL = (
     "tracker.wandb.mode=disabled",
 )  # fmt: skip
 JOBS = ("strategy=oqfl,fedavg", "quant.bits=2,4,8", "seed=0,1")
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "main.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def summaries(sweep: Path) -> dict[str, Any]:
@@ -49,16 +43,13 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve jobs, killed in the fifth and started again."""
     sweep = tmp_path_factory.mktemp("sweeps") / "first"
     jobs = ("-m", *JOBS, *SMALL, f"hydra.sweep.dir={sweep}")
-    process = subprocess.Popen(
-        [sys.executable, "main.py", *jobs],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = Running(*jobs)
     deadline = time.monotonic() + 120
     while not (sweep / "4" / "rounds.jsonl").exists():
-        assert process.poll() is None, "ended before it could be killed"
+        assert process.is_running(), "ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    process.send(signal.SIGKILL)
     process.wait()
     before = summaries(sweep)
     assert len(before) in (4, 5)
@@ -153,20 +144,10 @@ def test_what_has_finished_beside_it_is_taken_over(sweep: Path) -> None:
 def test_a_folder_whose_run_was_killed_as_it_began_can_be_taken(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
     config = small()
-    assert claim(tmp_path, config) is None
-    take(tmp_path, config, is_continued=True)
+    claim(tmp_path, config)
+    take(tmp_path, config)
     assert json.loads((tmp_path / "config.json").read_text()) == config.identity
     assert find([tmp_path])[0].status == "unfinished"
-
-
-def test_of_two_runs_that_find_a_folder_empty_the_second_is_refused(tmp_path: Path) -> None:
-    one, other = small("seed=1"), small("seed=2")
-    for config in (one, other):
-        assert claim(tmp_path, config) is None
-    take(tmp_path, one, is_continued=False)
-    with pytest.raises(FolderTakenError, match="another run just took it"):
-        take(tmp_path, other, is_continued=False)
-    assert json.loads((tmp_path / "config.json").read_text()) == one.identity
 
 
 def test_without_being_asked_nothing_is_taken_over(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def edited(path: Path, old: str, new: str) -> None:
         ("devices", "fp32: {value: 4.0", "fp32: {value: 0", "positive speed at fp32"),
         ("devices", "  power: ", "  watts: ", "phone_low: watts: takes efficiency"),
         ("devices", "phone_low:", "phone_low: 3\nx:", "phone_low: takes a row"),
-        ("devices", "phone_low:", "phone_low: [", "is not valid YAML"),
+        ("devices", "phone_low:", "phone_low: [", "cannot be read as YAML"),
         (
             "links",
             "  up: {value: 1.3",

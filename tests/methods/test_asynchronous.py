@@ -51,7 +51,7 @@ class ShufflingGrid(SerialGrid):
     def _execute(self, sent, timeout):
         order = list(sent)
         random.Random(self.seed).shuffle(order)
-        replies = super()._execute(order, timeout)
+        replies = list(super()._execute(order, timeout))
         random.Random(self.seed + 1).shuffle(replies)
         return replies
 

@@ -8,6 +8,7 @@ import pytest
 from runs import client_row, make_run, make_seeds, round_row
 from tracking.collect import find
 from tracking.html import clients, curves, describe, embed, render, write_html
+from tracking.text import line
 
 NASTY = "</script><script>alert(1)</script><!-- <b>&amp; \u2028 {{data}}"
 
@@ -61,8 +62,8 @@ def test_the_page_holds_what_is_nasty_as_text(tmp_path):
     make_run(tmp_path / "0", [f"model.x={NASTY}"], config, error=f"Traceback\n{NASTY}\n")
     page = render(find([tmp_path]), NASTY)
     assert page.count("alert(1)</script>") == 0
-    assert shown(page)["runs"][0]["error"] == NASTY
-    assert shown(page)["runs"][0]["config"] == config
+    assert shown(page)["runs"][0]["error"] == line(NASTY)
+    assert shown(page)["runs"][0]["config"] == config | {"name": line(NASTY)}
     assert "<title>&lt;/script&gt;" in page
 
 
@@ -133,7 +134,7 @@ def test_nasty_text_runs_nowhere(tmp_path, open_page):
     assert page.locator("script").count() == 3
     assert page.locator("td b, text b").count() == 0
     assert "failed" in page.locator("#table").inner_text()
-    assert page.locator("td.status small").text_content() == NASTY
+    assert page.locator("td.status small").text_content() == line(NASTY)
 
 
 def test_filters(tmp_path, open_page):

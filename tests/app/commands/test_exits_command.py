@@ -1,12 +1,11 @@
 """Answers by confidence of a finished run."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, cut_network
+from command_line import run as run_main
+from conftest import cut_network
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,14 +22,12 @@ from strategies.hierarchical import Hierarchical, tiers_in
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exits") / "run"
-    subprocess.run(
-        [
-            sys.executable, "main.py", "strategy=hierarchical", "split.cut=stage2", "engine=serial",
-            "clients.total=2", "rounds=1", "link.up=int8", "tracker.wandb.mode=disabled",
-            f"hydra.run.dir={folder}",
-        ],
-        cwd=ROOT, check=True, capture_output=True,
+    done = run_main(
+        "strategy=hierarchical", "split.cut=stage2", "engine=serial",
+        "clients.total=2", "rounds=1", "link.up=int8", "tracker.wandb.mode=disabled",
+        f"hydra.run.dir={folder}",
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     return folder
 
 

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from command_line import run as run_main
 from omegaconf import OmegaConf
 
 from app.commands import export_network as module
@@ -26,14 +24,12 @@ from quant.layers import QuantSpec
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep: 0 is fedavg, 1 is oqfl at 4 bits."""
     folder = tmp_path_factory.mktemp("export") / "runs"
-    subprocess.run(
-        [
-            sys.executable, "main.py", "-m", "strategy=fedavg,oqfl", "engine=serial",
-            "clients.total=4", "rounds=2", "data.max_train=480", "tracker.wandb.mode=disabled",
-            f"hydra.sweep.dir={folder}",
-        ],
-        cwd=ROOT, check=True, capture_output=True,
+    done = run_main(
+        "-m", "strategy=fedavg,oqfl", "engine=serial",
+        "clients.total=4", "rounds=2", "data.max_train=480", "tracker.wandb.mode=disabled",
+        f"hydra.sweep.dir={folder}",
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -177,14 +173,12 @@ def test_another_accuracy_than_the_summarys_is_said(
 def split_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep: 0 is splitfed_v1 with a lossy link, 1 is splitfed_v3."""
     folder = tmp_path_factory.mktemp("export") / "split"
-    subprocess.run(
-        [
-            sys.executable, "main.py", "-m", "strategy=splitfed_v1,splitfed_v3", "link.up=sign",
-            "link.down=int8", "engine=serial", "clients.total=2", "rounds=2", "data.max_train=240",
-            "tracker.wandb.mode=disabled", f"hydra.sweep.dir={folder}",
-        ],
-        cwd=ROOT, check=True, capture_output=True,
+    done = run_main(
+        "-m", "strategy=splitfed_v1,splitfed_v3", "link.up=sign",
+        "link.down=int8", "engine=serial", "clients.total=2", "rounds=2", "data.max_train=240",
+        "tracker.wandb.mode=disabled", f"hydra.sweep.dir={folder}",
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -228,14 +222,12 @@ def test_a_binarized_half_is_exported_in_its_bits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    subprocess.run(
-        [
-            sys.executable, "main.py", "strategy=binarized_split", "split.cut=stage2", "rounds=1",
-            "engine=serial", "clients.total=2", "data.max_train=80", "tracker.wandb.mode=disabled",
-            f"hydra.run.dir={run}",
-        ],
-        cwd=ROOT, check=True, capture_output=True,
+    done = run_main(
+        "strategy=binarized_split", "split.cut=stage2", "rounds=1",
+        "engine=serial", "clients.total=2", "data.max_train=80", "tracker.wandb.mode=disabled",
+        f"hydra.run.dir={run}",
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert main([str(run)]) == 0
     printed = capsys.readouterr().out
     assert "none differs" in printed and "32.00" in printed

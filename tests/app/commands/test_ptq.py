@@ -1,12 +1,10 @@
 """Post-training quantization of a finished run."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from command_line import run as run_main
 
 from app.commands.ptq import accuracies, main
 
@@ -14,13 +12,11 @@ from app.commands.ptq import accuracies, main
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ptq") / "run"
-    subprocess.run(
-        [
-            sys.executable, "main.py", "strategy=fedavg", "engine=serial", "clients.total=4",
-            "rounds=4", "tracker.wandb.mode=disabled", f"hydra.run.dir={folder}",
-        ],
-        cwd=ROOT, check=True, capture_output=True,
+    done = run_main(
+        "strategy=fedavg", "engine=serial", "clients.total=4",
+        "rounds=4", "tracker.wandb.mode=disabled", f"hydra.run.dir={folder}",
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     return folder
 
 

@@ -61,8 +61,8 @@ def test_round_trip_of_every_type(tmp_path):
         record(2, sim_s=1.5, energy_j=2.5, extra={"dcor_max": 0.75, "active_channels": 8.0}),
     ]
     state = {"half/3/w": np.arange(4.0), "seen": np.array(False)}
-    Checkpoints(tmp_path / "new" / "folder").save(ServerState(2, ARRAYS, state, records))
-    found = Checkpoints(tmp_path / "new" / "folder").latest()
+    Checkpoints(tmp_path / "new").save(ServerState(2, ARRAYS, state, records))
+    found = Checkpoints(tmp_path / "new").latest()
     assert found.round == 2
     assert same(found.arrays, ARRAYS)
     assert same(found.extra, state)
@@ -158,7 +158,7 @@ def test_a_part_left_by_a_crash_is_ignored_and_overwritten(tmp_path):
     assert store.latest().arrays["w"][0, 0] == 2
     assert not part.exists()
     assert sorted(p.name for p in (tmp_path / "000002").iterdir()) == [
-        "model.safetensors", "records.json", "strategy.safetensors",
+        "manifest.json", "model.safetensors", "records.json", "strategy.safetensors",
     ]  # fmt: skip
 
 
@@ -189,7 +189,7 @@ def test_killed_while_writing_leaves_the_one_before(tmp_path, monkeypatch, kill_
         elif kill_at == "records":
             patch.setattr(module.json, "dumps", dies_at(1, json.dumps))
         elif kill_at == "sync":
-            patch.setattr(module, "_sync", dies_at(2, module._sync))
+            patch.setattr(module, "sync", dies_at(2, module.sync))
         else:
             patch.setattr(module.Path, "rename", dies_at(1, module.Path.rename))
         with pytest.raises(Killed):
@@ -203,14 +203,16 @@ def test_killed_while_writing_leaves_the_one_before(tmp_path, monkeypatch, kill_
 
 def test_everything_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     events = []
-    real_sync, real_rename = module._sync, module.Path.rename
-    monkeypatch.setattr(module, "_sync", lambda p: (events.append(p.name), real_sync(p)))
+    real_sync, real_rename = module.sync, module.Path.rename
+    monkeypatch.setattr(module, "sync", lambda p: (events.append(p.name), real_sync(p)))
     monkeypatch.setattr(
         module.Path, "rename", lambda p, t: (events.append("rename"), real_rename(p, t))[1]
     )
     Checkpoints(tmp_path).save(made(1))
     at = events.index("rename")
-    assert set(events[:at]) == {"model.safetensors", "strategy.safetensors", "records.json"}
+    assert set(events[:at]) == {
+        "model.safetensors", "strategy.safetensors", "records.json", "manifest.json",
+    }  # fmt: skip
     assert events[at + 1 :] == [tmp_path.name]
 
 
@@ -237,6 +239,7 @@ def test_a_record_field_that_does_not_exist_yet_is_an_extra(tmp_path):
     path = tmp_path / "000001" / "records.json"
     rows = json.loads(path.read_text())
     path.write_text(json.dumps([{**row, "future": 2.0} for row in rows]))
+    (tmp_path / "000001" / "manifest.json").unlink()
     (found,) = Checkpoints(tmp_path).latest().records
     assert found.extra == {"future": 2.0}
     assert dataclasses.replace(found, extra={}) == record(1)

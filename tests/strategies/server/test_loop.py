@@ -14,8 +14,8 @@ from flwr.serverapp.strategy import Strategy
 from app.engine import SerialGrid
 from fleet.selection import select
 from strategies import messages
-from strategies.client.training import LocalTraining
-from strategies.contract import Update
+from strategies.client.training import LocalTraining, train_epochs
+from strategies.contract import ClientData, Streams, Update, check_arrays
 from strategies.fedavg import FedAvg
 from strategies.server.aggregation import Averaging
 from strategies.server.checkpoint import Checkpoints
@@ -107,7 +107,7 @@ class ShufflingGrid(SerialGrid):
     def _execute(self, sent, timeout):
         order = list(sent)
         random.Random(self.seed).shuffle(order)
-        replies = super()._execute(order, timeout)
+        replies = list(super()._execute(order, timeout))
         random.Random(self.seed + 1).shuffle(replies)
         return replies
 
@@ -383,6 +383,110 @@ def test_a_reply_with_other_arrays_is_a_failure_of_that_client():
     sink = Memory()
     FedAvg().start(grid(odd), initial(), num_rounds=1, sinks=[sink])
     assert sink.rounds[0].num_failed == 1
+
+
+def of_metrics(**values):
+    def act(reply):
+        names = {"n": messages.NUM_EXAMPLES, "loss": messages.LOSS, "up": messages.BYTES_UP}
+        metrics = reply.content.metric_records[messages.METRICS]
+        metrics.update({names.get(key, messages.EXTRA + key): v for key, v in values.items()})
+
+    return act
+
+
+def of_array(change):
+    def act(reply):
+        arrays = messages.to_arrays(reply.content.array_records[messages.ARRAYS])
+        reply.content[messages.ARRAYS] = messages.to_record({**arrays, "w": change(arrays["w"])})
+
+    return act
+
+
+def of_bytes(change):
+    def act(reply):
+        array = reply.content.array_records[messages.ARRAYS]["w"]
+        array.data = change(array.data)
+
+    return act
+
+
+def filled(value):
+    return of_array(lambda w: np.full_like(w, value))
+
+
+WRONG = [
+    (of_metrics(n=0), "num_examples=0: takes 1 to 30"),
+    (of_metrics(n=-1), "num_examples=-1: takes 1 to 30"),
+    (of_metrics(n=31), "num_examples=31: takes 1 to 30"),
+    (of_metrics(n=2.5), "num-examples=2.5: takes a whole number"),
+    (of_metrics(n=float("nan")), "num-examples=nan: takes a whole number"),
+    (of_metrics(n=float("inf")), "num-examples=inf: takes a whole number"),
+    (of_metrics(n=[1, 2]), "num-examples=[1, 2]: takes a number"),
+    (of_metrics(loss=float("nan")), "loss=nan: takes a finite number"),
+    (of_metrics(loss=-float("inf")), "loss=-inf: takes a finite number"),
+    (of_metrics(up=-1), "bytes_up=-1: takes 0 or more"),
+    (of_metrics(own=float("inf")), "own=inf: takes a finite number"),
+    (filled(np.nan), "array w holds NaN"),
+    (filled(-np.inf), "array w holds infinity"),
+    (filled(-3e38), "array w holds 3.0e+38: takes values up to 1.8e+19"),
+    (of_array(lambda w: w.astype(np.float64)), "array w is float64 (2, 3), expected float32 (2,"),
+    (of_array(lambda w: w.astype(np.int64)), "array w is int64 (2, 3), expected float32 (2, 3)"),
+    (of_array(lambda w: w.T), "array w is float32 (3, 2), expected float32 (2, 3)"),
+    (of_bytes(lambda data: b""), ""),
+    (of_bytes(lambda data: data[:-5]), ""),
+    (of_bytes(lambda data: b"\x80\x04K\x01."), ""),  # a pickle
+    (of_bytes(lambda data: data[:20] + bytes(len(data) - 20)), ""),
+]
+
+
+def test_what_cannot_be_used_is_a_failure_of_that_client():
+    """Of an app of somebody's own, which checks nothing itself: as if the client had raised."""
+    app = make_app()
+    changes = dict(enumerate(change for change, _ in WRONG))
+
+    def outcome(wrong):
+        odd = ClientApp()
+        odd.query()(lambda message, context: app(message, context))
+
+        @odd.train()
+        def train(message, context):
+            reply = app(message, context)
+            server_round = messages.read_request(message)[2]
+            if context.node_id == 2:
+                if not wrong:
+                    raise DivergedError("left out")
+                changes[server_round - 1](reply)
+            return reply
+
+        sink = Memory()
+        result = FedAvg().start(grid(odd), initial(), num_rounds=len(WRONG), sinks=[sink])
+        return result, sink
+
+    (wrong, found), (without, expected) = outcome(True), outcome(False)
+    for (_, reason), row in zip(WRONG, found.clients, strict=True):
+        assert row[2].status == "failed"
+        assert row[2].reason.startswith("its reply cannot be used: ")
+        assert reason in row[2].reason
+        assert row[2].bytes_up == 0 and row[2].loss is None
+    assert timeless(found.rounds) == timeless(expected.rounds)
+    assert states_equal(wrong.arrays, without.arrays)
+
+
+def test_values_that_only_seem_too_large_are_taken():
+    """The sum of their squares overflows; none of the squares does."""
+    large = torch.full((100,), 1e19)
+    assert torch.linalg.vector_norm(large).isinf()
+    check_arrays({"w": large, "half": torch.full((9,), 6e4, dtype=torch.float16)})
+    check_arrays({"n": torch.tensor([2**62]), "empty": torch.zeros(0), "scalar": torch.tensor(1.0)})
+
+
+def test_values_of_1e20_in_the_data_are_a_failure():
+    """They gave an infinite running variance, which is no parameter."""
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    data = ClientData(torch.randn(8, 3) * 1e20, torch.arange(8) % 2, torch.arange(8))
+    train_epochs(model, data, LocalTraining(epochs=1), Streams(0, 1, 0))
+    with pytest.raises(ValueError, match=r"array 0\.running_var holds infinity"):
+        check_arrays(model.state_dict())
 
 
 # Records ------------------------------------------------------------------------------------------

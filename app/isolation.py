@@ -1,0 +1,265 @@
+"""What one client's code may leave behind in its process, and must not reach the next client.
+
+Settings of the process are put back. What a client did to the network, the data or the arrays of
+the round, which all clients of a process share, is noticed, so that these are made anew. Not
+noticed are writes through ``.numpy()`` or ``.data`` to rows that are not looked at, and functions
+of libraries that were replaced.
+"""
+
+import contextlib
+import gc
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.optim import optimizer as torch_optimizer
+
+from strategies.contract import ClientData
+
+SIGNALS = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2,
+    signal.SIGCHLD, signal.SIGPIPE,
+)  # fmt: skip
+ROWS = 4  # of a client's data that are compared
+
+# The process ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Something of the whole process.
+
+    Attributes:
+        read: returns it, as a value that later changes leave alone.
+        write: sets it.
+    """
+
+    read: Callable[[], Any]
+    write: Callable[[Any], None]
+
+
+def _read_folder() -> str | None:
+    try:
+        return os.getcwd()  # noqa: PTH109 — a string that compares fast
+    except OSError:
+        return None
+
+
+def _write_folder(path: str | None) -> None:
+    if path is not None:
+        os.chdir(path)
+
+
+def _write_environ(values: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - values.keys():
+        del os.environ[name]
+    os.environ.update(values)
+
+
+def _write_filters(filters: Any) -> None:
+    warnings.resetwarnings()
+    warnings.filters[:] = filters  # type: ignore[index]
+
+
+def _write_path(path: list[str]) -> None:
+    sys.path[:] = path
+
+
+def _write_streams(streams: tuple[Any, Any]) -> None:
+    sys.stdout, sys.stderr = streams
+
+
+def _read_handlers() -> dict[int, Any]:
+    return {number: signal.getsignal(number) for number in SIGNALS}
+
+
+def _write_handlers(handlers: Mapping[int, Any]) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number, handler in handlers.items():
+        if handler is not None and signal.getsignal(number) != handler:
+            signal.signal(number, handler)
+
+
+def _write_collector(is_enabled: bool) -> None:
+    (gc.enable if is_enabled else gc.disable)()
+
+
+def _write_device(device: torch.device) -> None:
+    # Not "cpu" as such, which torch would then look up at every call.
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _write_deterministic(given: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(given[0], warn_only=given[1])
+
+
+def _read_autocast() -> tuple[bool, torch.dtype]:
+    return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+
+def _write_autocast(given: tuple[bool, torch.dtype]) -> None:
+    torch.set_autocast_enabled("cpu", given[0])
+    torch.set_autocast_dtype("cpu", given[1])
+
+
+def _read_cudnn() -> tuple[bool, ...]:
+    flags = torch.backends.cudnn
+    return flags.enabled, flags.benchmark, flags.deterministic
+
+
+def _write_cudnn(given: tuple[bool, ...]) -> None:
+    flags = torch.backends.cudnn
+    flags.enabled, flags.benchmark, flags.deterministic = given
+
+
+def _read_hooks() -> list[dict[Any, Any]]:
+    return [dict(hooks) for hooks in _GLOBAL_HOOKS]
+
+
+def _write_hooks(given: list[dict[Any, Any]]) -> None:
+    for hooks, values in zip(_GLOBAL_HOOKS, given, strict=True):
+        hooks.clear()
+        hooks.update(values)
+
+
+# Hooks that torch calls for every module or optimizer of the process.
+_GLOBAL_HOOKS: list[dict[Any, Any]] = [
+    value
+    for owner in (torch_module, torch_optimizer)
+    for name, value in vars(owner).items()
+    if name.startswith("_global_") and isinstance(value, dict)
+]
+
+SETTINGS = (
+    Setting(_read_folder, _write_folder),
+    Setting(lambda: dict(os.environ), _write_environ),
+    Setting(lambda: list(sys.path), _write_path),
+    Setting(lambda: (sys.stdout, sys.stderr), _write_streams),
+    Setting(sys.getrecursionlimit, sys.setrecursionlimit),
+    Setting(gc.isenabled, _write_collector),
+    Setting(lambda: list(warnings.filters), _write_filters),
+    Setting(lambda: logging.root.manager.disable, logging.disable),
+    Setting(_read_handlers, _write_handlers),
+    Setting(np.geterr, lambda given: np.seterr(**given) and None),
+    Setting(torch.get_num_threads, torch.set_num_threads),
+    Setting(torch.get_default_dtype, torch.set_default_dtype),
+    Setting(torch.get_default_device, _write_device),
+    Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    Setting(
+        lambda: (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        _write_deterministic,
+    ),
+    Setting(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),  # type: ignore[arg-type]
+    Setting(_read_autocast, _write_autocast),
+    Setting(_read_cudnn, _write_cudnn),
+    Setting(
+        lambda: torch.backends.mkldnn.enabled,
+        lambda given: torch.backends.mkldnn.set_flags(given) and None,
+    ),
+    Setting(_read_hooks, _write_hooks),
+)
+
+
+@contextlib.contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """Run a client's code with gradients on, and put back what it changes in its process.
+
+    Args:
+        seed: of Python's and numpy's global generators meanwhile, so that what they draw does not
+            depend on which clients ran before.
+    """
+    before = [setting.read() for setting in SETTINGS]
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for setting, value in zip(SETTINGS, before, strict=True):
+            if setting.read() != value:
+                with contextlib.suppress(OSError):  # the folder may be gone
+                    setting.write(value)
+
+
+# What clients share -----------------------------------------------------------------------------
+
+
+def structure(model: Any) -> tuple[Any, ...]:
+    """Describe a network beyond its values: what loading a client's arrays does not put back.
+
+    Args:
+        model: what a client half's ``prepare`` returned: a module, or something that holds some.
+    """
+    return tuple(
+        (
+            type(one),
+            vars(one).get("forward"),
+            tuple(hook for name in _HOOKS for hook in getattr(one, name)),
+            tuple(
+                (
+                    name,
+                    p.shape,
+                    p.dtype,
+                    p.requires_grad,
+                    p.is_inference(),
+                    tuple(p._backward_hooks or ()),
+                    tuple(getattr(p, "_post_accumulate_grad_hooks", None) or ()),
+                )
+                for name, p in one.named_parameters(recurse=False)
+            ),
+            tuple((n, b.shape, b.dtype) for n, b in one.named_buffers(recurse=False)),
+        )
+        for whole in _modules(model)
+        for one in whole.modules()
+    )
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _modules(value: Any, depth: int = 4) -> Iterator[nn.Module]:
+    """The modules that something holds: itself, in containers, or in its attributes."""
+    if isinstance(value, nn.Module):
+        yield value
+        return
+    held: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        held = value.values()
+    elif isinstance(value, tuple | list):
+        held = value
+    elif not isinstance(value, type):
+        held = getattr(value, "__dict__", {}).values()
+    for one in held if depth else ():
+        yield from _modules(one, depth - 1)
+
+
+def versions(arrays: Mapping[str, Tensor]) -> list[int]:
+    """Count torch's writes into each tensor."""
+    return [tensor._version for tensor in arrays.values()]
+
+
+def glance(data: ClientData) -> tuple[Any, ...]:
+    """Describe a client's data so that most writes change it: torch's count, and some rows."""
+    rows = data.rows[:: max(1, len(data) // ROWS)]
+    return (
+        versions({"x": data.x, "y": data.y, "rows": data.rows}),
+        *(tensor[rows].numpy().tobytes() for tensor in (data.x, data.y)),
+    )
