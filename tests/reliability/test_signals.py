@@ -130,14 +130,13 @@ HUP = "os.kill(os.getpid(), signal.SIGHUP)\n"
         # One that comes together with another is the same; a later one ends at once.
         ("with signals.held():\n " + KILL + " " + HUP + " os._exit(0)", 0),
         (
-            "signals.TOGETHER_S = 0\nwith signals.held():\n "
-            + KILL + " time.sleep(1e-3)\n " + HUP,
+            "signals.TOGETHER_S = 0\nwith signals.held():\n " + KILL + " time.sleep(1e-3)\n " + HUP,
             129,
-        ),  # fmt: skip
+        ),
         # Told to ignore one, as by nohup.
         ("signal.signal(signal.SIGHUP, signal.SIG_IGN)\nsignals.install()\n" + HUP, 0),
     ],
-)  # fmt: skip
+)
 def test_a_signal_is_raised_once_and_where_it_may(act: str, code: int, tmp_path: Path) -> None:
     assert exit_code(act, tmp_path) == code
 
