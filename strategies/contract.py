@@ -27,6 +27,8 @@ M = TypeVar("M")
 class ClientData:
     """One client's samples: rows of tensors that all clients of a worker share.
 
+    They are to be read. A client that writes into them fails, and they are loaded anew.
+
     Attributes:
         x: (N, …) float32 inputs of the whole training set.
         y: (N,) int64 classes.

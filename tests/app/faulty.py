@@ -7,6 +7,7 @@ for all rounds, or ``<round>/<partition> <kind>``. `Without` leaves these client
 
 import ctypes
 import gc
+import itertools
 import logging
 import os
 import random
@@ -14,6 +15,7 @@ import signal
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -93,7 +95,7 @@ DEATHS: dict[str, Callable[[], object]] = {
     "segfault": lambda: ctypes.string_at(0),
     "abort": os.abort,
     "hold-on": hold_on,
-    "hang-in-c": lambda: ctypes.PyDLL(None).sleep(600),  # and nobody else gets the interpreter
+    "hang-in-c": lambda: deque(itertools.repeat(0), maxlen=0),  # looks at no signal
 }
 
 

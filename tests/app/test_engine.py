@@ -10,7 +10,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from conftest import FAULTS, assert_same_run, rounds, simulate
-from flwr.app import Message, RecordDict
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 from ray.exceptions import RayError
 
 from app import engine
@@ -330,6 +331,23 @@ def test_several_contents_in_one_send(grid: SerialGrid | RayGrid) -> None:
         for reply in grid.send_and_receive(sent):
             returned = messages.read_reply(reply).arrays["head.linear.bias"]
             assert (returned == reply.metadata.src_node_id).all()
+
+
+def test_an_interrupt_in_this_process_ends_the_run() -> None:
+    """It may be the user's; sys.exit and all else that a client raises is the client's."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        raise (KeyboardInterrupt if context.node_id else SystemExit)("leaving")
+
+    first, second = (
+        SerialGrid(2, {}, app).send_and_receive([Message(RecordDict(), node, "query")])
+        for node in range(2)
+    )
+    assert next(first).error.reason.endswith("SystemExit: leaving\n")
+    with pytest.raises(KeyboardInterrupt):
+        next(second)
 
 
 def test_workers_can_be_closed_twice() -> None:
