@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return above
 
 
-@pytest.mark.parametrize("kind", ["finished", "ended"])
+@pytest.mark.parametrize("kind", ["finished", pytest.param("ended", marks=pytest.mark.long)])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged(
     kind: str, damage: str, runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

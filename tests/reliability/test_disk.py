@@ -45,7 +45,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_with_room(
         live(chosen, folder)
     line = str(raised.value)
     assert line.startswith(f"cannot write the checkpoint of round 3 to {folder}: No space left")
-    assert "0.0964 MB to write, " in line and line.endswith(" MB free)") and "\n" not in line
+    assert "0.0962 MB to write, " in line and line.endswith(" MB free)") and "\n" not in line
     assert "with that mended, the same command with resume=true continues" in said(
         raised.value, folder
     )
@@ -55,10 +55,17 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_with_room(
     assert_same_run(tmp_path / "whole", folder)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
-@pytest.mark.parametrize("what", ["rounds", "arrays", "model"])
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("rounds", errno.ENOSPC),
+        ("rounds", errno.EACCES),
+        ("arrays", errno.EDQUOT),
+        ("model", errno.EROFS),
+    ],
+)
 def test_what_cannot_be_written_is_said(
-    code: int, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*given: Any) -> int:
         raise OSError(code, os.strerror(code))

@@ -112,6 +112,7 @@ def exit_code(act: str, tmp_path: Path) -> int:
 
 
 KILL = "os.kill(os.getpid(), signal.SIGTERM)\n"
+LATER = "signals.TOGETHER_S = 0\n"
 HUP = "os.kill(os.getpid(), signal.SIGHUP)\n"
 
 
@@ -129,10 +130,7 @@ HUP = "os.kill(os.getpid(), signal.SIGHUP)\n"
         ("try:\n " + KILL + "except BaseException:\n pass\nwith signals.held():\n pass", 143),
         # One that comes together with another is the same; a later one ends at once.
         ("with signals.held():\n " + KILL + " " + HUP + " os._exit(0)", 0),
-        (
-            "signals.TOGETHER_S = 0\nwith signals.held():\n " + KILL + " time.sleep(1e-3)\n " + HUP,
-            129,
-        ),
+        (LATER + "with signals.held():\n " + KILL + " time.sleep(1e-3)\n " + HUP, 129),
         # Told to ignore one, as by nohup.
         ("signal.signal(signal.SIGHUP, signal.SIG_IGN)\nsignals.install()\n" + HUP, 0),
     ],
