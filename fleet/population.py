@@ -41,6 +41,9 @@ def assign(
     }
 
 
+MOST_JITTER = 10  # a fastest and a slowest client are then e^60 apart
+
+
 def jitter(sigma: float, seed: int, server_round: int, partition: int) -> tuple[float, float]:
     """Return by what factors device and link of a partition are slower in a round.
 
@@ -49,8 +52,8 @@ def jitter(sigma: float, seed: int, server_round: int, partition: int) -> tuple[
     Raises:
         ValueError: sigma is negative or not finite.
     """
-    if not 0 <= sigma < math.inf:
-        raise ValueError(f"fleet.jitter={sigma}: takes a finite number of 0 or more")
+    if not 0 <= sigma <= MOST_JITTER:
+        raise ValueError(f"fleet.jitter={sigma}: takes a finite number from 0 to {MOST_JITTER}")
     if sigma == 0:
         return 1.0, 1.0
     z = [

@@ -8,6 +8,8 @@ from typing import Any
 
 from fleet.seeds import derive_seed
 
+MOST_CLIENTS = 1_000_000
+
 
 @dataclass(frozen=True)
 class ClientsSettings:
@@ -22,6 +24,8 @@ class ClientsSettings:
     def __post_init__(self) -> None:
         if self.total < 1:
             raise ValueError(f"clients.total={self.total}: takes 1 or more")
+        if self.total > MOST_CLIENTS:
+            raise ValueError(f"clients.total={self.total}: takes {MOST_CLIENTS} or fewer")
         value = self.per_round
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 0 < value <= (self.total if isinstance(value, int) else 1):

@@ -7,6 +7,7 @@ from fleet.availability import Sometimes
 from fleet.cost import check_objective
 from fleet.devices import tables
 from fleet.plan import num_asked
+from fleet.population import jitter
 
 WORDS = ("always", "diurnal")
 
@@ -63,6 +64,7 @@ class FleetSettings:
     def __post_init__(self) -> None:
         check_objective(self.objective)
         num_asked(1, self.over_select, 1)  # checks the factor
+        jitter(self.jitter, 0, 0, 0)  # checks itself
         if (self.population is None) == (self.capacity is None):
             raise ValueError(
                 f"fleet={self.name}: takes either fleet.population or fleet.capacity; "

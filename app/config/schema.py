@@ -114,6 +114,8 @@ class Config:
         for key, value, least in (("seed", self.seed, 0), ("rounds", self.rounds, 1)):
             if value < least:
                 raise ValueError(f"{key}={value}: takes {least} or more")
+            if value >= 2**63:
+                raise ValueError(f"{key}={value}: takes less than 2^63")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
             raise ValueError(f"target_accuracy={self.target_accuracy}: takes a share in (0, 1]")
         is_plain = re.fullmatch(r"[\w. -]+(/[\w. -]+)*", self.name) is not None

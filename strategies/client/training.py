@@ -18,6 +18,9 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 AUGMENTS = ("none", "crop_flip")
 
 
+MOST_EPOCHS = 100_000  # of one round
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """How a client trains in one round: the group train of the configuration."""
@@ -60,6 +63,8 @@ class LocalTraining:
         for name in ("epochs", "batch_size", "max_batches"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"train.{name}={value}: takes 1 or more")
+        if self.epochs > MOST_EPOCHS:
+            raise ValueError(f"train.epochs={self.epochs}: takes {MOST_EPOCHS} or fewer")
         if self.server_lr == 0:
             raise ValueError("train.server_lr=0: takes a positive number, or null for train.lr")
         for name in ("lr", "server_lr", "momentum", "weight_decay"):

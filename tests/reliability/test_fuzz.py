@@ -646,6 +646,15 @@ def fuzz_configs(folder: Path, seeds: range) -> Counter[str]:
     return ends
 
 
+def test_a_sweep_of_too_many_jobs_is_refused_before_they_are_written_out() -> None:
+    for overrides in (
+        ["seed=range(0,1000000000000)"], ["seed=range(0,1000)", "rounds=range(1,1001)"],
+        ["seed=range(0,1,1e-300)"],
+    ):  # fmt: skip
+        with watched(), pytest.raises(ValueError, match=r"^seed.*jobs; takes 10000 or fewer"):
+            expand(overrides, True)
+
+
 def test_command_lines(tmp_path: Path) -> None:
     fuzz_configs(tmp_path, range(SAMPLE_CONFIGS))
 
