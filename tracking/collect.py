@@ -165,8 +165,9 @@ def _overrides(folder: Path, wrong: list[str]) -> list[str]:
 
 
 def _json(path: Path, wrong: list[str]) -> dict[str, Any]:
-    if path.name == "config.json" and not path.exists() and path.with_name(ROUNDS).exists():
-        wrong.append(f"{path.name} is missing")
+    rounds = path.with_name(ROUNDS)
+    if path.name == "config.json" and not path.exists() and rounds.exists():
+        wrong += [f"{path.name} is missing"] if rounds.stat().st_size else []
     if not path.exists() or (path.name == "config.json" and not path.stat().st_size):
         return {}  # an empty config.json: killed in its first moment
     try:
