@@ -106,10 +106,15 @@ def settings_of(strategy: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a value is not accepted; names the key.
     """
-    return {
-        name: one(**{f.name: strategy[f.name] for f in fields(one)})
-        for name, one in strategy_groups(method_class(str(strategy["_target_"]))).items()
-    }
+    found = {}
+    for name, one in strategy_groups(method_class(str(strategy["_target_"]))).items():
+        given = {f.name: strategy[f.name] for f in fields(one)}
+        try:
+            found[name] = one(**given)
+        except TypeError as error:  # a list where a check looks a word up
+            odd = [f"strategy.{k}={v}" for k, v in given.items() if isinstance(v, list | dict)]
+            raise ValueError(f"{', '.join(odd) or 'strategy'}: {error}") from error
+    return found
 
 
 def unread(strategy: Mapping[str, Any]) -> Iterable[str]:

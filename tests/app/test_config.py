@@ -35,6 +35,7 @@ WRONG = [
     ("seed=9223372036854775808", "seed=9223372036854775808: takes less than 2^63"),
     ("train.epochs=1000000", "train.epochs=1000000: takes 100000 or fewer"),
     ("fleet.jitter=1e308", "fleet.jitter=1e+308: takes a finite number from 0 to 10"),
+    ("strategy.server_optimizer=[1]", "strategy.server_optimizer=[1]: unhashable"),
     ("data=0", "data=0: takes the name of a file in conf/data"),
     ("strategy=[1]", "strategy=[1]: takes the name of a file in conf/strategy"),
     ("name=" + "[" * 1000, "name=[[["),
