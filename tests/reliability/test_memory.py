@@ -22,14 +22,14 @@ def test_updates_do_not_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         tracemalloc.start()
         simulate(
             tmp_path / f"{len(peaks)}", "strategy=fedavg", f"clients.total={clients}", "rounds=1",
-            "model.width=170", "data.max_train=24", "data.max_test=20", "checkpoint.every=0",
+            "model.width=200", "data.max_train=24", "data.max_test=20", "checkpoint.every=0",
             "train.max_batches=1",
         )  # fmt: skip
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     size = (tmp_path / "1" / "model.safetensors").stat().st_size
     assert size > 3 * MIB
-    assert peaks[2] - peaks[1] < 2 * size  # ten more clients
+    assert peaks[2] - peaks[1] < 4 * size  # of ten more clients
 
 
 @pytest.mark.long
