@@ -10,7 +10,7 @@ demo: .venv/demo
 	$(BIN)/python main.py -m strategy=fedavg,oqfl clients.total=100
 
 test: lint
-	$(BIN)/pytest -m "not long" --numprocesses 2 --dist loadfile --durations=25
+	$(BIN)/pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 test-long: lint
 	$(BIN)/pytest --durations=25

@@ -45,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
         FolderTakenError: another process works on it; names it.
         CannotWriteError: the folder cannot be written to.
     """
-    with writing(LOCK, folder.parent):
+    with writing(f"{folder.name}/{LOCK}", folder.parent):
         folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     lock = FileLock(path, timeout=0)

@@ -43,6 +43,7 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         ValueError: the run cannot start, and nothing was written; one line says why. An exception
             alone makes Flower count a run as failed: sys.exit would not.
+        CannotWriteError: the folder cannot be written to.
     """
     try:
         chosen, prepared, folder = prepare(grid, context.run_config)

@@ -190,8 +190,12 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.5):
+        while True:  # at least twice: when it begins, and when it ends
+            is_over = self._stop.is_set()
             self.peak_bytes = max(self.peak_bytes, sum(map(_pss, _family(os.getpid()))))
+            if is_over:
+                return
+            self._stop.wait(0.5)
 
 
 def _family(root: int) -> list[int]:

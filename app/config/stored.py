@@ -96,7 +96,7 @@ def ours() -> Mapping[str, frozenset[Any]]:
 
 def _named(group: str, key: str) -> frozenset[Any]:
     """The values of a key in the files of a group of conf/."""
-    found = [yaml.safe_load(file.read_text()) for file in (CONF / group).glob("*.yaml")]
+    found = [yaml.safe_load(file.read_text("utf-8")) for file in (CONF / group).glob("*.yaml")]
     return frozenset(values[key] for values in found if key in values)
 
 

@@ -8,9 +8,9 @@ as it was. `Averaging` is the part of a method that does this, and then lets a s
 step.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from strategies import messages
 from strategies.client.proximal import check_mu
 from strategies.contract import Settings
 from strategies.server.method import Arrays, Masks, Result, ServerState
-from strategies.server.robust import ROBUST
+from strategies.server.robust import ROBUST, Weights
 from strategies.server.server_optimizer import PREFIX, ServerOptimizer, ServerSettings
 
 # One floating array of each client, in partition order, and the clients' weights.
@@ -80,6 +80,17 @@ class AverageSettings:
         if isinstance(self.num_malicious, bool) or self.num_malicious < 0:
             raise ValueError(f"strategy.num_malicious={self.num_malicious}: takes 0 or more")
 
+    @property
+    def function(self) -> Average:
+        """What combines one array of all clients."""
+        return AVERAGES.get(self.average, mean)
+
+    @property
+    def weigh(self) -> Weights | None:
+        """What weighs clients by their distances, where anything does."""
+        robust = ROBUST.get(self.average)
+        return robust and partial(robust, num_malicious=self.num_malicious)
+
     def unread(self) -> tuple[str, ...]:
         """Keys that change nothing, given the others."""
         return () if self.average in ("krum", "multi_krum") else ("num_malicious",)
@@ -113,12 +124,14 @@ class Averaging:
     """The usual aggregate: an average over holders, then the server optimizer.
 
     Attributes:
-        settings: which average.
-        optimizer: what the server does with it; its memory is in the state's ``extra``.
+        average: combines the clients' floating arrays.
+        optimizer: what the server does with the average; its memory is in the state's ``extra``.
+        weigh: gives clients other weights than their samples; who gets none is left out.
     """
 
-    settings: AverageSettings = field(default_factory=AverageSettings)
+    average: Average = mean
     optimizer: ServerSettings = field(default_factory=ServerSettings)
+    weigh: Weights | None = None
 
     @staticmethod
     def of(settings: AverageSettings | None) -> "Averaging":
@@ -126,8 +139,8 @@ class Averaging:
         if settings is None:
             return Averaging()
         if not isinstance(settings, AveragingSettings):
-            return Averaging(settings)
-        return Averaging(settings, settings)
+            return Averaging(settings.function, weigh=settings.weigh)
+        return Averaging(settings.function, settings, settings.weigh)
 
     @property
     def needs_prepare(self) -> str:
@@ -160,7 +173,7 @@ class Averaging:
         averaged = combine(
             [result.arrays for result in results],
             weights,
-            AVERAGES.get(self.settings.average, mean),
+            self.average,
             [result.masks for result in results],
             state.arrays,
         )
@@ -175,9 +188,9 @@ class Averaging:
         return replace(state, arrays=stepped, extra=others | optimizer.state())
 
     def _weighed(self, results: Sequence[Result]) -> tuple[Sequence[Result], list[float]]:
-        """The results that are averaged, and their weights: by samples, or by a robust average."""
+        """The results that are averaged, and their weights."""
         weights = [result.weight for result in results]
-        if self.settings.average not in ROBUST:
+        if self.weigh is None:
             return results, weights
         # What somebody does not hold says nothing about others.
         compared = [
@@ -186,8 +199,7 @@ class Averaging:
             if all(result.masks.get(name, True) is True for result in results)
         ]
         states = [result.arrays for result in results]
-        weigh, num_malicious = ROBUST[self.settings.average], self.settings.num_malicious
-        found = weigh(states, compared, weights, num_malicious)
+        found = self.weigh(states, compared, weights)
         kept = [index for index, weight in enumerate(found) if weight > 0]
         return [results[index] for index in kept], [found[index] for index in kept]
 
@@ -267,9 +279,9 @@ def _combine_one(
     values = _read(name, states, first.shape, entries)
     value: NDArray[np.generic]
     if first.dtype.kind == "b":
-        value = functools.reduce(np.logical_or, values)
+        value = reduce(np.logical_or, values)
     elif first.dtype.kind in "iu":
-        value = functools.reduce(np.maximum, values)
+        value = reduce(np.maximum, values)
     else:
         value = average(values, weights)
     if is_step(name):

@@ -21,10 +21,10 @@ from strategies.server.method import Arrays
 
 log = logging.getLogger(__name__)
 
-# (clients' arrays, names of those to compare, samples, f) → weights of the mean.
-Weights = Callable[[Sequence[Arrays], Sequence[str], Sequence[float], int], list[float]]
+# (clients' arrays, names of those to compare, samples) → weights of the mean.
+Weights = Callable[[Sequence[Arrays], Sequence[str], Sequence[float]], list[float]]
 
-ITERATIONS = 100
+ITERATIONS = 1000
 SMALLEST = 1e-6  # of the distance between two clients, as a share of the largest
 
 
@@ -100,7 +100,7 @@ def _first(order: Sequence[int], count: int) -> list[float]:
     return [float(index in chosen) for index in range(len(order))]
 
 
-ROBUST: dict[str, Weights] = {
+ROBUST: dict[str, Callable[..., list[float]]] = {
     "krum": krum,
     "multi_krum": multi_krum,
     "geometric_median": geometric_median,

@@ -328,6 +328,13 @@ class Faulty(FedAvg):
     client = FaultyClient()
 
 
+class Leaving(FedAvg):
+    """A method that ends its process, as it thinks."""
+
+    def start(self, *_: Any, **__: Any) -> NoReturn:
+        sys.exit("this job is leaving")
+
+
 @dataclass(frozen=True)
 class LeavingOut:
     """A schedule that leaves out who has a fault, after the draw."""

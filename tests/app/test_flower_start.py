@@ -90,7 +90,7 @@ def test_what_cannot_start_is_one_line_and_writes_nothing(
 
 def test_output_that_is_no_folder(start: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(ValueError, match=r"File exists: .*run"):
+    with pytest.raises(OSError, match=r"cannot write run/\.lock to .*: File exists"):
         start()
     assert (tmp_path / "run").read_text() == "mine"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from command_line import Running, run
-from conftest import FAULTS, ROOT, small
+from conftest import ROOT, small
 
 import tracking
 from app.config.composition import compose
@@ -156,18 +156,14 @@ def test_without_being_asked_nothing_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_one_job_fails_and_even_calls_exit(tmp_path: Path) -> None:
-    FAULTS.write_text("0 exit")
-    target = "strategy._target_=tests.app.faulty.Faulty,strategies.fedavg.FedAvg"
-    try:
-        result = run("-m", "strategy=fedavg", target, *SMALL, f"hydra.sweep.dir={tmp_path}")
-    finally:
-        FAULTS.write_text("")
+    target = "strategy._target_=tests.app.faulty.Leaving,strategies.fedavg.FedAvg"
+    result = run("-m", "strategy=fedavg", target, *SMALL, f"hydra.sweep.dir={tmp_path}")
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("failed: job 1/2 strategy._target_=")
     assert str(tmp_path / "0" / "error.txt") in result.stderr
     failed, fine = page_data(tmp_path)["runs"]
     assert (failed["status"], fine["status"]) == ("failed", "finished")
-    assert failed["error"] == "SystemExit: this phone is leaving"
+    assert failed["error"] == "SystemExit: this job is leaving"
     assert failed["summary"] == {}
 
 

@@ -444,9 +444,9 @@ def test_what_no_client_is_cut_at_counts_nowhere(tmp_path: Path) -> None:
 
 
 def test_a_worker_keeps_its_network_over_falling_rates(tmp_path: Path) -> None:
-    client._model.cache_clear()
+    client._prepared.cache_clear()
     simulate(tmp_path, "strategy=splitfed_v1", "rounds=3", "train.lr_decay=0.5")
-    assert client._model.cache_info().misses == 1
+    assert client._prepared.cache_info().misses == 1
 
 
 ERRORS = [

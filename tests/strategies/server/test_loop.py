@@ -165,7 +165,7 @@ def test_node_ids_do_not_matter():
 
 def test_another_average_is_used():
     def first_only(values, weights):
-        return values[0]
+        return next(iter(values))
 
     method = replace(FedAvg().method, aggregate=Averaging(first_only))
     result = FederatedStrategy(method).start(grid(), initial(), num_rounds=1)

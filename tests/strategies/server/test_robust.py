@@ -43,7 +43,7 @@ def test_inner_products_are_those_of_the_differences(count, seed):
 
 
 @modest
-@given(st.integers(5, 9), st.integers(0, 2), st.integers(0, 10**6))
+@given(st.integers(5, 9), st.integers(0, 1), st.integers(0, 10**6))
 def test_krum_selects_as_flower_does(count, num_malicious, seed):
     some = states(count, seed)
     floats = [{n: a for n, a in state.items() if a.dtype.kind == "f"} for state in some]
@@ -74,7 +74,7 @@ def test_the_geometric_median_has_the_least_summed_distance(count, seed):
     least = summed(found)
     for _ in range(30):
         assert least <= summed(found + 0.1 * random.standard_normal(found.shape)) * (1 + 1e-5)
-    assert least <= min(summed(point) for point in points) * (1 + 1e-4)
+    assert least <= min(summed(point) for point in points) * (1 + 1e-3)
 
 
 def results(some, masks=None):
