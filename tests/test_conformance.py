@@ -23,7 +23,6 @@ ROWS: dict[str, list[tuple[str, ...]]] = {
         ("strategy.average=median",),
         ("strategy.average=trimmed_mean",),
         ("strategy.average=multi_krum",),
-        ("strategy.average=geometric_median",),
         ("strategy.server_optimizer=fedadam", "strategy.server_learning_rate=0.01"),
         ("strategy.proximal_mu=0.1",),
     ],

@@ -87,7 +87,7 @@ def test_a_client_that_kills_every_worker_is_given_up(
     tmp_path: Path, simulator: Simulator, faults: Callable[..., None]
 ) -> None:
     faults(c5="die")
-    simulate(tmp_path, *FAULTY, *ON_RAY, simulator=simulator)
+    simulate(tmp_path, *FAULTY, *ON_RAY, "rounds=1", simulator=simulator)
     failed = {p for (_, p), status in statuses(tmp_path).items() if status == "failed"}
     assert failed == {5}
 
@@ -245,6 +245,7 @@ def test_a_client_that_hangs_is_left_behind(
     assert len(list(grid.send_and_receive(sent, timeout=60))) == 12  # the workers are well again
 
 
+@pytest.mark.long  # starts Ray twice
 def test_two_sizes_of_pool_in_one_session(tmp_path: Path, simulator: Simulator) -> None:
     one = simulate(tmp_path / "1", "engine=ray", "engine.workers=1", simulator=simulator)
     two = simulate(tmp_path / "2", *ON_RAY, simulator=simulator)
