@@ -73,7 +73,11 @@ def test_whole_run_equals_ours(strategy: str, tmp_path: Path, no_ray_of_ours: No
         pytest.param(
             "strategy=fedavg", lambda training: FedAvg(train=training), marks=pytest.mark.long
         ),
-        ("strategy=oqfl", lambda training: OQFL(quant=QuantSettings(bits=4), train=training)),
+        pytest.param(
+            "strategy=oqfl",
+            lambda training: OQFL(quant=QuantSettings(bits=4), train=training),
+            marks=pytest.mark.long,  # tests/test_own_app.py does nearly the same
+        ),
     ],
     ids=["fedavg", "oqfl"],
 )

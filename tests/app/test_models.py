@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT, rounds, simulate
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
+LARGE = {"densenet201", "inception_v3", "resnet50"}
 TINY = ("clients.total=2", "data.max_train=8", "train.batch_size=4", "checkpoint.every=0")
 
 
@@ -19,7 +20,7 @@ def data_for(model: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "model",
-    [pytest.param(m, marks=pytest.mark.long) if m == "densenet201" else m for m in MODELS],
+    [pytest.param(m, marks=pytest.mark.long) if m in LARGE else m for m in MODELS],
 )
 def test_two_rounds_of_oqfl(model: str, tmp_path: Path) -> None:
     chosen = ("strategy=oqfl", "quant.bits=4", f"model={model}", "train.lr=1e-3", *TINY)
