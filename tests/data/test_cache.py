@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save
 
 from data import cache
 from data.cache import cache_folder, cached
@@ -93,7 +93,23 @@ def header_too_long(content):
     return b"\xff" * 8 + content[8:]
 
 
-@pytest.mark.parametrize("damage", [cut, no_header, header_too_long, lambda content: b""])
+def flipped(content):
+    """One bit of a value."""
+    return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+
+
+def renamed(content):
+    return content.replace(b'"x":', b'"h":')
+
+
+def without_checksum(content):
+    return save(load(content))
+
+
+DAMAGES = [cut, no_header, header_too_long, lambda content: b"", flipped, renamed, without_checksum]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_prepared_again(damage):
     source = Source()
     cached("key", source)
@@ -124,7 +140,7 @@ def test_a_failed_rename_leaves_no_file_behind(monkeypatch):
 
 
 def test_a_full_disk_still_returns(monkeypatch):
-    def full(tensors, name):
+    def full(tensors, name, metadata):
         raise SafetensorError("Error while serializing: I/O error: No space left on device")
 
     monkeypatch.setattr(cache, "save_file", full)
