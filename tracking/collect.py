@@ -1,6 +1,7 @@
 """The runs of one or several folders, as they lie on disk, and what tells them apart."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,6 +123,14 @@ def _under(root: Path) -> Iterator[Path]:
             yield Path(path)
 
 
+def _is_figure(found: Any) -> bool:
+    """Whether it is a number that can be averaged, or null."""
+    try:
+        return found is None or (isinstance(found, int | float) and math.isfinite(found))
+    except OverflowError:  # of an integer that no float holds
+        return False
+
+
 def _text(found: Any) -> str:
     return found if isinstance(found, str) else json.dumps(found)
 
@@ -132,7 +141,7 @@ def _read(folder: Path, job: str) -> Run:
     config = _json(folder / "config.json", wrong)
     summary = _json(folder / "summary.json", wrong)
     for name, found in summary.items():
-        if name.startswith(_FIGURES) and not isinstance(found, int | float | None):
+        if name.startswith(_FIGURES) and not _is_figure(found):
             summary = {}
             wrong.append(f"summary.json is damaged ({name} is no number)")
             break

@@ -38,6 +38,7 @@ from hypothesis import strategies as st
 from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import save_file
 
+import tracking
 from app import experiment
 from app.config.composition import compose
 from app.config.errors import explain
@@ -46,6 +47,8 @@ from data import arrays, cache, cifar10, hub, idx, mitbih
 from fleet.devices import TABLES, load_tables, tables
 from fleet.traces import read_availability, read_capacity
 from models.weights import load_weights
+from tests.tracking.runs import make_seeds
+from tracking.report import write_report
 
 SAMPLE, FULL = 40, 10_000
 SAMPLE_CONFIGS, FULL_CONFIGS = 30, 2_000
@@ -297,6 +300,22 @@ def _cached() -> bytes:
         return content
 
 
+def _runs() -> dict[str, bytes]:
+    """A sweep's files."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        make_seeds(Path(folder))
+        files = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _read_runs(folder: Path) -> None:
+    """A damaged run is a row that says so; the report is there."""
+    write_report([folder], folder)
+    tracking.load(folder)
+
+
 def _read_hub_value(folder: Path) -> None:
     """What lies in a column of a hub's data set: an image, or nested values."""
     from PIL import Image
@@ -364,6 +383,7 @@ READERS: dict[str, Callable[[], Reader]] = {
         {"w.safetensors": _safetensors()}, _read_weights("w.safetensors")
     ),
     "cached tensors": lambda: Reader({"cutbit/x.safetensors": _cached()}, _read_cache),
+    "runs": lambda: Reader(_runs(), _read_runs),
     "hub image": lambda: Reader({"value": _png()}, _read_hub_value),
     "hub list": lambda: Reader({"value": b"[[1, 2.5], [3, 4]]"}, _read_hub_value),
 }
