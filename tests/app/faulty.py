@@ -337,9 +337,10 @@ class Leaving(FedAvg):
 
 @dataclass(frozen=True)
 class LeavingOut:
-    """A schedule that leaves out who has a fault, after the draw."""
+    """A schedule that leaves out some of a round's clients, after the draw of the order."""
 
     of: Schedule
+    is_left_out: Callable[[int, int], bool]  # partition, round
 
     @property
     def rule(self) -> Rule:
@@ -350,7 +351,7 @@ class LeavingOut:
 
     def order(self, chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
         found = self.of.order(chosen, seed, server_round)
-        return [p for p in found if fault_of(p, server_round) is None]
+        return [p for p in found if not self.is_left_out(p, server_round)]
 
     def run(
         self, state: ServerState, network: Network | None, chosen: Sequence[int], exchange: Exchange
@@ -364,4 +365,5 @@ class Without(FedAvg):
     @wraps(FedAvg.__init__)
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.method = replace(self.method, schedule=LeavingOut(self.method.schedule))
+        schedule = LeavingOut(self.method.schedule, lambda p, r: fault_of(p, r) is not None)
+        self.method = replace(self.method, schedule=schedule)

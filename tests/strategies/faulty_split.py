@@ -6,53 +6,31 @@ skip    takes no part: it is given no data
 """
 
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fleet.clock import Rule
 from strategies.client.split_loop import Halves, SplitClient
 from strategies.contract import ClientData, ServerHalf, Task, Update
-from strategies.server.method import Exchange, Method, Network, Result, Schedule, ServerState
+from strategies.server.method import Method
 from strategies.split import Split
 from strategies.splitfed_v2 import SplitFedV2
 from strategies.splitfed_v3 import SplitFedV3
+from tests.app.faulty import LeavingOut
 
 
 def faults() -> dict[str, str]:
     return dict(line.split() for line in Path(os.environ["FAULTS"]).read_text().splitlines())
 
 
-@dataclass(frozen=True)
-class Skipping:
-    """A schedule that leaves out who is to be skipped, after the draw of the order."""
-
-    of: Schedule
-
-    @property
-    def rule(self) -> Rule:
-        return self.of.rule
-
-    def busy(self, state: ServerState) -> Collection[int]:
-        return self.of.busy(state)
-
-    def order(self, chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
-        found = self.of.order(chosen, seed, server_round)
-        return [p for p in found if faults().get(str(p)) != "skip"]
-
-    def run(
-        self, state: ServerState, network: Network | None, chosen: Sequence[int], exchange: Exchange
-    ) -> tuple[ServerState, list[Result]]:
-        return self.of.run(state, network, chosen, exchange)
-
-
 def skipping(method: Method) -> Method:
     """The method with a schedule that leaves out who is to be skipped."""
-    return replace(method, schedule=Skipping(method.schedule))
+    schedule = LeavingOut(method.schedule, lambda p, _: faults().get(str(p)) == "skip")
+    return replace(method, schedule=schedule)
 
 
 class FaultyClient(SplitClient):
