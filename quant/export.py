@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from models.build import build
 from models.cost import FULL_PRECISION_BITS, cost
-from quant.layers import Quantizer, QuantSpec, quantize, weight_quantizers
+from quant.layers import QuantSpec, quantize, weight_quantizers
 from quant.packing import pack, unpack
+from quant.quantizer import Quantizer
 
 FORMAT = 1
 METADATA_KEY = "cutbit"

@@ -33,7 +33,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant.layers import Quantizer, quantized_layers
+from quant.layers import quantized_layers
+from quant.quantizer import Quantizer
 
 OPSET = 21
 """The first with integers of 4 bits."""

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import nn
 
-from quant.layers import is_step
+from quant.quantizer import is_step
 
 
 def check_mu(mu: object) -> None:

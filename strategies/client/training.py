@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from quant.functional import MIN_STEP
-from quant.layers import is_step
+from quant.quantizer import is_step
 from strategies.client.proximal import Proximal
 from strategies.contract import ClientData, Streams
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.functional import MIN_STEP
-from quant.layers import initialised_flag, is_step
+from quant.quantizer import initialised_flag, is_step
 from strategies import messages
 from strategies.client.proximal import check_mu
 from strategies.contract import Settings

@@ -30,7 +30,7 @@ from flwr.serverapp import strategy as flower
 from numpy.typing import NDArray
 
 from quant.functional import MIN_STEP
-from quant.layers import initialised_flag, is_step
+from quant.quantizer import initialised_flag, is_step
 from strategies import messages
 from strategies.server.method import Arrays
 

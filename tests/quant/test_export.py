@@ -31,13 +31,13 @@ from quant.functional import bounds
 from quant.layers import (
     BIT_WIDTHS,
     FULL_PRECISION,
-    Quantizer,
     QuantSpec,
     quantize,
     quantized_layers,
     weight_quantizers,
 )
 from quant.packing import packed_bytes
+from quant.quantizer import Quantizer
 
 NARROW = [bits for bits in BIT_WIDTHS if bits != FULL_PRECISION]
 

@@ -18,15 +18,13 @@ from models.lenet5 import LeNet5
 from quant.functional import MIN_STEP, fake_quantize, lsq
 from quant.layers import (
     BIT_WIDTHS,
-    Quantizer,
     QuantSpec,
     calibrate_minmax,
-    initialised_flag,
-    is_step,
     quantize,
     quantized_layers,
     weight_quantizers,
 )
+from quant.quantizer import Quantizer, initialised_flag, is_step
 
 # Networks; at module level, so that they pickle ---------------------------------------------------
 

@@ -13,8 +13,9 @@ from app import client, experiment
 from app.config.composition import compose
 from app.engine import SerialGrid
 from models.cnn import CNN
-from quant.layers import QuantSpec, is_step, quantize, weight_quantizers
+from quant.layers import QuantSpec, quantize, weight_quantizers
 from quant.packing import packed_bytes, unpack
+from quant.quantizer import is_step
 from quant.settings import QuantSettings
 from strategies import messages
 from strategies.client.training import LocalTraining

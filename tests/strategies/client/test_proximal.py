@@ -16,7 +16,8 @@ from torch import nn
 from app import experiment
 from app.config.composition import compose, config_hash
 from models.cnn import CNN
-from quant.layers import QuantSpec, is_step, quantize
+from quant.layers import QuantSpec, quantize
+from quant.quantizer import is_step
 from strategies import messages
 from strategies.client.proximal import Proximal
 from strategies.client.training import (

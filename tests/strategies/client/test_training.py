@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models.cnn import CNN
-from quant.layers import QuantSpec, is_step, quantize
+from quant.layers import QuantSpec, quantize
+from quant.quantizer import is_step
 from strategies.client import training
 from strategies.client.training import (
     batches,
