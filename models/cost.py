@@ -8,10 +8,11 @@ gradient of its weight and once more for that of its input; a first layer has no
 latter. torch 2.13's formula counts the weight gradient of a grouped convolution `groups` times too
 often; it is replaced here.
 
-Bit operations (BOPs): multiply-adds × bits of the weight × bits of the input, summed over layers
-(Baskin et al. 2018, arXiv 1804.10969, without its accumulator term); 32 × 32 for a layer that is
-not quantized. The OQFL paper (APNOMS 2020) compares bit widths by "FPROPS", for which no formula
-was at hand; bit operations are our reading of it.
+Bit operations (BOPs): multiply-adds × bits of one operand × bits of the other, summed over all
+products, in layers or not (Baskin et al. 2018, arXiv 1804.10969, without its accumulator term);
+32 × 32 where nothing is quantized. Which operand has how many bits is seen while the network runs:
+what comes out of a quantizer is followed to the product. The OQFL paper (APNOMS 2020) compares bit
+widths by "FPROPS", for which no formula was at hand; bit operations are our reading of it.
 
 Memory of a training step is what autograd keeps for the backward pass, each storage counted once
 and in full, plus weights, gradients and optimizer state. Scratch space of kernels and the
@@ -21,16 +22,20 @@ gradients of activations are not in it.
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.modules.conv import _ConvNd
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 FULL_PRECISION_BITS = 32
 _BATCHES = (2, 3)
@@ -40,15 +45,17 @@ of one would not pass batch norm where a map is one pixel."""
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One call of a convolution or linear layer.
+    """One product: that of a layer, or one that a module's own forward computes.
 
     Attributes:
-        name: the layer's path in the model.
-        params: numbers in its weight and bias.
+        name: path of the layer, or of the module and the kind of product (``block.bmm``).
+        params: numbers in the layer's weight and bias, or in the parameter that is multiplied.
         macs: multiply-adds of the forward pass per sample.
-        weight_bits: bits of the weight, 32 where it has no quantizer.
-        input_bits: bits of the input, 32 where it has no quantizer.
+        weight_bits: bits of the weight, or of the second operand; 32 without a quantizer.
+        input_bits: bits of the input, or of the first operand.
         output_shape: of one sample.
+        has_weight: whether one operand is a parameter, or computed from parameters alone by a
+            quantizer.
     """
 
     name: str
@@ -57,6 +64,12 @@ class LayerCost:
     weight_bits: int
     input_bits: int
     output_shape: tuple[int, ...]
+    has_weight: bool = True
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether both operands have few bits."""
+        return max(self.weight_bits, self.input_bits) < FULL_PRECISION_BITS
 
     @property
     def bops(self) -> int:
@@ -80,7 +93,9 @@ class Cost:
         fixed_activation_bytes: bytes kept for the backward pass whatever the batch size: batch
             statistics, quantized copies of weights.
         output_shape: of one sample.
-        layers: one row for each call of a convolution or linear layer, in order.
+        layers: one row for each product, in order.
+        num_weights: numbers in its parameters but for the steps of quantizers.
+        weight_bits_total: bits of all these together, in the quantized weights' own bits.
         input_bytes: bytes of its input that it keeps, per sample; 0 where it needs none.
         output_bytes: the same of its output, such as a ReLU's.
     """
@@ -96,8 +111,40 @@ class Cost:
     fixed_activation_bytes: int
     output_shape: tuple[int, ...]
     layers: tuple[LayerCost, ...]
+    num_weights: int
+    weight_bits_total: int
     input_bytes: int = 0
     output_bytes: int = 0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the forward pass per sample."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def quantized_share(self) -> float:
+        """Share of the multiply-adds both of whose operands have fewer than 32 bits."""
+        quantized = sum(layer.macs for layer in self.layers if layer.is_quantized)
+        return quantized / self.macs if self.macs else 0.0
+
+    @property
+    def mean_weight_bits(self) -> float:
+        """Bits that a number of its parameters has, as stored, on average."""
+        if not self.num_weights:
+            return float(FULL_PRECISION_BITS)
+        return self.weight_bits_total / self.num_weights
+
+    @property
+    def mean_act_bits(self) -> float:
+        """Bits of the operands that are no weights, on average over the multiply-adds."""
+        if not self.macs:
+            return float(FULL_PRECISION_BITS)
+        bits = (
+            layer.macs
+            * (layer.input_bits if layer.has_weight else (layer.input_bits + layer.weight_bits) / 2)
+            for layer in self.layers
+        )
+        return sum(bits) / self.macs
 
     def peak_train_bytes(self, batch_size: int, optimizer_slots: int = 0) -> int:
         """Most bytes a training step holds at once.
@@ -146,28 +193,38 @@ def joined(parts: Sequence[Cost]) -> Cost:
         fixed_activation_bytes=total("fixed_activation_bytes"),
         output_shape=parts[-1].output_shape,
         layers=tuple(layer for part in parts for layer in part.layers),
+        num_weights=total("num_weights"),
+        weight_bits_total=total("weight_bits_total"),
         input_bytes=parts[0].input_bytes,
         output_bytes=parts[-1].output_bytes,
     )
 
 
-def cost(model: nn.Module, input_shape: tuple[int, ...], input_grad: bool = False) -> Cost:
+def cost(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    input_grad: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Cost:
     """Count what ``model`` costs for samples of ``input_shape``; ``model`` stays as it is.
 
     Two passes of a copy in training mode on the meta device, about 0.2 s for a ResNet-18; a model
-    that needs values to run (control flow on them) runs on zeros on the CPU instead.
+    that needs values to run (control flow on them) runs on zeros on the CPU instead. Where a
+    forward passes over blocks by chance, the network is run in evaluation mode, in which all run.
 
     Args:
-        model: a model, or a half of one. Its layers may have children ``weight_quantizer`` and
-            ``input_quantizer`` with an int ``bits``.
+        model: a model, or a half of one. It may have quantizers: children that say
+            ``is_quantizer``, or are called ``weight_quantizer`` and ``input_quantizer``, with an
+            int ``bits``.
         input_shape: shape of one sample, such as (3, 32, 32).
         input_grad: whether the backward pass reaches the input, as in a server's half.
+        dtype: of the input; None is that of the model's first parameter of floating point.
 
     Raises:
         ValueError: the output is no tensor.
     """
     tensors = _tensors(model)
-    runs = _run_batches(model, input_shape, input_grad)
+    runs = _run_batches(model, input_shape, input_grad, dtype)
     (small, large), (few, many) = runs, _BATCHES
     activation_bytes = (large.saved_bytes - small.saved_bytes) // (many - few)
     return Cost(
@@ -182,6 +239,8 @@ def cost(model: nn.Module, input_shape: tuple[int, ...], input_grad: bool = Fals
         fixed_activation_bytes=max(0, small.saved_bytes - few * activation_bytes),
         output_shape=small.output_shape,
         layers=small.layers,
+        num_weights=sum(p.numel() for p in _weights(model)),
+        weight_bits_total=_weight_bits_total(model),
         input_bytes=(large.input_bytes - small.input_bytes) // (many - few),
         output_bytes=(large.output_bytes - small.output_bytes) // (many - few),
     )
@@ -206,37 +265,73 @@ class _StandIn(nn.Module):
     Like a quantizer it gives a new tensor, and where it learns it keeps its input, too.
     """
 
-    def __init__(self, device: torch.device, learns: bool) -> None:
+    def __init__(self, device: torch.device, learns: bool, bits: int) -> None:
         super().__init__()
+        self.bits = bits
+        self.initialised = True
         self.step = nn.Parameter(torch.ones((), device=device), requires_grad=learns)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.step
 
 
-def _run_batches(model: nn.Module, input_shape: tuple[int, ...], input_grad: bool) -> list[_Run]:
-    bits = _bits(model)
-    try:
-        shadow = _without_quantizers(_on_meta(model))
-        return [_run(shadow, bits, input_shape, n, input_grad, "meta") for n in _BATCHES]
-    except Exception:  # whatever somebody else's forward raises without values; if it raises with
-        # them too, that error is the one to show
-        shadow = _without_quantizers(copy.deepcopy(model).cpu())
-        with torch.random.fork_rng(devices=[]):
-            return [_run(shadow, bits, input_shape, n, input_grad, "cpu") for n in _BATCHES]
+def _run_batches(
+    model: nn.Module, input_shape: tuple[int, ...], input_grad: bool, dtype: torch.dtype | None
+) -> list[_Run]:
+    def on(device: str, training: bool = True) -> list[_Run]:
+        copied = _on_meta(model) if device == "meta" else copy.deepcopy(model).cpu()
+        shadow = _without_quantizers(copied).train(training)
+        return [_run(shadow, input_shape, n, input_grad, device, dtype) for n in _BATCHES]
+
+    with _same_randomness() as has_drawn:
+        try:
+            found, device = on("meta"), "meta"
+            by_chance = has_drawn()
+        except Exception:  # whatever somebody else's forward raises without values; if it raises
+            # with them too, that error is the one to show
+            found, device = on("cpu"), "cpu"
+            torch.manual_seed(1)
+            by_chance = has_drawn() or on("cpu") != found
+    if by_chance:
+        found = on(device, training=False)
+    if device == "meta" and any(type(module) is nn.LSTM for module in model.modules()):
+        # On the CPU a fused kernel keeps four times what the operations do that it stands for.
+        found = [
+            replace(run, saved_bytes=real.saved_bytes)
+            for run, real in zip(found, on("cpu"), strict=True)
+        ]
+    return found
+
+
+@contextmanager
+def _same_randomness() -> Iterator[Callable[[], bool]]:
+    """Put random states back; meanwhile tell whether Python's or NumPy's have been drawn from."""
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)
+
+    def has_drawn() -> bool:
+        state = np.random.get_state(legacy=False)
+        return random.getstate() != python or str(state) != str(numpy)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            yield has_drawn
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def _run(
     model: nn.Module,
-    bits: dict[str, tuple[int, int]],
     input_shape: tuple[int, ...],
     batch_size: int,
     input_grad: bool,
     device: str,
+    dtype: torch.dtype | None,
 ) -> _Run:
-    """Train one step of ``model``, whose tensors are on ``device``."""
-    model.train()
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    """Do one step of ``model``, whose tensors are on ``device``."""
+    if dtype is None:
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     x = torch.zeros(batch_size, *input_shape, dtype=dtype, device=device)
     x.requires_grad_(input_grad)
     saved: list[Tensor] = []
@@ -246,8 +341,9 @@ def _run(
         return tensor
 
     with torch.enable_grad():
+        products = _Products(model, batch_size)
         with (
-            _recorded_layers(model, bits, batch_size) as layers,
+            products,
             FlopCounterMode(display=False) as forward,
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         ):
@@ -268,47 +364,138 @@ def _run(
         input_bytes=input_bytes,
         output_bytes=output_bytes,
         output_shape=tuple(output.shape[1:]),
-        layers=tuple(layers),
+        layers=tuple(products.rows),
     )
 
 
-@contextmanager
-def _recorded_layers(
-    model: nn.Module, bits: dict[str, tuple[int, int]], batch_size: int
-) -> Iterator[list[LayerCost]]:
-    """Collect a row for each call of a convolution or linear layer of ``model``."""
-    rows: list[LayerCost] = []
+# Products and the bits of their operands ----------------------------------------------------------
 
-    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        # Each output value sums over a filter; transposed, each input value spreads over one.
-        values = inputs[0] if isinstance(layer, _ConvTransposeNd) else output
-        weight_bits, input_bits = bits[name]
-        own = (layer.weight, layer.bias)
-        rows.append(
+_aten = torch.ops.aten
+# Operation → positions of its operands, the input first.
+_OPERANDS = {
+    _aten.mm: (0, 1),
+    _aten.bmm: (0, 1),
+    _aten.addmm: (1, 2),
+    _aten.baddbmm: (1, 2),
+    _aten.convolution: (0, 1),
+    _aten._convolution: (0, 1),
+}
+# Operations that copy values.
+_COPIES = {
+    _aten.clone, _aten._to_copy, _aten.cat, _aten.stack, _aten.constant_pad_nd, _aten.repeat,
+    _aten.reflection_pad1d, _aten.reflection_pad2d, _aten.replication_pad1d,
+    _aten.replication_pad2d, _aten.index_select, _aten.index, _aten.gather, _aten.embedding,
+    _aten.roll, _aten.flip,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """What is known of a tensor's values: their bits, and numbers of the parameter they are."""
+
+    bits: int = FULL_PRECISION_BITS
+    params: int = 0
+
+
+class _Products(TorchDispatchMode):
+    """Writes down a row for each product while a model runs.
+
+    Args:
+        model: with stand-ins for its quantizers.
+        batch_size: of the run.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rows: list[LayerCost] = []
+        self._batch_size = batch_size
+        self._known = {_storage(p): _Operand(params=p.numel()) for p in model.parameters()}
+        self._alive: list[Tensor] = []  # a storage's identity is good for as long as it lives
+        self._stack: list[tuple[str, nn.Module]] = []
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._modules = list(model.modules())
+
+    def __enter__(self) -> "_Products":
+        self._hooks = []
+        for module in self._modules:
+            self._hooks.append(module.register_forward_pre_hook(self._enter))
+            self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
+            hook.remove()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        packet = func.overloadpacket
+        if packet in _COPIES:
+            operands = [self._of(x) for x in pytree.tree_leaves(args) if isinstance(x, Tensor)]
+            if isinstance(result, Tensor) and any(o.bits < FULL_PRECISION_BITS for o in operands):
+                self._note(result, max(operands, key=lambda operand: operand.bits))
+        elif packet in flop_registry and (
+            flops := flop_registry[packet](*args, **kwargs, out_val=result)
+        ):
+            self._add(packet, args, result, flops // 2)
+        return result
+
+    def _add(self, packet: Any, args: tuple[Any, ...], result: Any, macs: int) -> None:
+        name, module = self._stack[-1] if self._stack else ("", None)
+        is_layer = isinstance(module, _ConvNd | nn.Linear)
+        first, second = (
+            (self._of(args[position]) for position in _OPERANDS[packet])
+            if packet in _OPERANDS
+            else (_Operand(), _Operand())
+        )
+        params = second.params or first.params
+        if isinstance(module, _ConvNd | nn.Linear):
+            own = (module._parameters.get("weight"), module._parameters.get("bias"))
+            params = sum(t.numel() for t in own if t is not None) or params
+        output = next(leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
+        self.rows.append(
             LayerCost(
-                name=name,
-                params=sum(t.numel() for t in own if isinstance(t, Tensor)),
-                macs=values.numel() // batch_size * math.prod(weight.shape[1:]),
-                weight_bits=weight_bits,
-                input_bits=input_bits,
+                name=name if is_layer else f"{name}.{packet.__name__}".removeprefix("."),
+                params=params,
+                macs=macs // self._batch_size,
+                weight_bits=self._bits(second, module, "weight_quantizer"),
+                input_bits=self._bits(first, module, "input_quantizer"),
                 output_shape=tuple(output.shape[1:]),
+                has_weight=is_layer or params > 0,
             )
         )
 
-    handles = [
-        layer.register_forward_hook(
-            lambda layer, inputs, output, name=name: record(name, layer, inputs, output)
-        )
-        for name, layer in model.named_modules()
-        if isinstance(layer, _ConvNd | nn.Linear)
-    ]
-    try:
-        yield rows
-    finally:
-        for handle in handles:
-            handle.remove()
+    def _bits(self, operand: _Operand, module: nn.Module | None, quantizer: str) -> int:
+        """What came out of a quantizer, or what the layer says of itself: binary layers know that
+        their input is ±1 without a quantizer."""
+        if operand.bits < FULL_PRECISION_BITS:
+            return operand.bits
+        return getattr(getattr(module, quantizer, None), "bits", FULL_PRECISION_BITS)
+
+    def _of(self, tensor: Tensor) -> _Operand:
+        return self._known.get(_storage(tensor), _Operand())
+
+    def _note(self, tensor: Tensor, operand: _Operand) -> None:
+        self._alive.append(tensor)
+        self._known[_storage(tensor)] = operand
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._stack.append((self._names[id(module)], module))
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not self._stack or self._stack[-1][1] is not module:
+            return  # an error is on its way out
+        self._stack.pop()
+        if isinstance(module, _StandIn) and isinstance(output, Tensor):
+            self._note(output, replace(self._of(args[0]), bits=module.bits))
+        elif isinstance(module, _ConvNd | nn.Linear) and self.rows and isinstance(output, Tensor):
+            name = self._names[id(module)]
+            if self.rows[-1].name == name:  # torch multiplies matrices, whatever the layer takes
+                self.rows[-1] = replace(self.rows[-1], output_shape=tuple(output.shape[1:]))
 
 
 def _conv_backward_flops(
@@ -340,16 +527,38 @@ _FORMULAS = {torch.ops.aten.convolution_backward: _conv_backward_flops}
 _QUANTIZERS = ("weight_quantizer", "input_quantizer")
 
 
-def _bits(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Bits of weight and input of every module, by its name."""
+def _quantizers(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Each quantizer with the module that it is a child of, and its name there."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            says_so = getattr(child, "is_quantizer", False) or name in _QUANTIZERS
+            if says_so and hasattr(child, "bits"):
+                yield module, name, child
 
-    def bits(module: nn.Module, quantizer: str) -> int:
-        return getattr(getattr(module, quantizer, None), "bits", FULL_PRECISION_BITS)
 
-    return {
-        name: (bits(module, _QUANTIZERS[0]), bits(module, _QUANTIZERS[1]))
-        for name, module in model.named_modules()
-    }
+def _weight_bits(model: nn.Module) -> dict[int, int]:
+    """Identity of each parameter that is quantized → its bits."""
+    bits = {}
+    for module, name, quantizer in _quantizers(model):
+        own = {"weight": "weight_quantizer"}
+        if hasattr(module, "quantized_weights"):
+            own = module.quantized_weights()  # type: ignore[operator]
+        for weight, child in own.items():
+            parameter = module._parameters.get(weight)
+            if child == name and parameter is not None:
+                bits[id(parameter)] = int(quantizer.bits)  # type: ignore[arg-type]
+    return bits
+
+
+def _weights(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters, but for those of quantizers."""
+    steps = {id(p) for _, _, quantizer in _quantizers(model) for p in quantizer.parameters()}
+    return [p for p in model.parameters() if id(p) not in steps]
+
+
+def _weight_bits_total(model: nn.Module) -> int:
+    bits = _weight_bits(model)
+    return sum(p.numel() * bits.get(id(p), FULL_PRECISION_BITS) for p in _weights(model))
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
@@ -364,15 +573,12 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 
 def _without_quantizers(model: nn.Module) -> nn.Module:
-    """``model``, in place, with stand-ins for its layers' quantizers."""
-    for module in list(model.modules()):
-        for name in _QUANTIZERS:
-            quantizer = getattr(module, name, None)
-            if isinstance(quantizer, nn.Module):
-                weight = getattr(module, "weight", None)
-                device = weight.device if isinstance(weight, Tensor) else torch.device("cpu")
-                learns = any(p.requires_grad for p in quantizer.parameters())
-                setattr(module, name, _StandIn(device, learns))
+    """``model``, in place, with stand-ins for its quantizers."""
+    for module, name, quantizer in _quantizers(model):
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        learns = any(p.requires_grad for p in quantizer.parameters())
+        stand_in = _StandIn(device, learns, int(quantizer.bits))  # type: ignore[arg-type]
+        setattr(module, name, stand_in)
     return model
 
 
@@ -390,13 +596,12 @@ def _num_bytes(tensor: Tensor) -> int:
 
 def _packing_saves(model: nn.Module) -> int:
     """Bytes by which quantized weights are smaller in their bits, whole bytes per weight."""
-    saved: dict[int, int] = {}
-    bits = _bits(model)
-    for name, module in model.named_modules():
-        weight, weight_bits = getattr(module, "weight", None), bits[name][0]
-        if isinstance(weight, Tensor) and weight_bits != FULL_PRECISION_BITS:
-            saved[id(weight)] = _num_bytes(weight) - math.ceil(weight.numel() * weight_bits / 8)
-    return sum(saved.values())
+    bits = _weight_bits(model)
+    return sum(
+        _num_bytes(p) - math.ceil(p.numel() * bits[id(p)] / 8)
+        for p in model.parameters()
+        if id(p) in bits
+    )
 
 
 def _storage_bytes(tensors: list[Tensor], without: list[Tensor]) -> int:

@@ -256,6 +256,8 @@ def _places(traced: Trace, example: Tensor | None) -> list[Place]:
         elif len(alive) > 1:
             crossing = ", ".join(names[n][0] for n in alive)
             refusal = f"{len(alive)} values would cross: {crossing}"
+        elif _is_quantizer(node, traced.root):
+            refusal = "it quantizes an operand of what comes next"
         elif _is_number(node) or (value and not value.is_float_tensor):
             refusal = "the tensor that crosses is not of floating point"
         elif overwriter := _overwriter(node, traced.root):
@@ -292,12 +294,19 @@ def _names(traced: Trace) -> dict[fx.Node, tuple[str, ...]]:
             names[node] = ("input",)
         elif not node.meta["pinned"] or node.op == "output":
             names[node] = (node.name,)
-        elif _is_number(node):
+        elif _is_quantizer(node, traced.root) or _is_number(node):
             names[node] = ("+".join([base, *operations]) + f".{op_name(node)}",)
         else:
             operations.append(op_name(node))
             names[node] = ("+".join([base, *operations]),)
     return names
+
+
+def _is_quantizer(node: fx.Node, root: nn.Module) -> bool:
+    """Whether ``node`` is a quantizer that stands by itself, not inside a layer."""
+    if node.op != "call_module":
+        return False
+    return bool(getattr(root.get_submodule(str(node.target)), "is_quantizer", False))
 
 
 def _is_number(node: fx.Node) -> bool:

@@ -13,6 +13,7 @@ the guards patch ``nn.Module``: let no other thread run a network meanwhile.
 
 import copy
 import inspect
+import operator
 import random
 import re
 import sys
@@ -40,6 +41,8 @@ _HOOKS = (
 _RANDOM = re.compile(r"rand|dropout|bernoulli|normal|uniform|multinomial|poisson|rrelu|gumbel")
 # Methods that read a value out of a tensor.
 _READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "equal", "allclose"}
+# Methods that multiply.
+_PRODUCTS = ("matmul", "bmm", "mm", "addmm", "baddbmm")
 _HERE = (str(Path(torch.__file__).parent), __file__)
 
 
@@ -184,11 +187,31 @@ class _Tracer(fx.Tracer):
         self._nodes: list[fx.Node] = []
         self._proxies: dict[str, fx.Proxy] = {}
 
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any
+    ) -> Any:
+        """Put ``a @ b`` and ``a.matmul(b)`` down as the call of a function of torch's.
+
+        A `TorchFunctionMode` sees those alone, where no tensors are multiplied but stand-ins.
+        """
+        if target is operator.matmul:
+            return torch.matmul(*args)
+        if kind == "call_method" and target in _PRODUCTS:
+            return getattr(torch, target)(*args, **kwargs)
+        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Torch's layers, classes derived from them, and modules with hooks are one step each."""
-        return _has_hooks(m) or any(
-            base.__module__.startswith(("torch.nn", "torch.ao.nn")) and base not in _CONTAINERS
-            for base in type(m).__mro__
+        """Torch's layers, classes derived from them, and modules with hooks are one step each.
+
+        So are quantizers, which say so.
+        """
+        return (
+            getattr(m, "is_quantizer", False)
+            or _has_hooks(m)
+            or any(
+                base.__module__.startswith(("torch.nn", "torch.ao.nn")) and base not in _CONTAINERS
+                for base in type(m).__mro__
+            )
         )
 
     def create_args_for_root(
@@ -267,7 +290,7 @@ class _Tracer(fx.Tracer):
             if isinstance(error, StateChangeError):
                 self.changing.add(path)
             result = self.create_proxy("call_module", path, args, kwargs)
-        if isinstance(result, fx.Proxy):
+        if isinstance(result, fx.Proxy) and not getattr(m, "is_quantizer", False):
             if result.node.meta["order"] >= start:
                 self.ends.setdefault(result.node, []).append(path)
             else:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from models.build import build
 from models.cost import FULL_PRECISION_BITS, cost
-from quant.layers import QuantSpec, quantize, weight_quantizers
+from quant.layers import QuantSpec, quantize, weight_quantizer_paths, weight_quantizers
 from quant.packing import pack, unpack
 from quant.quantizer import Quantizer
 
@@ -139,10 +139,11 @@ def load_packed(path: Path, network: nn.Module | None = None) -> nn.Module:
     if odd or state.keys() != tensors.keys():
         names = [name for name, _ in odd] or sorted(state.keys() ^ tensors.keys())
         raise ValueError(f"{path}: holds another network; they differ in {', '.join(names[:3])}")
+    paths = weight_quantizer_paths(model)
     for name, quantizer in weight_quantizers(model).items():
         if name in description.shapes:
             # The step is beside it; the model's own is loaded below.
-            step = tensors[name.removesuffix("weight") + "weight_quantizer.step"]
+            step = tensors[f"{paths[name]}.step"]
             shape = description.shapes[name]
             codes = unpack(tensors[name], quantizer.bits, math.prod(shape)) + quantizer.qn
             tensors[name] = codes.reshape(shape).to(step.dtype) * step

@@ -1,27 +1,27 @@
-"""Rewrite a model so that its convolutions and linear layers compute with few bits.
+"""Rewrite a model so that it multiplies numbers of few bits.
 
-A rewritten layer keeps its class's behaviour, its place and its parameter names, and gains up to
-two children: `weight_quantizer` and `input_quantizer`. Where a bit width is 32 that child does not
-exist, so a model rewritten at 32 bits is the model itself.
+`quant.survey` finds what there is to rewrite, `quant.modules`, `quant.attention`,
+`quant.recurrent` and `quant.calls` are what it is rewritten to. A rewritten layer keeps its place
+and its parameter names and gains quantizers as children. Where a bit width is 32 there are none, so
+that a model rewritten at 32 bits is the model itself.
 """
 
 import copy
-import logging
-import operator
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from quant.functional import initial_step, minmax_step
+from quant.calls import WithCalls
+from quant.functional import minmax_step
+from quant.modules import FULL_PRECISION as FULL_PRECISION
+from quant.modules import Quantized, Recipe, Weighted, derived, quantizers
 from quant.quantizer import Quantizer
+from quant.survey import kind_for, survey
 
-FULL_PRECISION = 32
 BIT_WIDTHS = (2, 3, 4, 5, 6, 7, 8, FULL_PRECISION)
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,168 +53,139 @@ class QuantSpec:
         return self.weight_bits == self.act_bits == FULL_PRECISION
 
 
-class _Quantized(nn.Module):
-    """What the rewritten layers share: their weight and input, quantized where a quantizer is."""
+def quantize(model: nn.Module, spec: QuantSpec) -> nn.Module:
+    """Return a copy of ``model`` whose products have operands of few bits, by ``spec``.
 
-    weight: Tensor
-    input_quantizer: Quantizer | None
-    weight_quantizer: Quantizer | None
+    Rewritten are, under the same names, torch's convolutions of all kinds, linear layers,
+    embeddings, attention, recurrent layers and cells, and classes derived from them that keep
+    their forward (a parametrized weight is quantized in its effective value); and the modules
+    whose own forward multiplies by one of torch's functions (`quant.calls`), where the network can
+    be traced. What is left in full precision `models.cost` counts.
 
-    def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.input_quantizer is not None:
-            x = self.input_quantizer(x)
-        weight = self.weight
-        if self.weight_quantizer is not None:
-            weight = self.weight_quantizer(weight)
-        return x, weight
-
-
-class QuantConv1d(_Quantized, nn.Conv1d):
-    """Conv1d with quantized weight and input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, L) → (B, C', L')."""
-        x, weight = self.quantized(x)
-        output: Tensor = self._conv_forward(x, weight, self.bias)
-        return output
-
-
-class QuantConv2d(_Quantized, nn.Conv2d):
-    """Conv2d with quantized weight and input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C', H', W')."""
-        x, weight = self.quantized(x)
-        output: Tensor = self._conv_forward(x, weight, self.bias)
-        return output
-
-
-class QuantLinear(_Quantized, nn.Linear):
-    """Linear with quantized weight and input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in) → (…, out)."""
-        x, weight = self.quantized(x)
-        return F.linear(x, weight, self.bias)
-
-
-_REWRITTEN: dict[type[nn.Module], type[_Quantized]] = {
-    nn.Conv1d: QuantConv1d,
-    nn.Conv2d: QuantConv2d,
-    nn.Linear: QuantLinear,
-}
-
-
-def quantize(model: nn.Module, spec: QuantSpec, only: Collection[str] | None = None) -> nn.Module:
-    """Return a copy of ``model`` whose convolutions and linear layers are quantized by ``spec``.
-
-    Layers of exactly the types Conv1d, Conv2d and Linear are rewritten under the same names; those
-    inside torch.nn's own composites, such as transformer layers, stay as they are. The step of a
-    weight is set from the weight here; the step of an input is set by the first training batch. The
-    first layer's input, which nobody needs a gradient of, has its step calibrated by that batch and
-    not learned. An input is unsigned where a ReLU or ReLU6 comes before the layer (pooling,
-    flattening, dropout and concatenation pass it on), else signed; a model that torch.fx cannot
-    trace has signed inputs throughout.
+    The step of a weight is set from the weight here, that of an input by the first training batch.
+    The first layer's input, which nobody needs a gradient of, has its step calibrated by that batch
+    and not learned. An input is unsigned where it is never negative, as behind a ReLU or a softmax
+    (pooling, flattening, dropout, sums and concatenation pass that on), else signed; a model that
+    cannot be traced has signed inputs throughout.
 
     Args:
         model: the network; left as it is.
         spec: bit widths and kind of quantizers.
-        only: names of the layers that may be rewritten; None for all. First and last layer are
-            still those of the whole network.
 
     Raises:
         ValueError: the model has no such layer, or is quantized already.
     """
     model = copy.deepcopy(model)
-    if any(isinstance(module, Quantizer) for module in model.modules()):
+    if any(True for _ in quantizers(model)):
         raise ValueError("the model is quantized already")
     if spec.is_identity:
         return model
-    inputs = _layers_in_order(model)
-    if not inputs:
-        raise ValueError("the model has no Conv1d, Conv2d or Linear layer to quantize")
-    names = list(inputs)
-    for name, is_unsigned in inputs.items():
-        if only is not None and name not in only:
-            continue
-        is_edge = name in (names[0], names[-1])
-        _rewrite(model.get_submodule(name), spec, is_edge, is_unsigned, is_first=name == names[0])
+    found = survey(model)
+    if not found.order:
+        raise ValueError("the model has no layer that multiplies, nothing to quantize")
+    edges = {found.order[0], found.order[-1]}
+
+    def recipe(path: str, index: int = -1) -> Recipe:
+        item = (path, index)
+        weight_bits, act_bits = (
+            spec.edge_bits if item in edges and inner != FULL_PRECISION else inner
+            for inner in (spec.weight_bits, spec.act_bits)
+        )
+        return Recipe(
+            weight_bits,
+            act_bits,
+            learns=spec.learn_step,
+            per_channel=spec.per_channel,
+            is_first=item == found.order[0],
+            is_unsigned=found.unsigned.get(path, False),
+        )
+
+    for path in found.unsigned:
+        layer = model.get_submodule(path)
+        kind = kind_for(layer)
+        assert kind is not None
+        layer.__class__ = derived(kind, type(layer))
+        layer.equip(recipe(path))  # type: ignore[operator]
+    for path, calls in found.calls.items():
+        module = model.get_submodule(path)
+        module.__class__ = derived(WithCalls, type(module))
+        recipes = [recipe(path, index) for index in range(len(calls))]
+        module.equip_calls(calls, recipes)  # type: ignore[operator]
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            # Else evaluation takes a fast path that reads the weights as they are.
+            module.activation_relu_or_gelu = 0
     return model
 
 
-def _rewrite(
-    layer: nn.Module, spec: QuantSpec, is_edge: bool, is_unsigned: bool, is_first: bool
-) -> None:
-    """Turn ``layer`` into its quantized class and give it its quantizers."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-
-    def bits(inner: int) -> int:
-        return spec.edge_bits if is_edge and inner != FULL_PRECISION else inner
-
-    layer.__class__ = _REWRITTEN[type(layer)]
-    layer.weight_quantizer = None  # type: ignore[assignment]
-    layer.input_quantizer = None  # type: ignore[assignment]
-    if bits(spec.weight_bits) != FULL_PRECISION:
-        quantizer = Quantizer(
-            bits(spec.weight_bits),
-            signed=True,
-            learned=spec.learn_step,
-            num_channels=weight.shape[0] if spec.per_channel else None,
-            num_dims=weight.dim(),
-        )
-        quantizer.initialise(initial_step(weight, quantizer.qp, quantizer.channel_axis))
-        layer.weight_quantizer = quantizer
-    if bits(spec.act_bits) != FULL_PRECISION:
-        layer.input_quantizer = Quantizer(
-            bits(spec.act_bits),
-            signed=not is_unsigned,
-            learned=spec.learn_step and not is_first,
-            per_sample=True,
-        )
+def without_quantizers(model: nn.Module, kept: Collection[str]) -> nn.Module:
+    """Take all quantizers out of ``model``, in place, but those at the paths ``kept``."""
+    for path, _ in list(quantizers(model)):
+        if path not in kept:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, None)
+    return model
 
 
-def quantized_layers(model: nn.Module) -> Iterator[tuple[str, _Quantized]]:
-    """Each rewritten layer with its name."""
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Weighted]]:
+    """Each rewritten layer of one weight, with its name."""
     for name, module in model.named_modules():
-        if isinstance(module, _Quantized):
+        if isinstance(module, Weighted):
             yield name, module
 
 
 def weight_quantizers(model: nn.Module) -> dict[str, Quantizer]:
     """The quantizer of each quantized weight, by the weight's name in ``state_dict``."""
     return {
-        f"{name}.weight".removeprefix("."): layer.weight_quantizer
-        for name, layer in quantized_layers(model)
-        if layer.weight_quantizer is not None
+        weight: model.get_submodule(path)  # type: ignore[misc]
+        for weight, path in weight_quantizer_paths(model).items()
     }
+
+
+def weight_quantizer_paths(model: nn.Module) -> dict[str, str]:
+    """Name of each quantized weight in ``state_dict`` → path of its quantizer.
+
+    Without those that two quantizers read, or that have two names: no codes stand for them.
+    """
+    paths: dict[str, str] = {}
+    readers = Counter[int]()
+    ids: dict[str, int] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name in module._parameters:
+            readers[id(module._parameters[name])] += 1
+        if isinstance(module, Quantized):
+            for name, child in module.quantized_weights().items():
+                full = f"{prefix}.{name}".removeprefix(".")
+                paths[full] = f"{prefix}.{child}".removeprefix(".")
+                ids[full] = id(module._parameters[name])
+    return {name: path for name, path in paths.items() if readers[ids[name]] == 1}
 
 
 @torch.no_grad()
 def calibrate_minmax(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set every step of a quantized ``model`` by post-training min-max calibration, in place.
 
-    Weights: the largest |w| becomes the largest code. Inputs: the largest |x| that the unquantized
-    network sees over ``batches`` does.
+    The largest |x| that reaches a quantizer in the unquantized network, over ``batches``, becomes
+    the largest code; of a weight the largest |w|, with steps per channel in each channel.
 
     Args:
         model: what `quantize` returned, holding trained weights.
         batches: inputs of the network, (B, …) each.
     """
-    layers = [layer for _, layer in quantized_layers(model)]
+    found = [quantizer for _, quantizer in quantizers(model)]
     largest: dict[int, Tensor] = {}
+    were_set = [bool(quantizer.initialised) for quantizer in found]
     hooks = []
-    kept = [(layer, layer.input_quantizer, layer.weight_quantizer) for layer in layers]
-    for index, layer in enumerate(layers):
-        layer.input_quantizer = layer.weight_quantizer = None
+    for quantizer in found:
+        quantizer.initialised.fill_(False)  # in evaluation it lets values pass
 
-        def observe(
-            _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], index: int = index
-        ) -> None:
-            peak = (args or tuple(kwargs.values()))[0].abs().amax()
-            largest[index] = torch.maximum(largest.get(index, peak), peak)
+        def observe(quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            assert isinstance(quantizer, Quantizer)
+            step = minmax_step(args[0], quantizer.qp, quantizer.channel_axis)
+            key = id(quantizer)
+            largest[key] = torch.maximum(largest.get(key, step), step)
 
-        hooks.append(layer.register_forward_pre_hook(observe, with_kwargs=True))
+        hooks.append(quantizer.register_forward_pre_hook(observe))
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -225,58 +196,8 @@ def calibrate_minmax(model: nn.Module, batches: Iterable[Tensor]) -> None:
             module.training = True
         for hook in hooks:
             hook.remove()
-        for layer, input_quantizer, weight_quantizer in kept:
-            layer.input_quantizer, layer.weight_quantizer = input_quantizer, weight_quantizer
-    for index, (layer, input_quantizer, weight_quantizer) in enumerate(kept):
-        if input_quantizer is not None and index in largest:
-            input_quantizer.initialise(minmax_step(largest[index], input_quantizer.qp))
-        if weight_quantizer is not None:
-            step = minmax_step(layer.weight, weight_quantizer.qp, weight_quantizer.channel_axis)
-            weight_quantizer.initialise(step)
-
-
-# Which layers see only values ≥ 0 ------------------------------------------------------------
-
-_NON_NEGATIVE = (nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, "relu", "relu_")
-_PASS_ON = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Identity,
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d,
-    F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_max_pool1d, F.adaptive_max_pool2d,
-    F.dropout, F.dropout1d, F.dropout2d, torch.flatten, torch.mean, "flatten", "view", "reshape",
-    "mean", "amax", "squeeze", "unsqueeze", "transpose", "permute", "contiguous",
-)  # fmt: skip
-_PASS_ON_ALL = (torch.cat, torch.add, operator.add, operator.iadd)
-
-
-def _layers_in_order(model: nn.Module) -> dict[str, bool]:
-    """Names of the layers to rewrite in execution order, and whether their input is ≥ 0."""
-    if type(model) in _REWRITTEN:
-        return {"": False}
-    try:
-        # A copy: tracing runs forward, which may count its calls or keep what it computes.
-        with torch.random.fork_rng(devices=[]):
-            graph = fx.Tracer().trace(copy.deepcopy(model))
-    except Exception as error:  # whatever somebody else's forward raises when given a proxy
-        log.warning("signed quantizers throughout: torch.fx cannot trace the model: %s", error)
-        return {n: False for n, module in model.named_modules() if type(module) in _REWRITTEN}
-    modules = dict(model.named_modules())
-    non_negative: set[fx.Node] = set()
-    layers: dict[str, bool] = {}
-    for node in graph.nodes:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        what = type(module) if module is not None else node.target
-        parents = node.all_input_nodes
-        if (
-            what in _NON_NEGATIVE
-            or (what in _PASS_ON and parents[0] in non_negative)  # other parents are sizes
-            or (what in _PASS_ON_ALL and all(parent in non_negative for parent in parents))
-        ):
-            non_negative.add(node)
-        elif node.op == "call_method" and str(node.target).endswith("_"):
-            non_negative -= set(parents[:1])  # changed in place into who knows what
-        if module is not None and type(module) in _REWRITTEN:
-            # A layer called twice is unsigned only if it is so both times.
-            is_unsigned = parents[0] in non_negative
-            layers[str(node.target)] = layers.get(str(node.target), True) and is_unsigned
-    return layers
+        for quantizer, was_set in zip(found, were_set, strict=True):
+            quantizer.initialised.fill_(was_set)
+    for quantizer in found:
+        if id(quantizer) in largest:
+            quantizer.initialise(largest[id(quantizer)])

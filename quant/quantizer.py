@@ -21,6 +21,7 @@ class Quantizer(nn.Module):
             that share the step in the gradient's scale 1/√(N·qp).
     """
 
+    is_quantizer = True  # one step of a trace, without a name of its own (models.trace)
     step: Tensor
     initialised: Tensor
 

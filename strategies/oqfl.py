@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fleet.seeds import derive_seed
 from quant.functional import initial_step
-from quant.layers import QuantSpec, quantize, weight_quantizers
+from quant.layers import QuantSpec, quantize, weight_quantizer_paths, weight_quantizers
 from quant.packing import pack, packed_bytes, unpack
 from quant.settings import QUANTIZERS, WIRES, QuantSettings
 from strategies import messages
@@ -205,8 +205,9 @@ def decode_weights(arrays: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
     """Inverse of `encode_weights` up to rounding, with the steps that came beside the codes."""
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     state = dict(arrays)
+    paths = weight_quantizer_paths(model)
     for name, quantizer in weight_quantizers(model).items():
         codes = unpack(state[name], quantizer.bits, shapes[name].numel()) + quantizer.qn
-        step = state[name.removesuffix("weight") + "weight_quantizer.step"]
+        step = state[f"{paths[name]}.step"]
         state[name] = codes.reshape(shapes[name]).to(step.dtype) * step
     return state

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from models.split import cut_many
 from quant.codec import LinkSettings
-from quant.layers import QuantSpec, quantize
+from quant.layers import QuantSpec, quantize, without_quantizers
 from quant.link import End, leaf
 from quant.packet import Packet
 from quant.settings import SIDES
@@ -106,10 +106,11 @@ def halves(model: nn.Module, split: CutAt, example: tuple[int, ...] | None = Non
 
 def quantized(model: nn.Module, spec: QuantSpec, side: Side, split: CutAt | None) -> nn.Module:
     """Quantize ``model``, or only those of its layers that are on the device."""
+    model = quantize(model, spec)
     if spec.is_identity or side.name == "both" or split is None:
-        return quantize(model, spec)
+        return model
     device = halves(model, split).device
-    return quantize(model, spec, {name for part in device for name, _ in part.named_modules()})
+    return without_quantizers(model, {name for part in device for name, _ in part.named_modules()})
 
 
 def cut_as_told(model: nn.Module, settings: Settings) -> Halves:

@@ -15,6 +15,7 @@ from torch import nn
 
 from models.cnn import CNN
 from models.lenet5 import LeNet5
+from quant.attention import QuantMultiheadAttention
 from quant.functional import MIN_STEP, fake_quantize, lsq
 from quant.layers import (
     BIT_WIDTHS,
@@ -247,7 +248,7 @@ def test_signs_bits_and_kind_of_every_quantizer(net, caplog):
         assert dict(act.named_buffers()).keys() == (
             {"initialised", "step"} if name == first else {"initialised"}
         )
-    warned = [r for r in caplog.records if r.name == "quant.layers"]
+    warned = [r for r in caplog.records if r.name == "quant.survey"]
     assert len(warned) == (net is Untraceable)
     assert all("torch.fx cannot trace" in r.getMessage() for r in warned)
 
@@ -312,12 +313,19 @@ def test_a_layer_that_runs_twice_is_unsigned_only_if_so_both_times():
         assert not inputs["head"].signed
 
 
-def test_only_layers_of_exactly_these_types():
-    class MyLinear(nn.Linear):
+def test_a_class_derived_from_torchs_is_one_of_torchs_where_it_keeps_the_forward():
+    class Same(nn.Linear):
         pass
 
-    model = nn.Sequential(nn.Linear(4, 4), MyLinear(4, 4), nn.ConvTranspose1d(4, 4, 1))
-    assert [name for name, _ in quantized_layers(quantize(model, QuantSpec()))] == ["0"]
+    class Doubled(nn.Linear):
+        def forward(self, input):
+            return 2 * input
+
+    model = nn.Sequential(nn.Linear(4, 4), Same(4, 4), Doubled(4, 4), nn.ConvTranspose1d(4, 4, 1))
+    rewritten = quantize(model, QuantSpec())
+    assert [name for name, _ in quantized_layers(rewritten)] == ["0", "1", "3"]
+    assert isinstance(rewritten[1], Same)
+    assert type(rewritten[2]) is Doubled
 
 
 def test_the_quantized_network_by_hand():
@@ -679,7 +687,7 @@ def test_quantizing_twice_is_refused(bits):
 
 def test_a_model_without_layers_is_refused_unless_at_32_bits():
     model = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.LayerNorm(4))
-    with pytest.raises(ValueError, match="no Conv1d, Conv2d or Linear layer"):
+    with pytest.raises(ValueError, match="no layer that multiplies"):
         quantize(model, QuantSpec())
     assert quantize(model, QuantSpec(32, 32)) is not model
 
@@ -712,11 +720,12 @@ def test_a_model_that_is_one_layer():
     assert model.weight_quantizer.bits == model.input_quantizer.bits == 8  # first and last
 
 
-def test_layers_inside_torchs_own_composites_stay_as_they_are():
+def test_layers_inside_torchs_own_composites():
     block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = quantize(nn.Sequential(nn.Linear(8, 8), block), QuantSpec())
-    assert [name for name, _ in quantized_layers(model)] == ["0"]
-    assert type(model[1].linear1) is nn.Linear
+    names = ["0", "1.self_attn.out_proj", "1.linear1", "1.linear2"]
+    assert [name for name, _ in quantized_layers(model)] == names
+    assert isinstance(model[1].self_attn, QuantMultiheadAttention)
 
 
 def test_an_empty_batch_passes_a_set_quantizer():
