@@ -18,7 +18,7 @@ from app.config.errors import explain
 from app.evaluation import on_test_set
 from app.experiment import Experiment, Prepared
 from app.run_folder import MODEL, FolderTakenError, claim, close, locked, take
-from app.summary import describe
+from app.summary import describe, left_in_fp32
 from strategies import messages
 from strategies.server.checkpoint import save_arrays
 from strategies.server.discovery import wait_for_nodes
@@ -140,6 +140,8 @@ def run(
     say_what_is_run_again(folder, len(done))
     take(folder, chosen)
     model = prepared.model if prepared else experiment.prepare(chosen, strategy)
+    for text in left_in_fp32(chosen, strategy):
+        log.warning(text)
     data = experiment.dataset(chosen)
     with signals.shielded():  # wandb has a process of its own
         sinks: list[Sink] = [

@@ -5,7 +5,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from app.experiment import Experiment
+from app.experiment import Experiment, method_class
+from models.cost import FULL_PRECISION_BITS, LayerCost
 from strategies.server.loop import FederatedStrategy
 from tracking.summary import summarise
 
@@ -31,6 +32,9 @@ def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) 
         "network_params": whole.params,
         "network_flops_per_sample": whole.flops_forward + whole.flops_backward,
         "network_peak_train_bytes": whole.peak_train_bytes(batch, slots),
+        "quantized_share": whole.quantized_share,
+        "mean_weight_bits": whole.mean_weight_bits,
+        "mean_act_bits": whole.mean_act_bits,
         **network.describe(train),
         "strategy": experiment.method,
         "model": experiment.network.name,
@@ -39,6 +43,54 @@ def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) 
         "config_hash": experiment.hash,
         "versions": versions(),
     }
+
+
+def left_in_fp32(experiment: Experiment, strategy: FederatedStrategy) -> list[str]:
+    """What the settings of quantization leave as it is, where that is not said by them.
+
+    Args:
+        experiment: what will run.
+        strategy: its method, prepared.
+    """
+    kind = method_class(experiment)
+    if "quant.bits" not in kind.reads:
+        return []
+    spec = experiment.quant.spec(kind.default_bits)
+    if spec.is_identity:
+        return []
+    network = strategy.prepared().in_round(1)
+    is_half = "quant.side" in kind.reads and experiment.quant.side == "client"
+    costs = network.device_costs() if is_half else [network.cost()]
+    rows = [row for part in costs for row in part.layers]
+
+    def is_left(row: LayerCost) -> bool:
+        weight = row.weight_bits if row.has_weight else FULL_PRECISION_BITS
+        acts = [row.input_bits] if row.has_weight else [row.input_bits, row.weight_bits]
+        return (row.has_weight and weight == FULL_PRECISION_BITS and spec.weight_bits < weight) or (
+            max(acts) == FULL_PRECISION_BITS and spec.act_bits < FULL_PRECISION_BITS
+        )
+
+    said = []
+    total = sum(row.macs for row in rows)
+    left: dict[str, int] = {}
+    for row in filter(is_left, rows):
+        left[row.name] = left.get(row.name, 0) + row.macs
+    if left:
+        largest = sorted(left, key=lambda name: -left[name])
+        named = ", ".join(f"{name} ({left[name] / total:.1%})" for name in largest[:5])
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        said.append(
+            f"in fp32 stay {sum(left.values()) / total:.1%} of the multiply-adds: {named}{more}; "
+            "docs/NETWORKS.md says what can be quantized"
+        )
+    edge = spec.edge_bits
+    used = {bits for row in rows if not is_left(row) for bits in (row.weight_bits, row.input_bits)}
+    if used and used <= {edge, FULL_PRECISION_BITS} and {spec.weight_bits, spec.act_bits} != {edge}:
+        said.append(
+            "quant.bits changes nothing: all that is quantized are the network's first and last "
+            f"layer, which have quant.edge_bits={edge}"
+        )
+    return said
 
 
 def versions() -> dict[str, str]:

@@ -35,7 +35,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 FULL_PRECISION_BITS = 32
 _BATCHES = (2, 3)
@@ -344,7 +344,7 @@ def _run(
         products = _Products(model, batch_size)
         with (
             products,
-            FlopCounterMode(display=False) as forward,
+            FlopCounterMode(display=False, custom_mapping=_FORMULAS) as forward,
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         ):
             output = model(x)
@@ -374,6 +374,9 @@ _aten = torch.ops.aten
 # Operation → positions of its operands, the input first.
 _OPERANDS = {
     _aten.mm: (0, 1),
+    _aten.mv: (0, 1),
+    _aten.dot: (0, 1),
+    _aten.addmv: (1, 2),
     _aten.bmm: (0, 1),
     _aten.addmm: (1, 2),
     _aten.baddbmm: (1, 2),
@@ -414,6 +417,8 @@ class _Products(TorchDispatchMode):
         self._stack: list[tuple[str, nn.Module]] = []
         self._names = {id(module): name for name, module in model.named_modules()}
         self._modules = list(model.modules())
+        counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+        self._formulas = counter.flop_registry
 
     def __enter__(self) -> "_Products":
         self._hooks = []
@@ -438,8 +443,8 @@ class _Products(TorchDispatchMode):
             operands = [self._of(x) for x in pytree.tree_leaves(args) if isinstance(x, Tensor)]
             if isinstance(result, Tensor) and any(o.bits < FULL_PRECISION_BITS for o in operands):
                 self._note(result, max(operands, key=lambda operand: operand.bits))
-        elif packet in flop_registry and (
-            flops := flop_registry[packet](*args, **kwargs, out_val=result)
+        elif packet in self._formulas and (
+            flops := self._formulas[packet](*args, **kwargs, out_val=result)
         ):
             self._add(packet, args, result, flops // 2)
         return result
@@ -520,7 +525,46 @@ def _conv_backward_flops(
     return 2 * values * math.prod(weight[1:]) * sum(output_mask[:2])
 
 
-_FORMULAS = {torch.ops.aten.convolution_backward: _conv_backward_flops}
+def _mv_flops(matrix: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _addmv_flops(_added: torch.Size, matrix: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _trilinear_flops(
+    first: torch.Size,
+    second: torch.Size,
+    third: torch.Size,
+    expand1: list[int],
+    expand2: list[int],
+    expand3: list[int],
+    *_: Any,
+    **__: Any,
+) -> int:
+    """``nn.Bilinear``: one multiply-add for each value of the cube that all three span."""
+
+    def expanded(shape: torch.Size, axes: list[int]) -> list[int]:
+        sizes = list(shape)
+        for axis in sorted(axes):
+            sizes.insert(axis, 1)
+        return sizes
+
+    shapes = zip(
+        expanded(first, expand1), expanded(second, expand2), expanded(third, expand3), strict=True
+    )
+    return 2 * math.prod(map(max, shapes))
+
+
+# What torch counts otherwise, or not at all.
+_FORMULAS = {
+    torch.ops.aten.convolution_backward: _conv_backward_flops,
+    torch.ops.aten.mv: _mv_flops,
+    torch.ops.aten.dot: _mv_flops,
+    torch.ops.aten.addmv: _addmv_flops,
+    torch.ops.aten._trilinear: _trilinear_flops,
+}
 
 # Copies without values and without quantizers -------------------------------------------------
 

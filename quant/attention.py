@@ -66,10 +66,12 @@ class QuantMultiheadAttention(Quantized, nn.MultiheadAttention):
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
             mask = None if mask is None else F.pad(mask, (0, 1))
+        # Transposed first: onnxruntime 1.31 fails at one between DequantizeLinear and MatMul.
+        k = k.transpose(-2, -1)
         q, k, v = (
             apply(self._quantizer(name), x) for name, x in zip(_INPUTS, (q, k, v), strict=True)
         )
-        scores = q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)  # (B, H, T, S)
+        scores = q @ k / math.sqrt(self.head_dim)  # (B, H, T, S)
         weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
         weights = F.dropout(weights, self.dropout, self.training)
         output = apply(self.attention_quantizer, weights) @ v

@@ -207,7 +207,8 @@ def _attention(
         groups = query.size(-3) // key.size(-3)
         key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
     factor = 1 / math.sqrt(query.size(-1)) if scale is None else scale
-    scores = apply(for_query, query) @ apply(for_key, key).transpose(-2, -1) * factor
+    # Transposed first: onnxruntime 1.31 fails at a transpose between DequantizeLinear and MatMul.
+    scores = apply(for_query, query) @ apply(for_key, key.transpose(-2, -1)) * factor
     if is_causal:
         ones = torch.ones(query.size(-2), key.size(-2), dtype=torch.bool, device=query.device)
         scores = scores.masked_fill(ones.triu(1), -math.inf)

@@ -27,10 +27,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from models.build import build
 from models.cost import FULL_PRECISION_BITS, cost
 from quant.layers import QuantSpec, quantize, weight_quantizer_paths, weight_quantizers
+from quant.modules import quantizers
 from quant.packing import pack, unpack
 from quant.quantizer import Quantizer
 
@@ -52,12 +55,18 @@ class Network:
         options: other arguments, of what JSON can hold.
         input_shape: shape of one sample.
         num_classes: number of classes.
+        dtype: of the input, torch's name for it.
     """
 
     target: str
     options: Mapping[str, Any]
     input_shape: tuple[int, ...]
     num_classes: int
+    dtype: str = "float32"
+
+    def zeros(self) -> Tensor:
+        """Two samples of zeros."""
+        return torch.zeros(2, *self.input_shape, dtype=getattr(torch, self.dtype))
 
 
 @dataclass(frozen=True)
@@ -86,8 +95,8 @@ def is_ours(network: Network) -> bool:
 def save_packed(model: nn.Module, path: Path, network: Network, spec: QuantSpec) -> None:
     """Write ``model`` to ``path``; a file that is there is replaced.
 
-    A weight whose step has not been set is stored in float32, as are all weights at 32 bits and one
-    that has two names in the model, which other layers may read without its quantizer.
+    A weight whose step has not been set is stored in float32, as are all weights at 32 bits, and
+    one that is read elsewhere than by its quantizer, or has two names in the model.
 
     Args:
         model: what `quantize` made of the network by ``spec``.
@@ -101,7 +110,7 @@ def save_packed(model: nn.Module, path: Path, network: Network, spec: QuantSpec)
     """
     tensors = {name: _plain(tensor) for name, tensor in _state(model).items()}
     shapes = {}
-    for name, quantizer in _packable(model):
+    for name, quantizer in _packable(model, network.zeros()):
         weight = tensors[name]
         codes = quantizer.codes(weight)
         restored = codes.to(quantizer.step.dtype) * quantizer.step.detach()
@@ -240,23 +249,24 @@ def size_report(path: Path, model: nn.Module) -> SizeReport:
         OSError, ValueError: as `read`.
     """
     description, tensors = read(path)
-    parts = list(_parts(description, tensors))
+    parts = list(_parts(description, tensors, weight_quantizer_paths(model)))
     inside = sum(part.num_bytes for part in parts)
     parts.append(Contents("header and description", path.stat().st_size - inside, 0))
-    found = cost(model, description.network.input_shape)
-    macs = sum(layer.macs for layer in found.layers)
-    return SizeReport(tuple(parts), found.bops, macs * FULL_PRECISION_BITS**2)
+    network = description.network
+    found = cost(model, network.input_shape, dtype=network.zeros().dtype)
+    return SizeReport(tuple(parts), found.bops, found.macs * FULL_PRECISION_BITS**2)
 
 
-def _parts(description: Description, tensors: Mapping[str, Tensor]) -> Iterator[Contents]:
+def _parts(
+    description: Description, tensors: Mapping[str, Tensor], paths: Mapping[str, str]
+) -> Iterator[Contents]:
     stored: Counter[str] = Counter()
     plain: Counter[str] = Counter()
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
         module = name.rpartition(".")[0]
         if name in description.shapes:
-            quantizer = f"{module}.weight_quantizer".removeprefix(".")
-            what = f"weights at {description.quantizers[quantizer][0]} bits"
+            what = f"weights at {description.quantizers[paths[name]][0]} bits"
             plain[what] += 4 * math.prod(description.shapes[name])
         elif module in description.quantizers:
             what = "steps and flags"
@@ -280,13 +290,60 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: state[name] for name in seen.values()}
 
 
-def _packable(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
-    """Weights with a step that has been set, and with one name."""
+def _packable(model: nn.Module, example: Tensor) -> Iterator[tuple[str, Quantizer]]:
+    """Weights with a step that has been set, which nothing but their quantizer reads."""
+    found = weight_quantizers(model)
     state = model.state_dict(keep_vars=True)
-    names = Counter(id(tensor) for tensor in state.values())
-    for name, quantizer in weight_quantizers(model).items():
-        if quantizer.initialised and names[id(state[name])] == 1:
+    read = _read_elsewhere(model, {name: state[name] for name in found}, example)
+    for name, quantizer in found.items():
+        if quantizer.initialised and name not in read:
             yield name, quantizer
+
+
+class _Readers(TorchFunctionMode):
+    """Notes which tensors torch's functions are given outside of quantizers."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self.depth = 0  # of quantizers that are running
+        self._names = names
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self.depth and getattr(func, "__name__", "") not in ("__get__", "dim", "size"):
+            leaves = pytree.tree_leaves((args, kwargs))
+            self.found |= {self._names[id(leaf)] for leaf in leaves if id(leaf) in self._names}
+        return func(*args, **kwargs)
+
+
+def _read_elsewhere(model: nn.Module, weights: Mapping[str, Tensor], example: Tensor) -> set[str]:
+    """Names of those ``weights`` that ``model`` reads without their quantizers, in evaluation."""
+    readers = _Readers({id(tensor): name for name, tensor in weights.items()})
+
+    def enter(*_: Any) -> None:
+        readers.depth += 1
+
+    def leave(*_: Any) -> None:
+        readers.depth -= 1
+
+    hooks = []
+    for _, quantizer in quantizers(model):
+        hooks.append(quantizer.register_forward_pre_hook(enter))
+        hooks.append(quantizer.register_forward_hook(leave, always_call=True))
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), readers:
+            model(example)
+    finally:
+        for module in training:
+            module.training = True
+        for hook in hooks:
+            hook.remove()
+    return readers.found
 
 
 def _layout(model: nn.Module) -> dict[str, tuple[int, bool]]:

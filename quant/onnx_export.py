@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant.layers import quantized_layers
+from quant.modules import Quantized, Weighted, effective_weight, quantizers
 from quant.quantizer import Quantizer
 
 OPSET = 21
@@ -41,7 +41,6 @@ OPSET = 21
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 INPUT, OUTPUT = "input", "logits"
-_CODES = "weight_quantizer.codes"
 
 
 def check_packages() -> None:
@@ -55,17 +54,17 @@ def check_packages() -> None:
         raise ValueError(f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def save_onnx(model: nn.Module, path: Path, input_shape: tuple[int, ...]) -> None:
+def save_onnx(model: nn.Module, path: Path, example: Tensor) -> None:
     """Write ``model`` to ``path``; a file that is there is replaced.
 
-    Input ``input`` is (B, …), output ``logits`` (B, classes), both float32. A quantizer whose step
+    Input ``input`` is (B, …), output ``logits`` (B, classes). A quantizer whose step
     has not been set lets values pass, here as in the model; a model without quantizers becomes an
     ordinary float32 file.
 
     Args:
         model: float32; quantized or not; stays as it is.
         path: the file.
-        input_shape: shape of one sample.
+        example: two samples, of whatever values.
 
     Raises:
         ValueError: a package is missing, or torch.export cannot trace the model; one line.
@@ -73,7 +72,6 @@ def save_onnx(model: nn.Module, path: Path, input_shape: tuple[int, ...]) -> Non
     check_packages()
     import onnx
 
-    example = torch.zeros(2, *input_shape)
     batch = torch.export.Dim("batch", min=1)
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
@@ -178,22 +176,27 @@ class _OnnxInput(nn.Module):
 def _for_onnx(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with nodes of ONNX in its quantizers' places."""
     model = copy.deepcopy(model).eval()
-    for _, layer in quantized_layers(model):
-        for name, quantizer in list(layer.named_children()):
+    for module in list(model.modules()):
+        if not isinstance(module, Quantized):
+            continue
+        weights = {child: name for name, child in module.quantized_weights().items()}
+        for name, quantizer in list(module.named_children()):
             if not isinstance(quantizer, Quantizer):
                 continue
             node: nn.Module | None = None
-            if quantizer.initialised:
-                is_input = quantizer is layer.input_quantizer
-                weight = layer.weight.detach()
-                node = _OnnxInput(quantizer) if is_input else _OnnxWeight(quantizer, weight)
-            setattr(layer, name, node)
-        bias = getattr(layer, "bias", None)
-        if bias is not None:
-            shape = (-1, *[1] * (layer.weight.dim() - 2))
-            layer.register_buffer("added_bias", bias.detach().reshape(shape))
-            layer.register_parameter("bias", None)
-            layer.register_forward_hook(_add_bias)
+            if quantizer.initialised and name in weights:
+                node = _OnnxWeight(quantizer, getattr(module, weights[name]).detach())
+            elif quantizer.initialised and name == "weight_quantizer":
+                node = _OnnxWeight(quantizer, effective_weight(module))
+            elif quantizer.initialised:
+                node = _OnnxInput(quantizer)
+            setattr(module, name, node)
+        bias = module._parameters.get("bias")
+        if isinstance(module, Weighted) and bias is not None:
+            shape = (-1, *[1] * (effective_weight(module).dim() - 2))
+            module.register_buffer("added_bias", bias.detach().reshape(shape))
+            module.register_parameter("bias", None)
+            module.register_forward_hook(_add_bias, prepend=True)  # before hooks of the user's
     return model
 
 
@@ -208,11 +211,7 @@ def _add_bias(layer: nn.Module, _: object, output: Tensor) -> Tensor:
 
 def _narrow_weights(model: nn.Module) -> set[str]:
     """Names of the codes that fit into 4 bits."""
-    return {
-        f"{name}.{_CODES}".removeprefix(".")
-        for name, layer in quantized_layers(model)
-        if layer.weight_quantizer is not None and layer.weight_quantizer.bits <= 4
-    }
+    return {f"{path}.codes" for path, quantizer in quantizers(model) if quantizer.bits <= 4}
 
 
 def _name_types(model: Any, narrow: set[str]) -> None:

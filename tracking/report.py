@@ -178,7 +178,11 @@ def _bits(row: dict[str, Any]) -> str:
     weight, act = row.get("weight_bits"), row.get("act_bits")
     if weight is None:
         return NOT_READ
-    return str(weight) if weight == act else f"w{weight} a{act}"
+    if weight != act:
+        return f"w{weight} a{act}"
+    share = row.get("quantized_share", 1.0)
+    # How many of the multiply-adds, where it is not all of them.
+    return str(weight) if weight == 32 or share >= 0.995 else f"{weight} ({share:.0%})"
 
 
 def _share(value: float | None) -> str:

@@ -120,7 +120,7 @@ def export_network(
         forms["packed"] = compare(folder / PACKED, out, got)
         sizes = size_report(folder / PACKED, loaded)
         if with_onnx:
-            save_onnx(loaded, folder / ONNX, network.input_shape)
+            save_onnx(loaded, folder / ONNX, network.zeros())
             got = outputs(load_onnx(folder / ONNX), data.test_x)
             forms["onnx"] = compare(folder / ONNX, out, got)
         exported = Export(

@@ -61,7 +61,7 @@ def test_trained_on_digits(bits: int, tmp_path: Path) -> None:
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
-    save_onnx(model.eval(), tmp_path / "a.onnx", data.input_shape)
+    save_onnx(model.eval(), tmp_path / "a.onnx", torch.zeros(2, *data.input_shape))
     with torch.no_grad():
         expected = model(data.test_x)
     got = load_onnx(tmp_path / "a.onnx")(data.test_x)
@@ -84,7 +84,7 @@ def test_biases_are_not_rounded_and_narrow_inputs_saturate(tmp_path: Path) -> No
     with torch.no_grad():
         for _, layer in quantized_layers(model):
             layer.bias.uniform_(-1, 1)
-    save_onnx(model, tmp_path / "a.onnx", (1, 28, 28))
+    save_onnx(model, tmp_path / "a.onnx", torch.zeros(2, 1, 28, 28))
     x = torch.randn(50, 1, 28, 28) * torch.logspace(-2, 4, 50).reshape(-1, 1, 1, 1)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -103,7 +103,7 @@ def test_unset_steps_and_32_bits_let_values_pass(tmp_path: Path) -> None:
     x = torch.randn(9, 2, 4)
     for number, kind in enumerate((model, unset)):
         path = tmp_path / f"{number}.onnx"
-        save_onnx(kind, path, (2, 4))
+        save_onnx(kind, path, torch.zeros(2, 2, 4))
         assert types(path, "QuantizeLinear") == []
         with torch.no_grad():
             torch.testing.assert_close(load_onnx(path)(x), kind(x))
@@ -122,7 +122,7 @@ class Untraceable(nn.Module):
 
 def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="ONNX: torch cannot export the network") as raised:
-        save_onnx(Untraceable(), tmp_path / "a.onnx", (4,))
+        save_onnx(Untraceable(), tmp_path / "a.onnx", torch.zeros(2, 4))
     assert "\n" not in str(raised.value)
     (tmp_path / "b.onnx").write_text("something else")
     with pytest.raises(ValueError, match="onnxruntime does not take it"):
@@ -132,7 +132,7 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         importlib.util, "find_spec", lambda name, *a: None if name == "onnx" else find(name, *a)
     )
     with pytest.raises(ValueError, match=r"^ONNX needs onnx: pip install onnx$"):
-        save_onnx(nn.Linear(4, 3), tmp_path / "c.onnx", (4,))
+        save_onnx(nn.Linear(4, 3), tmp_path / "c.onnx", torch.zeros(2, 4))
 
 
 @pytest.mark.long
@@ -145,7 +145,7 @@ def test_every_network_at_every_width(
     """A last bit of a sum puts a value at the border of two codes on its other side; the deeper a
     network of random weights, the more of its outputs that moves by a step or two."""
     model = network(target, QuantSpec(bits, bits, per_channel=per_channel))
-    save_onnx(model, tmp_path / "a.onnx", NETWORKS[target])
+    save_onnx(model, tmp_path / "a.onnx", torch.zeros(2, *NETWORKS[target]))
     x = torch.randn(64, *NETWORKS[target], generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = model(x)
