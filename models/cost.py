@@ -227,6 +227,7 @@ def cost(
     runs = _run_batches(model, input_shape, input_grad, dtype)
     (small, large), (few, many) = runs, _BATCHES
     activation_bytes = (large.saved_bytes - small.saved_bytes) // (many - few)
+    layers = _per_sample(small.layers, large.layers)
     return Cost(
         params=sum(p.numel() for p in model.parameters()),
         model_bytes=sum(_num_bytes(t) for t in tensors),
@@ -234,16 +235,30 @@ def cost(
         gradient_bytes=sum(_num_bytes(p) for p in model.parameters() if p.requires_grad),
         flops_forward=(large.flops_forward - small.flops_forward) // (many - few),
         flops_backward=(large.flops_backward - small.flops_backward) // (many - few),
-        bops=sum(layer.bops for layer in small.layers),
+        bops=sum(layer.bops for layer in layers),
         activation_bytes=activation_bytes,
         fixed_activation_bytes=max(0, small.saved_bytes - few * activation_bytes),
         output_shape=small.output_shape,
-        layers=small.layers,
+        layers=layers,
         num_weights=sum(p.numel() for p in _weights(model)),
         weight_bits_total=_weight_bits_total(model),
         input_bytes=(large.input_bytes - small.input_bytes) // (many - few),
         output_bytes=(large.output_bytes - small.output_bytes) // (many - few),
     )
+
+
+def _per_sample(
+    small: tuple[LayerCost, ...], large: tuple[LayerCost, ...]
+) -> tuple[LayerCost, ...]:
+    """Rows of one sample from those of two batches, without products of weights alone."""
+    few, many = _BATCHES
+    if len(small) != len(large):  # a forward that counts its samples
+        return tuple(replace(row, macs=row.macs // few) for row in small)
+    rows = (
+        replace(a, macs=(b.macs - a.macs) // (many - few))
+        for a, b in zip(small, large, strict=True)
+    )
+    return tuple(row for row in rows if row.macs)
 
 
 @dataclass(frozen=True)
@@ -341,7 +356,7 @@ def _run(
         return tensor
 
     with torch.enable_grad():
-        products = _Products(model, batch_size)
+        products = _Products(model)
         with (
             products,
             FlopCounterMode(display=False, custom_mapping=_FORMULAS) as forward,
@@ -401,17 +416,15 @@ class _Operand:
 
 
 class _Products(TorchDispatchMode):
-    """Writes down a row for each product while a model runs.
+    """Writes down a row for each product of a whole batch while a model runs.
 
     Args:
         model: with stand-ins for its quantizers.
-        batch_size: of the run.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows: list[LayerCost] = []
-        self._batch_size = batch_size
         self._known = {_storage(p): _Operand(params=p.numel()) for p in model.parameters()}
         self._alive: list[Tensor] = []  # a storage's identity is good for as long as it lives
         self._stack: list[tuple[str, nn.Module]] = []
@@ -466,7 +479,7 @@ class _Products(TorchDispatchMode):
             LayerCost(
                 name=name if is_layer else f"{name}.{packet.__name__}".removeprefix("."),
                 params=params,
-                macs=macs // self._batch_size,
+                macs=macs,
                 weight_bits=self._bits(second, module, "weight_quantizer"),
                 input_bits=self._bits(first, module, "input_quantizer"),
                 output_shape=tuple(output.shape[1:]),

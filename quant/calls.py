@@ -102,13 +102,13 @@ class WithCalls(Quantized):
             names = []
             for number, operand in enumerate(call.operands):
                 name = f"{call.kind}{index}_{number}_quantizer"
-                setattr(self, name, self._made(operand, recipe))
+                self.add_module(name, self._made(operand, recipe))
                 names.append(name)
                 if operand.parameter and self._modules[name] is not None:
                     self._parameters_of[operand.parameter] = name
             if call.kind == ATTENTION:
                 names.append(f"{call.kind}{index}_weights_quantizer")
-                setattr(self, names[-1], recipe.of_inner(is_unsigned=True))
+                self.add_module(names[-1], recipe.of_inner(is_unsigned=True))
             self._kinds.append(call.kind)
             self._children_of.append(names)
 
@@ -206,12 +206,12 @@ def _attention(
     if enable_gqa:
         groups = query.size(-3) // key.size(-3)
         key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
-    factor = 1 / math.sqrt(query.size(-1)) if scale is None else scale
+    factor = query.size(-1) ** -0.5 if scale is None else scale
     # Transposed first: onnxruntime 1.31 fails at a transpose between DequantizeLinear and MatMul.
     scores = apply(for_query, query) @ apply(for_key, key.transpose(-2, -1)) * factor
     if is_causal:
-        ones = torch.ones(query.size(-2), key.size(-2), dtype=torch.bool, device=query.device)
-        scores = scores.masked_fill(ones.triu(1), -math.inf)
+        later = torch.ones_like(scores, dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(later, -math.inf)
     if attn_mask is not None:
         is_bool = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, -math.inf) if is_bool else scores + attn_mask
