@@ -81,6 +81,9 @@ def test_cells(sweep):
     [
         ({"weight_bits": 2, "act_bits": 8}, "bits", "w2 a8"),
         ({"weight_bits": 32, "act_bits": 32}, "bits", "32"),
+        ({"weight_bits": 4, "act_bits": 4, "quantized_share": 0.05}, "bits", "4 (5%)"),
+        ({"weight_bits": 4, "act_bits": 4, "quantized_share": 1.0}, "bits", "4"),
+        ({"weight_bits": 32, "act_bits": 32, "quantized_share": 0.0}, "bits", "32"),
         ({"final_accuracy": 0.0}, "accuracy", "0.0000"),
         ({"final_accuracy": None}, "accuracy", ""),
         ({"total_bytes_up": 0}, "up", "0 B"),
