@@ -7,6 +7,7 @@ and eval when it is made.
 
 import copy
 import importlib
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from models.crossing import answer, receive
 from models.trace import (
+    IN_PLACE,
     Trace,
     first_line,
     named_state,
@@ -47,6 +50,11 @@ class Code:
     @staticmethod
     def of(graph: fx.Graph) -> "Code":
         """The code of ``graph``, whose targets are paths from ``self``."""
+        for node in graph.nodes:
+            node.meta.pop("is_wrapped", None)  # else the source begins with calls of fx.wrap
+            if node.target in IN_PLACE:  # `a += b` in the source would rebind the name of a number
+                node.args = (IN_PLACE[node.target], *node.args)
+                node.target = in_place
         code = graph.python_code("self")
         namespace: dict[str, Any] = {}
         exec(compile(code.src, "<part>", "exec"), namespace)
@@ -61,6 +69,11 @@ class Code:
         namespace.update(self.objects)
         exec(compile(self.source, "<part>", "exec"), namespace)
         return namespace["forward"]  # type: ignore[return-value]
+
+
+def in_place(name: str, left: Any, right: Any) -> Any:
+    """What ``left`` is after ``left += right``, where ``name`` is ``add``."""
+    return getattr(operator, f"i{name}")(left, right)
 
 
 class Part(nn.Module):
@@ -237,9 +250,7 @@ def _run(parts: Sequence[nn.Module], x: Tensor) -> dict[str, Tensor | None]:
     z: Any = x.clone()
     for part in parts[:-1]:
         z = part(z)
-        received = z.detach().requires_grad_()
-        gradients: list[Tensor] = []
-        received.register_hook(gradients.append)  # `.grad` may have been given other strides
+        received, gradients = receive(z)
         sent.append((z, gradients))
         z = received
     outputs = [leaf for leaf in pytree.tree_leaves(parts[-1](z)) if isinstance(leaf, Tensor)]
@@ -251,7 +262,7 @@ def _run(parts: Sequence[nn.Module], x: Tensor) -> dict[str, Tensor | None]:
             loss.backward()
         for z, gradients in reversed(sent):
             if z.requires_grad and gradients:
-                z.backward(gradients[0])
+                answer(z, gradients).backward()  # type: ignore[no-untyped-call]
         for name, parameter in parameters.items():
             seen[f"gradient of {name}"] = parameter.grad
             if parameter.grad is not None:

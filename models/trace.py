@@ -7,12 +7,19 @@ a custom ``autograd.Function`` is lost, ``no_grad`` and ``autocast`` blocks vani
 submodule in which either kind is found becomes one opaque step of the graph, which runs the
 submodule itself; in the network's own forward it is an error.
 
+``x += y`` and ``x[i] = y`` overwrite x under all its names, and do so in the graph; a tensor made
+in the forward (``torch.zeros``) and overwritten there is not computed on both sides of a cut.
+
+With an `InputSpec` control flow on sizes is followed, where they are the same for every batch: the
+graph then checks them each time it runs. Without one such a submodule is kept whole.
+
 Tracing works on a deep copy and leaves every random state as it was. While it runs, torch.fx and
 the guards patch ``nn.Module``: let no other thread run a network meanwhile.
 """
 
 import copy
 import inspect
+import operator
 import random
 import re
 import sys
@@ -41,6 +48,14 @@ _RANDOM = re.compile(r"rand|dropout|bernoulli|normal|uniform|multinomial|poisson
 # Methods that read a value out of a tensor.
 _READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "equal", "allclose"}
 _HERE = (str(Path(torch.__file__).parent), __file__)
+IN_PLACE = {
+    getattr(operator, f"i{name}"): name
+    for name in (
+        "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor",
+        "lshift", "rshift",
+    )
+}  # fmt: skip
+"""``x += y`` and its kin → the name of what they compute."""
 
 
 class UntraceableError(Exception):
@@ -106,6 +121,8 @@ def op_name(node: fx.Node) -> str:
     """Name of the operation of ``node``: ``relu``, ``flatten``, the last part of a path."""
     if isinstance(node.target, str):
         return node.target.rpartition(".")[2]
+    if node.target in IN_PLACE:
+        return IN_PLACE[node.target]
     return str(getattr(node.target, "__name__", node.name))
 
 
@@ -115,6 +132,8 @@ def changes_in_place(node: fx.Node, root: nn.Module) -> bool:
         return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
     if node.op not in ("call_function", "call_method"):
         return False
+    if node.target in IN_PLACE or node.target is operator.setitem:
+        return True
     name = op_name(node)
     if name.endswith("_") and not name.startswith("__"):
         return True
@@ -170,6 +189,42 @@ def preserved_randomness() -> Iterator[None]:
                 numpy.random.set_state(numpy_state)
 
 
+def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The method of a stand-in that puts ``function`` into the graph."""
+
+    def method(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+class _Overwriting:
+    """Lets a stand-in be overwritten, where fx's own would make a new one of it."""
+
+    for _function, _name in IN_PLACE.items():
+        locals()[f"__i{_name}__"] = _in_place(_function)
+    __array_ufunc__ = None  # numpy's functions would call methods that numbers do not have
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __getattr__(self, name: str) -> "_Attribute":
+        return _Attribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "root", "attr", "_node"):
+            raise UntraceableError(f"assigns .{name} of a tensor")
+        super().__setattr__(name, value)
+
+
+class _Proxy(_Overwriting, fx.Proxy):
+    """The stand-in for a result."""
+
+
+class _Attribute(_Overwriting, fx.proxy.Attribute):
+    """The stand-in for an attribute of one, or for its method."""
+
+
 class _Tracer(fx.Tracer):
     """Follows modules down to torch's own layers, and backs out of those it cannot follow."""
 
@@ -196,14 +251,19 @@ class _Tracer(fx.Tracer):
     ) -> tuple[Any, list[Any]]:
         """Leave optional arguments of the model's forward at their defaults."""
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        if len(args) < 2 or any(arg.node.target.startswith("*") for arg in args[1:]):
-            raise UntraceableError("forward must take one tensor and no *args")
+        if len(args) < 2 or args[1].node.target.startswith("*"):
+            raise UntraceableError("forward must name its input, not take *args alone")
         for position, arg in enumerate(args[2:], start=2):
-            if not arg.node.args:
-                raise UntraceableError(f"forward takes a second input, {arg.node.target}")
-            args[position] = arg.node.args[0]
+            name, default = str(arg.node.target), arg.node.args
+            if not default and not name.startswith("*"):
+                raise UntraceableError(f"forward takes a second input, {name}")
+            args[position] = default[0] if default else {} if name.startswith("**") else ()
             self.graph.erase_node(arg.node)
         return function, args
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """The stand-in for the result of ``node``."""
+        return _Proxy(node, self)
 
     def create_node(
         self,
@@ -230,9 +290,24 @@ class _Tracer(fx.Tracer):
         written = [node.kwargs.get("out")]
         if node.args and changes_in_place(node, self.root):
             written.append(node.args[0])
-        if any(isinstance(value, fx.Node) and not value.meta["pinned"] for value in written):
-            raise StateChangeError(f"{op_name(node)} overwrites a parameter, buffer or constant")
+        for value in written:
+            if isinstance(value, fx.Node) and not value.meta["pinned"]:
+                self._pin(value, op_name(node))
+                node.meta["pinned"] = True
         return node
+
+    def _pin(self, node: fx.Node, by: str) -> None:
+        """Have ``node``, which is overwritten, and what shares its memory computed once only."""
+        family, new = {node}, [node]
+        while new:
+            member = new.pop()
+            if member.op == "get_attr":
+                raise StateChangeError(f"{by} overwrites a parameter, buffer or constant")
+            near = {n for n in (*member.all_input_nodes, *member.users) if not n.meta["pinned"]}
+            new.extend(near - family)
+            family |= near
+        for member in family:
+            member.meta["pinned"] = True
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """Remember the cache of stand-ins for parameters, to clean it when backing out."""
