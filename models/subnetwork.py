@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from models.crossing import answer, receive
+from models.inputs import forget
 from models.trace import (
     IN_PLACE,
     Trace,
@@ -88,19 +89,36 @@ class Part(nn.Module):
         pruned: a copy of the network that keeps only this part's modules and state; it is used up.
         train_code: the forward in training mode.
         eval_code: the forward in evaluation mode.
+        frozen: paths of modules that stay in evaluation mode, as the network's own ``train`` wants.
 
     Shapes: whatever crosses the cut before it → whatever crosses the cut after it.
     """
 
-    def __init__(self, pruned: nn.Module, train_code: Code, eval_code: Code) -> None:
+    def __init__(
+        self,
+        pruned: nn.Module,
+        train_code: Code,
+        eval_code: Code,
+        frozen: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__()
         self.__dict__.update(vars(pruned))
+        forget(self)
         self._part_code = {True: train_code, False: eval_code}
+        self._part_frozen = frozen
         self._part_forward = _compiled(self._part_code)
 
     def forward(self, x: Any) -> Any:
         """Run the code of the current mode."""
         return self._part_forward[self.training](self, x)
+
+    def train(self, mode: bool = True) -> "Part":
+        """Change the mode, but for modules that the network's own ``train`` keeps out of it."""
+        super().train(mode)
+        for name, module in self.named_modules():
+            if name in self._part_frozen:
+                module.training = False
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_part_forward"}
@@ -142,8 +160,10 @@ def build_parts(
                 for name in sorted(names[key] for key in state_of(node, trace.root) & names.keys()):
                     if owners.setdefault(name, part) != part:
                         raise ValueError(f"{name} is used on both sides of a cut")
+    training = stretches[0][0].root
+    frozen = frozenset(name for name, m in training.named_modules() if name and not m.training)
     return [
-        Part(_pruned(model, part, owners, called[part], parents[part]), *codes[part])
+        Part(_pruned(model, part, owners, called[part], parents[part]), *codes[part], frozen)
         for part in range(num_parts)
     ]
 

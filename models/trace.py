@@ -173,6 +173,14 @@ def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
+def seed_all(seed: int) -> None:
+    """Seed torch's, Python's and NumPy's global random numbers."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed % 2**32)
+
+
 @contextmanager
 def preserved_randomness() -> Iterator[None]:
     """Put back torch's, Python's and NumPy's random states on the way out."""
