@@ -81,7 +81,7 @@ class Survey:
         Raises:
             ValueError: it cannot be copied, traced or run; says where and why.
         """
-        training, evaluation = trace(model, True), trace(model, False)
+        training, evaluation = trace(model, True, example), trace(model, False, example)
         there = _places(evaluation, example)
         by_name = {name: place for place in there for name in place.names}
         by_node = {place.node: place for place in there}

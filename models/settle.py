@@ -73,7 +73,11 @@ def _say(text: str) -> None:
 
 
 def _in_channels_last(model: nn.Module) -> nn.Module:
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    def converted(tensor: Tensor) -> Tensor:  # `to` would do the same, and refuse five dimensions
+        return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    model._apply(converted)
+    return model
 
 
 def _materialise(model: nn.Module, spec: InputSpec) -> None:
@@ -149,12 +153,11 @@ class GivesLogits(nn.Module):
 
     def forward(self, x: Any) -> Any:
         """Inputs (B, …) → logits (B, num_classes)."""
-        output = super().forward(x)  # type: ignore[misc]
+        output = super().forward(x)
         for key in self._logits_at[self.training]:
             output = _item(output, key)
         return output
 
 
-@functools.cache
 def _giving_logits(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (GivesLogits, kind), {"__module__": kind.__module__})

@@ -163,7 +163,12 @@ def build_parts(
     training = stretches[0][0].root
     frozen = frozenset(name for name, m in training.named_modules() if name and not m.training)
     return [
-        Part(_pruned(model, part, owners, called[part], parents[part]), *codes[part], frozen)
+        Part(
+            _pruned(model, part, owners, called[part], parents[part]),
+            train_code=codes[part][0],
+            eval_code=codes[part][1],
+            frozen=frozen,
+        )
         for part in range(num_parts)
     ]
 
@@ -253,6 +258,10 @@ def _prune(
     for name, child in list(module._modules.items()):
         if child is None or id(child) in whole:
             continue
+        if isinstance(child, torch.jit.ScriptModule):  # has no parts
+            if not any(state.startswith(f"{prefix}{name}.") for state in kept_state):
+                del module._modules[name]
+            continue
         if not _prune(child, f"{prefix}{name}.", kept_state, whole, shells):
             del module._modules[name]
     left = module._parameters or module._buffers or module._modules or id(module) in shells
@@ -282,7 +291,7 @@ def _run(parts: Sequence[nn.Module], x: Tensor) -> dict[str, Tensor | None]:
             loss.backward()
         for z, gradients in reversed(sent):
             if z.requires_grad and gradients:
-                answer(z, gradients).backward()  # type: ignore[no-untyped-call]
+                answer(z, gradients).backward()
         for name, parameter in parameters.items():
             seen[f"gradient of {name}"] = parameter.grad
             if parameter.grad is not None:

@@ -1306,7 +1306,7 @@ class RootConstant(RootControl):
 @pytest.mark.parametrize(
     ("net", "why"),
     [
-        (RootControl, "control flow (test_split.py, line "),
+        (RootControl, "control flow on "),
         (RootFunction, "uses a custom autograd function (test_split.py, line "),
         (RootCounter, "forward assigns self.calls (test_split.py, line "),
         (RootRandom, "forward draws from Python's or NumPy's random numbers"),

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from quant.codec import CODECS, LinkSettings
 from models.crossing import answer, receive
+from quant.codec import CODECS, LinkSettings
 from quant.link import End, label_bytes, receive_labels, there_and_back
 from quant.packet import Packet
 
