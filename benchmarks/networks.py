@@ -8,7 +8,7 @@ not at the others, what was kept whole, and whether a training step of the whole
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,9 +35,6 @@ class Subject:
 
     model: nn.Module
     spec: InputSpec
-
-
-Column = Callable[[Subject], object]
 
 
 def subject(entry: Entry) -> Subject:
@@ -84,6 +81,7 @@ def finite_step(one: Subject) -> str:
 def row(name: str, entry: Entry) -> dict[str, object]:
     one = subject(entry)
     exact, why = cuts(one)
+    # A further column is one more entry here.
     return {
         "network": name,
         "kind": entry.kind,
@@ -98,7 +96,11 @@ def main(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     chosen = {name: ZOO[name] for name in names or ZOO}
     rows = [row(name, entry) for name, entry in chosen.items()]
-    print(table(list(rows[0]), (one.values() for one in rows)))
+    print(table(list(rows[0]), ([_cell(value) for value in one.values()] for one in rows)))
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from models.subnetwork import Part, build_parts, check_parts
 
 __all__ = [
     "CutPoint", "InputSpec", "Part", "at_fraction", "before", "cut", "cut_many", "cut_points",
-    "last_layer",
+    "kept_whole", "last_layer",
 ]  # fmt: skip
 
 Example = Tensor | InputSpec | tuple[int, ...]
@@ -75,6 +75,18 @@ def cut_points(model: nn.Module, example: Example) -> list[CutPoint]:
     """
     survey = Survey.of(model, _as_example(model, example))
     return [_cut_point(place) for place in survey.valid]
+
+
+@torch.inference_mode(False)
+def kept_whole(model: nn.Module, example: Example) -> dict[str, str]:
+    """Path of each submodule in which ``model`` cannot be cut, being one step → why.
+
+    Arguments and errors as for `cut_points`, and a ValueError where there are none at all.
+    """
+    survey = Survey.of(model, _as_example(model, example))
+    if not survey.valid:
+        raise ValueError(survey.without_cuts())
+    return survey.kept_whole
 
 
 def cut(
@@ -167,8 +179,10 @@ def at_fraction(model: nn.Module, example: Example, fraction: float) -> CutPoint
     survey = Survey.of(model, tensor)
     flops = flops_until(survey.evaluation, tensor)
     total = max(flops.values(), default=0)
-    if not survey.valid or not total:
-        lacks = "cut points" if total else "convolutions or matrix products to count FLOPs of"
+    if not survey.valid:
+        raise ValueError(survey.without_cuts())
+    if not total:
+        lacks = "convolutions or matrix products to count FLOPs of"
         raise ValueError(f"{type(model).__name__} has no {lacks}")
 
     def rank(place: Place) -> tuple[float, int, int]:

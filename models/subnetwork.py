@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from models.crossing import answer, receive
-from models.inputs import forget
+from models.inputs import forget, remember, remembered
 from models.trace import (
     IN_PLACE,
     Trace,
@@ -162,7 +162,7 @@ def build_parts(
                         raise ValueError(f"{name} is used on both sides of a cut")
     training = stretches[0][0].root
     frozen = frozenset(name for name, m in training.named_modules() if name and not m.training)
-    return [
+    parts = [
         Part(
             _pruned(model, part, owners, called[part], parents[part]),
             train_code=codes[part][0],
@@ -171,6 +171,9 @@ def build_parts(
         )
         for part in range(num_parts)
     ]
+    if spec := remembered(model):
+        remember(parts[0], spec)  # it has the network's input
+    return parts
 
 
 def check_parts(model: nn.Module, parts: Sequence[Part], example: Tensor) -> None:

@@ -39,7 +39,10 @@ from torch.utils import _pytree as pytree
 
 from models.inputs import remembered
 
-_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CONTAINERS = (
+    nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder,
+    nn.TransformerDecoder,
+)  # fmt: skip
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -400,7 +403,8 @@ class _Tracer(fx.Tracer):
         if m not in (self.submodule_paths or {}):
             return forward(*args, **kwargs)  # made inside a forward, such as nn.ReLU()(x)
         path = self.path_of_module(m)
-        if self.is_leaf_module(m, path) and any(True for _ in m.children()):
+        inner = any(name != "parametrizations" for name, _ in m.named_children())
+        if self.is_leaf_module(m, path) and inner:
             self.kept_whole[path] = (
                 "it has hooks" if _has_hooks(m)
                 else "it is compiled by torch.jit" if _is_compiled(m)
@@ -460,6 +464,7 @@ def must_be(value: Any, expected: Any) -> None:
 # What is said of a tensor without looking at its values.
 _SIZES = {"size", "shape", "dim", "ndim", "ndimension", "numel", "nelement", "dtype", "device"}
 _SIZES |= {"is_floating_point", "is_complex", "is_cuda", "is_sparse", "requires_grad", "layout"}
+_SIZES |= {"is_nested", "is_quantized", "is_meta", "is_contiguous", "itemsize", "stride"}
 # What gives sizes that depend on values.
 _COUNTS = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount"}
 
