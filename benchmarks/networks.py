@@ -79,7 +79,13 @@ def finite_step(one: Subject) -> str:
 
 
 def row(name: str, entry: Entry) -> dict[str, object]:
-    one = subject(entry)
+    try:
+        one = subject(entry)
+    except ValueError as error:
+        return {
+            "network": name, "kind": entry.kind, "exact cuts": "refused", "not exact": str(error),
+            "kept whole": "", "step finite": "",
+        }  # fmt: skip
     exact, why = cuts(one)
     # A further column is one more entry here.
     return {

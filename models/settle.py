@@ -37,11 +37,13 @@ def settled(model: nn.Module, spec: InputSpec, num_classes: int) -> nn.Module:
     A network that cannot run on two samples stays as it is: `models.build.check` says why.
 
     Raises:
-        ValueError: it gives several tensors, none of which can be the logits.
+        ValueError: it gives several tensors, none of which can be the logits; or what trains in it
+            is compiled by torch.jit.
     """
     own = type(model).__module__.partition(".")[0] == __name__.partition(".")[0]
     if own:
         return _in_channels_last(model)  # known to take it, and to give logits
+    _refuse_compiled(model)
     _materialise(model, spec)
     if any(parameter.is_meta for parameter in model.parameters()):
         return _in_channels_last(model)
@@ -78,6 +80,17 @@ def _in_channels_last(model: nn.Module) -> nn.Module:
 
     model._apply(converted)
     return model
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    """Refuse what torch.jit compiled: in a deep copy of it (torch 2.13) nothing trains any more."""
+    for name, module in model.named_modules():
+        compiled = isinstance(module, torch.jit.ScriptModule)
+        if compiled and any(p.requires_grad for p in module.parameters()):
+            raise ValueError(
+                f"{name or 'the network'} is compiled by torch.jit, and copies of it do not train: "
+                "take the module that was compiled, or freeze it"
+            )
 
 
 def _materialise(model: nn.Module, spec: InputSpec) -> None:

@@ -313,10 +313,11 @@ class LookUp(nn.Module):
 class Scripted(nn.Module):
     """A submodule that was compiled by torch.jit."""
 
-    def __init__(self) -> None:
+    def __init__(self, trains: bool = True) -> None:
         super().__init__()
         self.a = nn.Linear(8, 16)
-        self.body = torch.jit.script(nn.Sequential(nn.Linear(16, 16), nn.ReLU()))
+        body = nn.Sequential(nn.Linear(16, 16), nn.ReLU()).requires_grad_(trains)
+        self.body = torch.jit.script(body)
         self.head = nn.Linear(16, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -487,6 +488,7 @@ SEQUENCES = {
     "complex filter": Entry("complex parameters", ComplexFilter, SEQUENCE),
     "len of a buffer": Entry("len() of a buffer", LookUp, TABLE),
     "scripted": Entry("torch.jit", Scripted, TABLE),
+    "scripted and frozen": Entry("torch.jit", lambda: Scripted(trains=False), TABLE),
     "lazy": Entry("lazy modules", Lazy, IMAGE),
     "checked": Entry("checks of sizes", Checked, IMAGE),
     "adaptive": Entry("control flow on values", Adaptive, TABLE),
