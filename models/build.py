@@ -10,6 +10,9 @@ import torch
 from torch import nn
 
 from models.blocks import by
+from models.inputs import InputSpec, remember
+from models.settle import settled
+from models.trace import preserved_randomness, seed_all
 from targets import locate, shown
 
 EXPECTED = "a class of torch.nn.Module, or a function that returns one"
@@ -21,6 +24,7 @@ def build(
     input_shape: tuple[int, ...],
     num_classes: int,
     seed: int,
+    spec: InputSpec | None = None,
 ) -> nn.Module:
     """Build the model at ``target`` with initial weights drawn by ``seed``.
 
@@ -33,7 +37,8 @@ def build(
         options: its other arguments.
         input_shape: shape of one sample, such as (1, 28, 28).
         num_classes: number of classes.
-        seed: draws the initial weights.
+        seed: draws the initial weights, from torch's, Python's or NumPy's random numbers.
+        spec: what inputs look like where they are no float32 numbers.
 
     Raises:
         ValueError: no such thing, arguments it does not take, or no model; names the key.
@@ -62,14 +67,19 @@ def build(
         signature.bind(**arguments)
     except TypeError as error:
         raise ValueError(f"model.<option> of {shown(target)}: {error}") from error
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    spec = spec or InputSpec(input_shape)
+    with preserved_randomness():
+        seed_all(seed)
         model = factory(**arguments)
-    if not isinstance(model, nn.Module):
-        got = f"is not a torch.nn.Module, but returns {type(model).__name__}"
-        raise ValueError(f"model._target_={shown(target)}: {got}; expected {EXPECTED}")
-    # Two thirds to nine tenths of the time of a training step on a CPU (benchmarks/quant.py).
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        if not isinstance(model, nn.Module):
+            got = f"is not a torch.nn.Module, but returns {type(model).__name__}"
+            raise ValueError(f"model._target_={shown(target)}: {got}; expected {EXPECTED}")
+        try:
+            model = settled(model, spec, num_classes)
+        except ValueError as error:
+            raise ValueError(f"model._target_={shown(target)}: {error}") from error
+    remember(model, spec)
+    return model
 
 
 def check(model: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> None:

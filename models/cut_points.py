@@ -81,7 +81,7 @@ class Survey:
         Raises:
             ValueError: it cannot be copied, traced or run; says where and why.
         """
-        training, evaluation = trace(model, True), trace(model, False)
+        training, evaluation = trace(model, True, example), trace(model, False, example)
         there = _places(evaluation, example)
         by_name = {name: place for place in there for name in place.names}
         by_node = {place.node: place for place in there}
@@ -107,6 +107,18 @@ class Survey:
         """The cut points."""
         return [place for place in self.places if not place.refusal]
 
+    @property
+    def kept_whole(self) -> dict[str, str]:
+        """Path of each submodule that is one step, in either mode → why."""
+        return {**self.evaluation.kept_whole, **self.training.kept_whole}
+
+    def without_cuts(self) -> str:
+        """Say that there are no cut points, and why."""
+        reasons = [f"{path!r} is kept whole: {why}" for path, why in self.kept_whole.items()]
+        reasons = reasons or [f"after {p.names[0]!r}: {p.refusal}" for p in self.places[-2:]]
+        text = f"{type(self.model).__name__} has no cut points"
+        return f"{text}; {'; '.join(reasons)}" if reasons else text
+
     def find(self, at: str) -> Place:
         """The cut point called ``at``.
 
@@ -118,7 +130,7 @@ class Survey:
                 if place.refusal:
                     raise self._error(at, place.refusal, place.position)
                 return place
-        for path, reason in {**self.evaluation.kept_whole, **self.training.kept_whole}.items():
+        for path, reason in self.kept_whole.items():
             if at.startswith(f"{path}."):
                 refusal = f"it lies inside {path!r}, which is kept whole: {reason}"
                 raise self._error(at, refusal, self._last_position(path))

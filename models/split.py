@@ -32,13 +32,15 @@ import torch
 from torch import Tensor, nn
 
 from models.cut_points import Place, Survey, flops_until
+from models.inputs import InputSpec, remembered
 from models.subnetwork import Part, build_parts, check_parts
 
 __all__ = [
-    "CutPoint", "Part", "at_fraction", "before", "cut", "cut_many", "cut_points", "last_layer",
+    "CutPoint", "InputSpec", "Part", "at_fraction", "before", "cut", "cut_many", "cut_points",
+    "kept_whole", "last_layer",
 ]  # fmt: skip
 
-EXAMPLE_SEED = 0
+Example = Tensor | InputSpec | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,14 @@ class CutPoint:
 
 
 @torch.inference_mode(False)
-def cut_points(model: nn.Module, example: Tensor | tuple[int, ...]) -> list[CutPoint]:
+def cut_points(model: nn.Module, example: Example) -> list[CutPoint]:
     """Every place where ``model`` can be cut, in execution order.
 
     Args:
         model: the network; left as it is.
-        example: an input (B, ...) of at least two samples, or the shape of one sample, from which
-            two random ones are made. A copy of the network is run on it, for shapes.
+        example: an input (B, ...) of at least two samples, or what one looks like (its shape alone
+            for float32 numbers), from which two random ones are made. A copy of the network is run
+            on it, for shapes.
 
     Raises:
         ValueError: the network cannot be traced or cannot take the example; says where and why.
@@ -74,10 +77,22 @@ def cut_points(model: nn.Module, example: Tensor | tuple[int, ...]) -> list[CutP
     return [_cut_point(place) for place in survey.valid]
 
 
+@torch.inference_mode(False)
+def kept_whole(model: nn.Module, example: Example) -> dict[str, str]:
+    """Path of each submodule in which ``model`` cannot be cut, being one step → why.
+
+    Arguments and errors as for `cut_points`, and a ValueError where there are none at all.
+    """
+    survey = Survey.of(model, _as_example(model, example))
+    if not survey.valid:
+        raise ValueError(survey.without_cuts())
+    return survey.kept_whole
+
+
 def cut(
     model: nn.Module,
     at: str,
-    example: Tensor | tuple[int, ...] | None = None,
+    example: Example | None = None,
     *,
     check: bool = True,
 ) -> tuple[Part, Part]:
@@ -106,7 +121,7 @@ def cut(
 def cut_many(
     model: nn.Module,
     at: Sequence[str],
-    example: Tensor | tuple[int, ...] | None = None,
+    example: Example | None = None,
     *,
     check: bool = True,
 ) -> tuple[Part, ...]:
@@ -144,7 +159,7 @@ def cut_many(
 
 
 @torch.inference_mode(False)
-def at_fraction(model: nn.Module, example: Tensor | tuple[int, ...], fraction: float) -> CutPoint:
+def at_fraction(model: nn.Module, example: Example, fraction: float) -> CutPoint:
     """The cut point whose client half has nearest to ``fraction`` of the forward FLOPs.
 
     On a tie the one where the least crosses, and of those the last: after the pooling that ends a
@@ -164,8 +179,10 @@ def at_fraction(model: nn.Module, example: Tensor | tuple[int, ...], fraction: f
     survey = Survey.of(model, tensor)
     flops = flops_until(survey.evaluation, tensor)
     total = max(flops.values(), default=0)
-    if not survey.valid or not total:
-        lacks = "cut points" if total else "convolutions or matrix products to count FLOPs of"
+    if not survey.valid:
+        raise ValueError(survey.without_cuts())
+    if not total:
+        lacks = "convolutions or matrix products to count FLOPs of"
         raise ValueError(f"{type(model).__name__} has no {lacks}")
 
     def rank(place: Place) -> tuple[float, int, int]:
@@ -176,7 +193,7 @@ def at_fraction(model: nn.Module, example: Tensor | tuple[int, ...], fraction: f
 
 
 @torch.inference_mode(False)
-def before(model: nn.Module, module: str, example: Tensor | tuple[int, ...]) -> CutPoint:
+def before(model: nn.Module, module: str, example: Example) -> CutPoint:
     """The last cut point before the module of that path begins.
 
     Args:
@@ -217,16 +234,18 @@ def _cut_point(place: Place) -> CutPoint:
     return CutPoint(place.names[0], place.names[1:], place.shape, place.position)
 
 
-def _as_example(model: nn.Module, example: Tensor | tuple[int, ...]) -> Tensor:
-    """``example`` itself, or two random samples of that shape where the model is."""
+def _as_example(model: nn.Module, example: Example) -> Tensor:
+    """``example`` itself, or two random samples of that kind where the model is."""
     if isinstance(example, Tensor):
         if example.dim() < 1 or len(example) < 2:
             raise ValueError(f"the example needs at least 2 samples, got {tuple(example.shape)}")
         return example.detach()
-    generator = torch.Generator().manual_seed(EXAMPLE_SEED)
-    values = torch.randn(2, *example, generator=generator, device="cpu")
+    if not isinstance(example, InputSpec):
+        spec = remembered(model)
+        example = spec if spec and spec.shape == tuple(example) else InputSpec(tuple(example))
+    values = example.example()
     first = next((p for p in model.parameters() if p.is_floating_point()), values)
-    return values.to(first.device, first.dtype)
+    return values.to(first.device, first.dtype if values.is_floating_point() else values.dtype)
 
 
 def _is_meta(model: nn.Module) -> bool:

@@ -7,6 +7,7 @@ and eval when it is made.
 
 import copy
 import importlib
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from models.crossing import answer, receive
+from models.inputs import forget, remember, remembered
 from models.trace import (
+    IN_PLACE,
     Trace,
     first_line,
     named_state,
@@ -47,6 +51,11 @@ class Code:
     @staticmethod
     def of(graph: fx.Graph) -> "Code":
         """The code of ``graph``, whose targets are paths from ``self``."""
+        for node in graph.nodes:
+            node.meta.pop("is_wrapped", None)  # else the source begins with calls of fx.wrap
+            if node.target in IN_PLACE:  # `a += b` in the source would rebind the name of a number
+                node.args = (IN_PLACE[node.target], *node.args)
+                node.target = in_place
         code = graph.python_code("self")
         namespace: dict[str, Any] = {}
         exec(compile(code.src, "<part>", "exec"), namespace)
@@ -63,6 +72,11 @@ class Code:
         return namespace["forward"]  # type: ignore[return-value]
 
 
+def in_place(name: str, left: Any, right: Any) -> Any:
+    """What ``left`` is after ``left += right``, where ``name`` is ``add``."""
+    return getattr(operator, f"i{name}")(left, right)
+
+
 class Part(nn.Module):
     """One stretch of a network, with the names of the whole network's parameters and buffers.
 
@@ -75,19 +89,36 @@ class Part(nn.Module):
         pruned: a copy of the network that keeps only this part's modules and state; it is used up.
         train_code: the forward in training mode.
         eval_code: the forward in evaluation mode.
+        frozen: paths of modules that stay in evaluation mode, as the network's own ``train`` wants.
 
     Shapes: whatever crosses the cut before it → whatever crosses the cut after it.
     """
 
-    def __init__(self, pruned: nn.Module, train_code: Code, eval_code: Code) -> None:
+    def __init__(
+        self,
+        pruned: nn.Module,
+        train_code: Code,
+        eval_code: Code,
+        frozen: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__()
         self.__dict__.update(vars(pruned))
+        forget(self)
         self._part_code = {True: train_code, False: eval_code}
+        self._part_frozen = frozen
         self._part_forward = _compiled(self._part_code)
 
     def forward(self, x: Any) -> Any:
         """Run the code of the current mode."""
         return self._part_forward[self.training](self, x)
+
+    def train(self, mode: bool = True) -> "Part":
+        """Change the mode, but for modules that the network's own ``train`` keeps out of it."""
+        super().train(mode)
+        for name, module in self.named_modules():
+            if name in self._part_frozen:
+                module.training = False
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_part_forward"}
@@ -129,10 +160,20 @@ def build_parts(
                 for name in sorted(names[key] for key in state_of(node, trace.root) & names.keys()):
                     if owners.setdefault(name, part) != part:
                         raise ValueError(f"{name} is used on both sides of a cut")
-    return [
-        Part(_pruned(model, part, owners, called[part], parents[part]), *codes[part])
+    training = stretches[0][0].root
+    frozen = frozenset(name for name, m in training.named_modules() if name and not m.training)
+    parts = [
+        Part(
+            _pruned(model, part, owners, called[part], parents[part]),
+            train_code=codes[part][0],
+            eval_code=codes[part][1],
+            frozen=frozen,
+        )
         for part in range(num_parts)
     ]
+    if spec := remembered(model):
+        remember(parts[0], spec)  # it has the network's input
+    return parts
 
 
 def check_parts(model: nn.Module, parts: Sequence[Part], example: Tensor) -> None:
@@ -220,6 +261,10 @@ def _prune(
     for name, child in list(module._modules.items()):
         if child is None or id(child) in whole:
             continue
+        if isinstance(child, torch.jit.ScriptModule):  # has no parts
+            if not any(state.startswith(f"{prefix}{name}.") for state in kept_state):
+                del module._modules[name]
+            continue
         if not _prune(child, f"{prefix}{name}.", kept_state, whole, shells):
             del module._modules[name]
     left = module._parameters or module._buffers or module._modules or id(module) in shells
@@ -237,9 +282,7 @@ def _run(parts: Sequence[nn.Module], x: Tensor) -> dict[str, Tensor | None]:
     z: Any = x.clone()
     for part in parts[:-1]:
         z = part(z)
-        received = z.detach().requires_grad_()
-        gradients: list[Tensor] = []
-        received.register_hook(gradients.append)  # `.grad` may have been given other strides
+        received, gradients = receive(z)
         sent.append((z, gradients))
         z = received
     outputs = [leaf for leaf in pytree.tree_leaves(parts[-1](z)) if isinstance(leaf, Tensor)]
@@ -251,7 +294,7 @@ def _run(parts: Sequence[nn.Module], x: Tensor) -> dict[str, Tensor | None]:
             loss.backward()
         for z, gradients in reversed(sent):
             if z.requires_grad and gradients:
-                z.backward(gradients[0])
+                answer(z, gradients).backward()
         for name, parameter in parameters.items():
             seen[f"gradient of {name}"] = parameter.grad
             if parameter.grad is not None:

@@ -7,6 +7,12 @@ a custom ``autograd.Function`` is lost, ``no_grad`` and ``autocast`` blocks vani
 submodule in which either kind is found becomes one opaque step of the graph, which runs the
 submodule itself; in the network's own forward it is an error.
 
+``x += y`` and ``x[i] = y`` overwrite x under all its names, and do so in the graph; a tensor made
+in the forward (``torch.zeros``) and overwritten there is not computed on both sides of a cut.
+
+Given an example, control flow on sizes and types is followed, where they are the same for a larger
+batch: the graph then checks them each time it runs. Without one such a submodule is kept whole.
+
 Tracing works on a deep copy and leaves every random state as it was. While it runs, torch.fx and
 the guards patch ``nn.Module``: let no other thread run a network meanwhile.
 """
@@ -19,7 +25,7 @@ import re
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +35,14 @@ import torch
 import torch._functorch.utils
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
-_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+from models.inputs import remembered
+
+_CONTAINERS = (
+    nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder,
+    nn.TransformerDecoder,
+)  # fmt: skip
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -44,6 +56,14 @@ _READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "equal"
 # Methods that multiply.
 _PRODUCTS = ("matmul", "bmm", "mm", "addmm", "baddbmm")
 _HERE = (str(Path(torch.__file__).parent), __file__)
+IN_PLACE = {
+    getattr(operator, f"i{name}"): name
+    for name in (
+        "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor",
+        "lshift", "rshift",
+    )
+}  # fmt: skip
+"""``x += y`` and its kin → the name of what they compute."""
 
 
 class UntraceableError(Exception):
@@ -76,20 +96,31 @@ class Trace:
     changing: frozenset[str]
 
 
-def trace(model: nn.Module, training: bool) -> Trace:
+def trace(model: nn.Module, training: bool, example: Tensor | None = None) -> Trace:
     """Trace a deep copy of ``model`` in training or evaluation mode.
+
+    Args:
+        model: the network; left as it is.
+        training: the mode.
+        example: inputs (B, ...), whose sizes control flow may ask for; None takes what the model
+            was built for, if that is known (`models.inputs.remember`).
 
     Raises:
         ValueError: the model cannot be copied or traced; says where and why.
     """
     name = type(model).__name__
+    if _is_compiled(model):
+        raise ValueError(f"{name} is compiled by torch.jit: take the network that was compiled")
     if _has_hooks(model):
         raise ValueError(f"{name} has hooks, which a part would not run: put them on a submodule")
     try:
         root = copy.deepcopy(model).train(training)
     except Exception as error:
         raise ValueError(f"{name} cannot be copied: {first_line(error)}") from error
-    tracer = _Tracer()
+    spec = remembered(model)
+    if example is None and spec is not None:
+        example = spec.example()
+    tracer = _Tracer(None if example is None else _Values(root, example))
     try:
         with preserved_randomness(), _guards(tracer, root), torch.enable_grad():
             before = _Fingerprint.of(root)
@@ -109,6 +140,8 @@ def op_name(node: fx.Node) -> str:
     """Name of the operation of ``node``: ``relu``, ``flatten``, the last part of a path."""
     if isinstance(node.target, str):
         return node.target.rpartition(".")[2]
+    if node.target in IN_PLACE:
+        return IN_PLACE[node.target]
     return str(getattr(node.target, "__name__", node.name))
 
 
@@ -118,6 +151,8 @@ def changes_in_place(node: fx.Node, root: nn.Module) -> bool:
         return bool(getattr(root.get_submodule(str(node.target)), "inplace", False))
     if node.op not in ("call_function", "call_method"):
         return False
+    if node.target in IN_PLACE or node.target is operator.setitem:
+        return True
     name = op_name(node)
     if name.endswith("_") and not name.startswith("__"):
         return True
@@ -157,6 +192,14 @@ def named_state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
+def seed_all(seed: int) -> None:
+    """Seed torch's, Python's and NumPy's global random numbers."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed % 2**32)
+
+
 @contextmanager
 def preserved_randomness() -> Iterator[None]:
     """Put back torch's, Python's and NumPy's random states on the way out."""
@@ -173,13 +216,64 @@ def preserved_randomness() -> Iterator[None]:
                 numpy.random.set_state(numpy_state)
 
 
+def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The method of a stand-in that puts ``function`` into the graph."""
+
+    def method(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+class _Overwriting:
+    """Lets a stand-in be overwritten, where fx's own would make a new one of it."""
+
+    for _function, _name in IN_PLACE.items():
+        locals()[f"__i{_name}__"] = _in_place(_function)
+    tracer: Any
+    __array_ufunc__ = None  # numpy's functions would call methods that numbers do not have
+
+    def __len__(self) -> int:
+        length: int = self.tracer.length(self)
+        return length
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.concrete(self))
+
+    def __int__(self) -> int:
+        return int(self.tracer.concrete(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.concrete(self))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __getattr__(self, name: str) -> "_Attribute":
+        return _Attribute(self, name)  # type: ignore[arg-type]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node", "root", "attr", "_node"):
+            raise UntraceableError(f"assigns .{name} of a tensor")
+        super().__setattr__(name, value)
+
+
+class _Proxy(_Overwriting, fx.Proxy):
+    """The stand-in for a result."""
+
+
+class _Attribute(_Overwriting, fx.proxy.Attribute):
+    """The stand-in for an attribute of one, or for its method."""
+
+
 class _Tracer(fx.Tracer):
     """Follows modules down to torch's own layers, and backs out of those it cannot follow."""
 
     proxy_buffer_attributes = True  # else arithmetic on buffers is done once, while tracing
 
-    def __init__(self) -> None:
+    def __init__(self, values: "_Values | None") -> None:
         super().__init__()
+        self.values = values
         self.ends: dict[fx.Node, list[str]] = {}
         self.passes: dict[str, fx.Node] = {}
         self.kept_whole: dict[str, str] = {}
@@ -203,11 +297,12 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Torch's layers, classes derived from them, and modules with hooks are one step each.
 
-        So are quantizers, which say so.
+        So are what torch.jit has compiled, and quantizers, which say so.
         """
         return (
             getattr(m, "is_quantizer", False)
             or _has_hooks(m)
+            or _is_compiled(m)
             or any(
                 base.__module__.startswith(("torch.nn", "torch.ao.nn")) and base not in _CONTAINERS
                 for base in type(m).__mro__
@@ -219,14 +314,53 @@ class _Tracer(fx.Tracer):
     ) -> tuple[Any, list[Any]]:
         """Leave optional arguments of the model's forward at their defaults."""
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        if len(args) < 2 or any(arg.node.target.startswith("*") for arg in args[1:]):
-            raise UntraceableError("forward must take one tensor and no *args")
+        if len(args) < 2 or args[1].node.target.startswith("*"):
+            raise UntraceableError("forward must name its input, not take *args alone")
         for position, arg in enumerate(args[2:], start=2):
-            if not arg.node.args:
-                raise UntraceableError(f"forward takes a second input, {arg.node.target}")
-            args[position] = arg.node.args[0]
+            name, default = str(arg.node.target), arg.node.args
+            if not default and not name.startswith("*"):
+                raise UntraceableError(f"forward takes a second input, {name}")
+            args[position] = default[0] if default else {} if name.startswith("**") else ()
             self.graph.erase_node(arg.node)
         return function, args
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """The stand-in for the result of ``node``."""
+        return _Proxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Follow control flow on sizes."""
+        return bool(self.concrete(obj))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Go through something whose length is known."""
+        return iter([obj[index] for index in range(self.length(obj))])  # type: ignore[index]
+
+    def concrete(self, obj: fx.Proxy) -> Any:
+        """The number that ``obj`` stands for; the graph will check it.
+
+        Raises:
+            UntraceableError: it is no number, or depends on values or on the size of the batch.
+        """
+        if self.values is None:
+            raise UntraceableError("control flow on what comes in")
+        value = self.values.number(obj.node, self._nodes)
+        self.create_proxy("call_function", must_be, (obj, value), {})
+        return value
+
+    def length(self, obj: fx.Proxy) -> int:
+        """The length of what ``obj`` stands for.
+
+        Raises:
+            UntraceableError: it has none, or it depends on the size of the batch.
+        """
+        if self.values is None:
+            raise UntraceableError("control flow on the length of what comes in")
+        length = self.values.length(obj.node, self._nodes)
+        if self.values.is_tensor(obj.node):
+            size = self.create_proxy("call_method", "size", (obj, 0), {})
+            self.create_proxy("call_function", must_be, (size, length), {})
+        return length
 
     def create_node(
         self,
@@ -253,9 +387,24 @@ class _Tracer(fx.Tracer):
         written = [node.kwargs.get("out")]
         if node.args and changes_in_place(node, self.root):
             written.append(node.args[0])
-        if any(isinstance(value, fx.Node) and not value.meta["pinned"] for value in written):
-            raise StateChangeError(f"{op_name(node)} overwrites a parameter, buffer or constant")
+        for value in written:
+            if isinstance(value, fx.Node) and not value.meta["pinned"]:
+                self._pin(value, op_name(node))
+                node.meta["pinned"] = True
         return node
+
+    def _pin(self, node: fx.Node, by: str) -> None:
+        """Have ``node``, which is overwritten, and what shares its memory computed once only."""
+        family, new = {node}, [node]
+        while new:
+            member = new.pop()
+            if member.op == "get_attr":
+                raise StateChangeError(f"{by} overwrites a parameter, buffer or constant")
+            near = {n for n in (*member.all_input_nodes, *member.users) if not n.meta["pinned"]}
+            new.extend(near - family)
+            family |= near
+        for member in family:
+            member.meta["pinned"] = True
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """Remember the cache of stand-ins for parameters, to clean it when backing out."""
@@ -273,8 +422,13 @@ class _Tracer(fx.Tracer):
         if m not in (self.submodule_paths or {}):
             return forward(*args, **kwargs)  # made inside a forward, such as nn.ReLU()(x)
         path = self.path_of_module(m)
-        if self.is_leaf_module(m, path) and any(True for _ in m.children()):
-            self.kept_whole[path] = "it has hooks" if _has_hooks(m) else "it is a layer of torch's"
+        inner = any(name != "parametrizations" for name, _ in m.named_children())
+        if self.is_leaf_module(m, path) and inner:
+            self.kept_whole[path] = (
+                "it has hooks" if _has_hooks(m)
+                else "it is compiled by torch.jit" if _is_compiled(m)
+                else "it is a layer of torch's"
+            )  # fmt: skip
         start, depth = len(self._nodes), len(self.module_stack)
         grad_enabled, before = torch.is_grad_enabled(), _Fingerprint.of(m)
         try:
@@ -306,12 +460,143 @@ class _Tracer(fx.Tracer):
             self.ends.pop(node, None)
         erased = set(self._nodes[start:])
         del self._nodes[start:]
+        if self.values is not None:
+            self.values.forget(erased)
         for name in [name for name, proxy in self._proxies.items() if proxy.node in erased]:
             del self._proxies[name]
         for inner in [n for n, _ in self.root.get_submodule(path).named_modules(prefix=path) if n]:
             self.kept_whole.pop(inner, None)
             self.passes.pop(inner, None)
             self.changing.discard(inner)
+
+
+def must_be(value: Any, expected: Any) -> None:
+    """Refuse sizes for which a graph was not made.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if value != expected:
+        raise ValueError(f"the network was traced for a size of {expected}, and got {value}")
+
+
+# What is said of a tensor without looking at its values.
+_SIZES = {"size", "shape", "dim", "ndim", "ndimension", "numel", "nelement", "dtype", "device"}
+_SIZES |= {"is_floating_point", "is_complex", "is_cuda", "is_sparse", "requires_grad", "layout"}
+_SIZES |= {"is_nested", "is_quantized", "is_meta", "is_contiguous", "itemsize", "stride"}
+# What gives sizes that depend on values.
+_COUNTS = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount"}
+
+
+class _Values:
+    """What the operations of a graph give for two batches of unequal size.
+
+    Args:
+        root: the network, of which a copy is run.
+        example: one batch; the other has a sample more.
+    """
+
+    def __init__(self, root: nn.Module, example: Tensor) -> None:
+        self._root: nn.Module | None = None
+        self._original = root
+        self._inputs = (example, torch.cat([example, example[:1]]))
+        self._known: dict[fx.Node, tuple[Any, Any]] = {}
+        self._counted: set[fx.Node] = set()  # what has sizes that depend on values
+        self.running = False
+
+    def number(self, node: fx.Node, nodes: Sequence[fx.Node]) -> Any:
+        """What is no tensor and the same for both, as far as it came about through sizes."""
+        self._run(nodes)
+        one, other = self._of(node)
+        self._refuse_values(node)
+        if one != other:
+            raise UntraceableError("control flow on the size of the batch")
+        return one
+
+    def length(self, node: fx.Node, nodes: Sequence[fx.Node]) -> int:
+        """The length that is the same for both."""
+        self._run(nodes)
+        one, other = (len(value) for value in self._of(node))
+        if node in self._counted:
+            raise UntraceableError("a loop over what depends on the values of a tensor")
+        if one != other:
+            raise UntraceableError("a loop over the batch")
+        return one
+
+    def is_tensor(self, node: fx.Node) -> bool:
+        """Whether ``node``, which was asked for before, gives a tensor."""
+        return isinstance(self._known[node][0], Tensor)
+
+    def forget(self, nodes: Iterable[fx.Node]) -> None:
+        """``nodes`` are gone."""
+        for node in nodes:
+            self._known.pop(node, None)
+
+    def _of(self, node: fx.Node) -> tuple[Any, Any]:
+        if node not in self._known:
+            raise UntraceableError("control flow on what could not be computed for an example")
+        return self._known[node]
+
+    def _refuse_values(self, node: fx.Node) -> None:
+        one = self._of(node)[0]
+        if isinstance(one, Tensor):
+            raise UntraceableError("control flow on the values of a tensor")
+        whole_shape = node.target is operator.getitem  # of which this node takes what it needs
+        for previous in node.all_input_nodes:
+            a, b = self._of(previous)
+            if isinstance(a, Tensor):
+                name = node.args[1] if node.target is getattr else op_name(node)
+                if name not in _SIZES or previous in self._counted:
+                    raise UntraceableError("control flow on the values of a tensor")
+            else:
+                self._refuse_values(previous)
+                if a != b and not whole_shape:
+                    raise UntraceableError("control flow on the size of the batch")
+
+    def _run(self, nodes: Sequence[fx.Node]) -> None:
+        """Compute what is not known yet."""
+        self.running = True
+        try:
+            with torch.no_grad(), preserved_randomness():
+                if self._root is None:
+                    self._root = copy.deepcopy(self._original)
+                for node in nodes:
+                    if node not in self._known:
+                        self._known[node] = (self._result(node, 0), self._result(node, 1))
+                        if self._counts(node):
+                            self._counted.add(node)
+        except UntraceableError:
+            raise
+        except Exception as error:
+            reason = f"control flow on what an example does not tell: {first_line(error)}"
+            raise UntraceableError(reason) from error
+        finally:
+            self.running = False
+
+    def _counts(self, node: fx.Node) -> bool:
+        if any(previous in self._counted for previous in node.all_input_nodes):
+            return True
+        if node.target is operator.getitem:
+            index = pytree.tree_leaves(node.args[1])
+            values = [self._known[i][0] if isinstance(i, fx.Node) else i for i in index]
+            return any(isinstance(v, Tensor) and v.dtype == torch.bool for v in values)
+        name = op_name(node)
+        return name in _COUNTS or (name == "where" and len(node.args) == 1)
+
+    def _result(self, node: fx.Node, which: int) -> Any:
+        if node.op == "placeholder":
+            return self._inputs[which].clone()
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self._root)
+        args, kwargs = fx.node.map_arg(
+            (node.args, node.kwargs), lambda previous: self._known[previous][which]
+        )
+        if node.op == "call_module":
+            assert self._root is not None
+            return self._root.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 class _Recorder(TorchFunctionMode):
@@ -327,6 +612,8 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         result = func(*args, **kwargs)
+        if self._tracer.values is not None and self._tracer.values.running:
+            return result
         if isinstance(result, fx.Proxy):
             return result
         if name in _READS:
@@ -336,6 +623,25 @@ class _Recorder(TorchFunctionMode):
         if not isinstance(result, Tensor) or name == "__get__":
             return result
         return self._tracer.create_proxy("call_function", func, args, kwargs)
+
+
+# Functions that take sizes, but no stand-ins for them.
+_FACTORIES = ("arange", "empty", "eye", "finfo", "full", "linspace", "ones", "rand", "randn",
+              "randint", "tensor", "zeros")  # fmt: skip
+
+
+def _following(function: Any, tracer: _Tracer) -> Callable[..., Any]:
+    """``function``, put into the graph where it is given stand-ins."""
+
+    def followed(*args: Any, **kwargs: Any) -> Any:
+        leaves = pytree.tree_leaves((args, kwargs))
+        if not any(isinstance(leaf, fx.Proxy) for leaf in leaves):
+            return function(*args, **kwargs)
+        if function is torch.finfo:
+            return function(tracer.concrete(args[0]))
+        return tracer.create_proxy("call_function", function, args, kwargs)
+
+    return followed
 
 
 @contextmanager
@@ -357,6 +663,8 @@ def _guards(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
             raise StateChangeError(f"forward assigns self.{name}")
 
     def refuse_autocast(block: torch.autocast) -> Any:
+        if tracer.values is not None and tracer.values.running:
+            return enter_autocast(block)  # type: ignore[no-untyped-call]
         raise UntraceableError("has an autocast block")
 
     def refuse_function(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -373,6 +681,10 @@ def _guards(tracer: _Tracer, root: nn.Module) -> Iterator[None]:
         ):
             setattr(owner, name, guard)
             undo.callback(setattr, owner, name, original)
+        for name in _FACTORIES:
+            original = getattr(torch, name)
+            setattr(torch, name, _following(original, tracer))
+            undo.callback(setattr, torch, name, original)
         undo.enter_context(_Recorder(tracer))
         yield
 
@@ -415,6 +727,10 @@ class _Fingerprint:
         random.setstate(self.python_state)
         if self.numpy_state:
             sys.modules["numpy"].random.set_state(self.numpy_state)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
 
 
 def _has_hooks(module: nn.Module) -> bool:

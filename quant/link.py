@@ -146,17 +146,6 @@ def receive_labels(y: Tensor) -> Tensor:
     return y.long()
 
 
-def leaf(values: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Return a leaf with these values, and where its gradient will be.
-
-    By a hook, because ``.grad`` may have been given other strides than the gradient has.
-    """
-    received = values.detach().requires_grad_()
-    gradients: list[Tensor] = []
-    received.register_hook(gradients.append)
-    return received, gradients
-
-
 def label_bytes(num_classes: int) -> int:
     """Bytes of one class index in the smallest unsigned type."""
     return 1 if num_classes <= 2**8 else 2 if num_classes <= 2**16 else 4

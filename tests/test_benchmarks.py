@@ -17,6 +17,7 @@ from benchmarks import (
     fleet,
     hierarchical,
     machine,
+    networks,
     privacy,
     quant,
     split,
@@ -38,7 +39,10 @@ PARTS = {
     "random_data",
     "table",
 }
-TESTED = {"binary", "codec", "engine", "fleet", "hierarchical", "privacy", "quant", "split", "wire"}
+TESTED = {
+    "binary", "codec", "engine", "fleet", "hierarchical", "networks", "privacy", "quant", "split",
+    "wire",
+}  # fmt: skip
 
 Rows = list[dict[str, str]]
 
@@ -107,6 +111,15 @@ def test_quant(printed: Callable[[], str]) -> None:
     for row in rows:
         assert number(row["ms a step"]) > 0 < number(row["of fp32"])
         assert row["variant"] != "fp32" or row["of fp32"] == "1.00"
+
+
+def test_networks(printed: Callable[[], str]) -> None:
+    networks.main(["tutorial", "adaptive"])
+    (rows,) = tables(printed())
+    assert [row["network"] for row in rows] == ["tutorial", "adaptive"]
+    assert [row["exact cuts"] for row in rows] == ["9 of 9", "refused"]
+    assert [row["step finite"] for row in rows] == ["yes", "yes"]
+    assert "control flow on the values of a tensor" in rows[1]["not exact"]
 
 
 def test_fleet(printed: Callable[[], str]) -> None:

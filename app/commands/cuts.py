@@ -4,7 +4,8 @@
 
 Takes the same overrides as main.py; only model and data matter. For each cut point: the shape of
 the activation that crosses, its bytes per sample at 32, 8 and 1 bits, and parameters and forward
-FLOPs (a multiply-add counts as two) on either side.
+FLOPs (a multiply-add counts as two) on either side. Below it are the parts of the network that are
+kept whole, inside of which there are no cut points, and why.
 """
 
 import itertools
@@ -22,10 +23,23 @@ from app.config.composition import compose
 from app.config.errors import explain
 from models.blocks import by
 from models.cost import cost
-from models.split import cut_many, cut_points
+from models.split import cut_many, cut_points, kept_whole
 from tracking.text import line
 
 BITS = (32, 8, 1)
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """A network's cut points.
+
+    Attributes:
+        rows: in execution order.
+        kept_whole: path of each submodule without cut points inside → why.
+    """
+
+    rows: list["Row"]
+    kept_whole: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -53,8 +67,8 @@ class Row:
         return math.ceil(math.prod(self.shape) * bits / 8)
 
 
-def rows(overrides: Sequence[str]) -> list[Row]:
-    """Return a row per cut point, in execution order.
+def find(overrides: Sequence[str]) -> Cuts:
+    """Return a row per cut point, in execution order, and what has none inside.
 
     Raises:
         ValueError: wrong overrides, or a network that cannot be cut; one line.
@@ -62,19 +76,22 @@ def rows(overrides: Sequence[str]) -> list[Row]:
     chosen = experiment.resolve(compose(overrides))
     experiment.check_network(chosen)
     model, shape = experiment.network(chosen), chosen.network.input_shape
+    try:
+        whole = kept_whole(model, shape)
+    except ValueError as error:
+        raise ValueError(f"model={chosen.network.name}: {error}") from error
     points = cut_points(model, shape)
-    if not points:
-        raise ValueError(f"model={chosen.network.name}: has no cut points")
     # Cut everywhere at once: what is before a cut is the sum of the pieces before it.
     pieces = cut_many(model, [point.name for point in points], shape, check=False)
     shapes = [shape, *(point.shape for point in points)]
     costs = [cost(piece, size) for piece, size in zip(pieces, shapes, strict=True)]
     params = list(itertools.accumulate(piece.params for piece in costs))
     flops = list(itertools.accumulate(piece.flops_forward for piece in costs))
-    return [
+    rows = [
         Row(p.name, p.shape, params[i], params[-1] - params[i], flops[i], flops[-1] - flops[i])
         for i, p in enumerate(points)
     ]
+    return Cuts(rows, whole)
 
 
 def main(overrides: Sequence[str]) -> int:
@@ -83,7 +100,7 @@ def main(overrides: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        found = rows(overrides)
+        found = find(overrides)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {explain(error)}\n")
         return 1
@@ -93,7 +110,7 @@ def main(overrides: Sequence[str]) -> int:
     sides = ["client params", "server params", "client MFLOPs", "server MFLOPs"]
     for heading in ["activation", *columns, *sides]:
         table.add_column(heading, justify="right")
-    for row in found:
+    for row in found.rows:
         table.add_row(
             Text(line(row.name)),
             by(row.shape),
@@ -105,6 +122,8 @@ def main(overrides: Sequence[str]) -> int:
         )
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(len(row.name) for row in found) + 140)
+        console = Console(width=max(len(row.name) for row in found.rows) + 140)
     console.print(table)
+    for path, why in found.kept_whole.items():
+        console.print(Text(line(f"{path} is kept whole: {why}")), soft_wrap=True)
     return 0

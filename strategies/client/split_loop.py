@@ -22,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.crossing import answer, receive
 from models.split import cut_many
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec, quantize, without_quantizers
-from quant.link import End, leaf
+from quant.link import End
 from quant.packet import Packet
 from quant.settings import SIDES
 from strategies.client.training import (
@@ -251,15 +252,14 @@ def train_device(
         sent = end.send(z)
         optimizer.zero_grad()
         if last:
-            answer, loss = _around(last[0], server, end, sent, y)
+            packet, loss = _around(last[0], server, end, sent, y)
         else:
-            answer, loss = server.step(sent, end.send_labels(y, data.num_classes))
+            packet, loss = server.step(sent, end.send_labels(y, data.num_classes))
         if z.requires_grad:  # not where the user froze the device's part
-            gradient, extra = end.receive_gradient(answer), hooks.extra_loss(x, activations)
-            if extra is None:
-                z.backward(gradient)
-            else:
-                torch.autograd.backward([z, extra], [gradient, None])
+            gradients, extra = [end.receive_gradient(packet)], hooks.extra_loss(x, activations)
+            del packet  # the gradient is held by the list alone
+            losses = [answer(z, gradients)] if extra is None else [answer(z, gradients), extra]
+            torch.autograd.backward(losses)
         optimizer.step()
         for part in device:
             hooks.after_step(part)
@@ -274,7 +274,7 @@ def _around(
     last: nn.Module, server: ServerHalf, end: End, z: Packet, y: Tensor
 ) -> tuple[Packet, float]:
     """The loss on the device: forward through the server, backward through it again."""
-    received, gradients = leaf(end.receive(server.forward(z)))
+    received, gradients = receive(end.receive(server.forward(z)))
     loss = F.cross_entropy(last(received), y)
     loss.backward()
-    return server.backward(end.send_gradient(gradients[0])), float(loss.detach())
+    return server.backward(end.send_gradient(gradients.pop())), float(loss.detach())

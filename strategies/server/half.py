@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quant.link import End, leaf, receive_labels
+from models.crossing import answer, receive
+from quant.link import End, receive_labels
 from quant.packet import Packet
 from strategies.client.training import (
     LocalTraining,
@@ -83,11 +84,11 @@ class LocalHalf:
 
     def step(self, z: Packet, y: Tensor) -> tuple[Packet, float]:
         """Forward, loss, backward, step."""
-        received, gradients = leaf(self._end.receive(z))
+        received, gradients = receive(self._end.receive(z))
         logits = self._part(received)  # (B, classes)
         loss = F.cross_entropy(logits, receive_labels(y))
-        self._train(loss, None)
-        return self._end.send_gradient(gradients[0]), float(loss.detach())
+        self._train(loss)
+        return self._end.send_gradient(gradients.pop()), float(loss.detach())
 
     def learn(self, z: Packet, y: Tensor) -> float:
         """As `step`, with dropout in a stream of its own: nothing of it is felt on the device."""
@@ -98,12 +99,12 @@ class LocalHalf:
         self._random = torch.default_generator.get_state()
         torch.default_generator.set_state(device_random)
         loss = F.cross_entropy(logits, receive_labels(y))
-        self._train(loss, None)
+        self._train(loss)
         return float(loss.detach())
 
     def forward(self, z: Packet) -> Packet:
         """Forward alone."""
-        received, gradients = leaf(self._end.receive(z))
+        received, gradients = receive(self._end.receive(z))
         h = self._part(received)
         self._pending = gradients, h
         return self._end.send(h)
@@ -113,15 +114,17 @@ class LocalHalf:
         assert self._pending is not None, "backward() comes after forward()"
         gradients, h = self._pending
         self._pending = None
-        self._train(h, self._end.receive_gradient(gradient))
-        return self._end.send_gradient(gradients[0])
+        received = [self._end.receive_gradient(gradient)]
+        del gradient
+        self._train(answer(h, received))
+        return self._end.send_gradient(gradients.pop())
 
     def end(self) -> None:
         """Keep the steps of quantizers positive, and refuse weights that are no numbers."""
         end_training([self._part], None, self._settings)
 
-    def _train(self, output: Tensor, gradient: Tensor | None) -> None:
+    def _train(self, loss: Tensor) -> None:
         self._optimizer.zero_grad()
-        output.backward(gradient)
+        loss.backward()
         self._optimizer.step()
         self._after_step(self._part)

@@ -29,6 +29,8 @@ from flwr.serverapp.strategy import Result as FlowerResult
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
+from fleet.seeds import derive_seed
+from models.trace import preserved_randomness, seed_all
 from strategies import messages
 from strategies.contract import ClientHalf, Settings, check_arrays, check_report
 from strategies.server.checkpoint import Checkpoints
@@ -138,14 +140,18 @@ class Federation:
         return self.method.aggregate(state, useful, trained)
 
     def evaluate(self, state: ServerState, alone: Sequence[int], test: Test) -> dict[str, float]:
-        """Accuracy, loss and the method's own of the state after a round."""
-        network = self.in_round(max(1, state.round))
+        """Accuracy, loss and the method's own of the state after a round.
+
+        A network that draws random numbers draws the same ones whenever this state is evaluated.
+        """
+        number = max(1, state.round)
+        network, seed = self.in_round(number), self.rounds.seed
         assert network is not None, "an evaluation by networks needs prepare()"
-        if self.method.private is None:
-            return network.evaluate(tensors(state.arrays), test)
-        return self.method.private.evaluate(
-            state, network, self.clients, alone, self.rounds.seed, test
-        )
+        with preserved_randomness():
+            seed_all(derive_seed(seed, "evaluate", number))
+            if self.method.private is None:
+                return network.evaluate(tensors(state.arrays), test)
+            return self.method.private.evaluate(state, network, self.clients, alone, seed, test)
 
     def exchange(
         self, state: ServerState, partitions: Sequence[int], *, is_alone: bool
