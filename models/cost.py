@@ -436,6 +436,8 @@ class _Products(TorchDispatchMode):
     def __enter__(self) -> "_Products":
         self._hooks = []
         for module in self._modules:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks
             self._hooks.append(module.register_forward_pre_hook(self._enter))
             self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
         super().__enter__()  # type: ignore[no-untyped-call]

@@ -151,8 +151,8 @@ def weight_quantizer_paths(model: nn.Module) -> dict[str, str]:
     readers = Counter[int]()
     ids: dict[str, int] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for name in module._parameters:
-            readers[id(module._parameters[name])] += 1
+        for _, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            readers[id(parameter)] += 1
         if isinstance(module, Quantized):
             for name, child in module.quantized_weights().items():
                 full = f"{prefix}.{name}".removeprefix(".")

@@ -5,15 +5,20 @@ that cannot be traced is looked into: its layers are found, in the order in whic
 down and with signed inputs, what its own forward multiplies is not.
 """
 
+import contextlib
+import copy
+import functools
 import logging
 import operator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from models.trace import Trace, changes_in_place, op_name, trace
+from models.inputs import remembered
+from models.trace import Trace, changes_in_place, op_name, preserved_randomness, trace
 from quant.attention import QuantMultiheadAttention
 from quant.calls import Call, Operand, kind_of, operands
 from quant.modules import (
@@ -102,72 +107,118 @@ def survey(model: nn.Module) -> Survey:
     In training, and where that leaves layers out or finds calls, in evaluation as well. What a
     forward multiplies differently from one of its runs to the next is left as it is, with a word.
     """
-    found = Survey()
-    traced = _look(model, model, "", found, training=True)
+    look = _Look(model, training=True)
+    traced, found = look.at(""), look.found
     layers = {name for name, module in model.named_modules() if kind_for(module)}
     if traced and (found.calls or layers - found.unsigned.keys()):
-        other = Survey()
-        _look(model, model, "", other, training=False)
-        _merge(found, other)
+        other = _Look(model, training=False)
+        other.at("")
+        _merge(found, other.found)
     return found
 
 
-def _look(model: nn.Module, module: nn.Module, path: str, found: Survey, training: bool) -> bool:
-    """Find what is in ``module``, at ``path`` in ``model``; whether it could be traced."""
-    if kind_for(module):
-        found.add_layer(path, is_unsigned=False)
-        _look_into(model, module, path, found, training)
-        return False
-    try:
-        traced = trace(module, training)
-    except ValueError as error:
-        if not path:
-            log.warning(
-                "torch.fx cannot trace the network: all inputs get signed quantizers, and what its "
-                "own forward multiplies stays in fp32: %s", error,
-            )  # fmt: skip
-        _look_into(model, module, path, found, training)
-        return False
-    _read(model, traced, path, found, training)
-    return True
+class _Look:
+    """One look at a network, in one mode.
 
+    Args:
+        model: the network.
+        training: the mode.
+    """
 
-def _look_into(
-    model: nn.Module, module: nn.Module, path: str, found: Survey, training: bool
-) -> None:
-    for name, child in module.named_children():
-        _look(model, child, _joined(path, name), found, training)
+    def __init__(self, model: nn.Module, training: bool) -> None:
+        self.found = Survey()
+        self._model = model
+        self._training = training
 
+    def at(self, path: str) -> bool:
+        """Find what is in the module at ``path``; whether it could be traced."""
+        module = self._model.get_submodule(path)
+        if kind_for(module):
+            self.found.add_layer(path, is_unsigned=False)
+            self._inside(path)
+            return False
+        try:
+            traced = trace(module, self._training, self._inputs.get(path) if path else None)
+        except ValueError as error:
+            if not path:
+                log.warning(
+                    "torch.fx cannot trace the network: all inputs get signed quantizers, and what "
+                    "its own forward multiplies stays in fp32: %s", error,
+                )  # fmt: skip
+            self._inside(path)
+            return False
+        self._read(traced, path)
+        return True
 
-def _read(model: nn.Module, traced: Trace, path: str, found: Survey, training: bool) -> None:
-    """Read the trace of the module at ``path``."""
-    non_negative: set[fx.Node] = set()
-    runs: dict[str, dict[str, list[Call]]] = {}  # module → each of its runs → its calls
-    for node in traced.graph.nodes:
-        if node.op == "call_module":
-            inner = traced.root.get_submodule(str(node.target))
-            place = _joined(path, str(node.target))
-            if kind_for(inner):
-                x = (*node.args, *node.kwargs.values())[0] if node.args or node.kwargs else None
-                found.add_layer(place, x in non_negative and not inner._forward_pre_hooks)
-                _look_into(model, inner, place, found, training)
-            elif any(True for _ in inner.children()) or not _is_torchs(inner):
-                _look(model, inner, place, found, training)
-        elif node.op in ("call_function", "call_method") and (kind := kind_of(op_name(node))):
-            values = operands(kind, node.args, node.kwargs)
-            if all(isinstance(value, fx.Node) for value in values):
-                key, owner = _owner(node, path)
-                call = Call(kind, tuple(_operand(v, owner, path, non_negative) for v in values))
-                calls = runs.setdefault(owner, {}).setdefault(key, [])
-                calls.append(call)
-                if len(runs[owner]) == 1:
-                    found.order.append((owner, len(calls) - 1))
-        _track_sign(node, traced, non_negative)
-    for owner, of_runs in runs.items():
-        first, *others = of_runs.values()
-        found.calls[owner] = first
-        for other in others:
-            _merge_calls(found, owner, other)
+    def _inside(self, path: str) -> None:
+        for name, _ in self._model.get_submodule(path).named_children():
+            self.at(_joined(path, name))
+
+    @functools.cached_property
+    def _inputs(self) -> dict[str, Tensor]:
+        """What each module takes that takes one tensor, where an example of the network is known.
+
+        Control flow on sizes can be followed with it (`models.trace`).
+        """
+        spec = remembered(self._model)
+        if spec is None:
+            return {}
+        shadow, inputs = copy.deepcopy(self._model).eval(), dict[str, Tensor]()
+
+        def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if len(args) == 1 and isinstance(args[0], Tensor) and not kwargs:
+                inputs.setdefault(name, args[0])
+
+        for name, module in shadow.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                module.register_forward_pre_hook(
+                    lambda _, args, kwargs, name=name: note(name, args, kwargs), with_kwargs=True
+                )
+        with torch.no_grad(), preserved_randomness(), contextlib.suppress(Exception):
+            shadow(spec.example())  # a network that cannot run says so elsewhere
+        return inputs
+
+    def _read(self, traced: Trace, path: str) -> None:
+        """Read the trace of the module at ``path``."""
+        found, non_negative = self.found, set[fx.Node]()
+        runs: dict[str, dict[str, list[Call]]] = {}  # module → each of its runs → its calls
+        for node in traced.graph.nodes:
+            if node.op == "call_module":
+                inner = traced.root.get_submodule(str(node.target))
+                place = _joined(path, str(node.target))
+                if kind_for(inner):
+                    x = next(iter((*node.args, *node.kwargs.values())), None)
+                    found.add_layer(place, x in non_negative and not inner._forward_pre_hooks)
+                    self._inside(place)
+                elif any(True for _ in inner.children()) or not _is_torchs(inner):
+                    self.at(place)
+            elif node.op in ("call_function", "call_method") and (kind := kind_of(op_name(node))):
+                values = operands(kind, node.args, node.kwargs)
+                if all(isinstance(value, fx.Node) for value in values):
+                    key, owner = _owner(node, path)
+                    call = Call(
+                        kind, tuple(self._operand(v, owner, path, non_negative) for v in values)
+                    )
+                    calls = runs.setdefault(owner, {}).setdefault(key, [])
+                    calls.append(call)
+                    if len(runs[owner]) == 1:
+                        found.order.append((owner, len(calls) - 1))
+            _track_sign(node, traced, non_negative)
+        for owner, of_runs in runs.items():
+            first, *others = of_runs.values()
+            found.calls[owner] = first
+            for other in others:
+                _merge_calls(found, owner, other)
+
+    def _operand(self, node: fx.Node, owner: str, path: str, non_negative: set[fx.Node]) -> Operand:
+        place, _, name = _joined(path, str(node.target)).rpartition(".")
+        is_own = node.op == "get_attr" and place == owner
+        is_parameter = is_own and name in self._model.get_submodule(owner)._parameters
+        return Operand(
+            parameter=name if is_parameter else "",
+            is_weight=not node.meta["pinned"],
+            is_unsigned=node in non_negative,
+        )
 
 
 def _owner(node: fx.Node, path: str) -> tuple[str, str]:
@@ -177,16 +228,6 @@ def _owner(node: fx.Node, path: str) -> tuple[str, str]:
         return "", path
     key = list(stack)[-1]
     return key, _joined(path, stack[key][0])
-
-
-def _operand(node: fx.Node, owner: str, path: str, non_negative: set[fx.Node]) -> Operand:
-    place, _, name = _joined(path, str(node.target)).rpartition(".")
-    is_parameter = node.op == "get_attr" and place == owner
-    return Operand(
-        parameter=name if is_parameter else "",
-        is_weight=not node.meta["pinned"],
-        is_unsigned=node in non_negative,
-    )
 
 
 def _merge_calls(found: Survey, owner: str, other: list[Call]) -> None:
