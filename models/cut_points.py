@@ -115,7 +115,10 @@ class Survey:
     def without_cuts(self) -> str:
         """Say that there are no cut points, and why."""
         reasons = [f"{path!r} is kept whole: {why}" for path, why in self.kept_whole.items()]
-        reasons = reasons or [f"after {p.names[0]!r}: {p.refusal}" for p in self.places[-2:]]
+        crossing = [p for p in self.places if "would cross" in p.refusal] or self.places[-1:]
+        fewest = min(crossing, key=lambda place: len(place.refusal), default=None)
+        if fewest and not reasons:
+            reasons = [f"after {fewest.names[0]!r}: {fewest.refusal}"]
         text = f"{type(self.model).__name__} has no cut points"
         return f"{text}; {'; '.join(reasons)}" if reasons else text
 
