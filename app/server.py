@@ -156,7 +156,7 @@ def run(
             messages.to_record(model.state_dict()),
             num_rounds=chosen.rounds,
             timeout=timeout_s,
-            test=on_test_set(data),
+            test=on_test_set(data, chosen.task.objective()),
             sinks=sinks,
             checkpoints=checkpoints,
             resume_from=resume_from,

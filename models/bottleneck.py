@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.inputs import InputSpec
 from models.subnetwork import Part
 
 ENCODER, DECODER, TAYLOR = "cut_encoder", "cut_decoder", "cut_taylor"
@@ -239,13 +240,13 @@ def most_important(scores: Tensor, count: int) -> list[int]:
 
 @torch.no_grad()
 def weight_before(
-    part: nn.Module, input_shape: tuple[int, ...], kinds: tuple[type[nn.Module], ...]
+    part: nn.Module, inputs: InputSpec, kinds: tuple[type[nn.Module], ...]
 ) -> str | None:
     """Name of the weight of the last layer that ``part`` calls with an output for each channel.
 
     Args:
         part: a device's part; left as it is.
-        input_shape: of one sample.
+        inputs: of the part.
         kinds: of layers that are looked for.
 
     Returns:
@@ -263,6 +264,6 @@ def weight_before(
         if isinstance(module, kinds):
             module.register_forward_hook(lambda layer, _, __, name=name: note(name, layer))
     with torch.random.fork_rng(devices=[]):
-        channels = part(torch.zeros(2, *input_shape)).shape[1]
+        channels = part(inputs.zeros(2)).shape[1]
     found = [name for name, outputs in called if outputs == channels]
     return found[-1] if found else None

@@ -73,8 +73,8 @@ def curve(
     network = method.prepared().in_round(chosen.rounds)
     assert isinstance(network, CutNetwork)
     tiers = tiers_in(network, load_weights(run))
-    data = experiment.dataset(chosen)
-    edge, cloud = logits(tiers, network.link, data.test_x)
+    data, test_x = experiment.test_inputs(chosen, "app.exits")
+    edge, cloud = logits(tiers, network.link, test_x)
     cost_of = price(network, device, link)
     return by_confidence(edge, cloud, data.test_y, [*thresholds, ALWAYS], cost_of)
 

@@ -34,6 +34,7 @@ from models.bottleneck import (
     with_bottleneck,
 )
 from models.cost import Cost, cost, joined
+from models.inputs import Inputs, spec_of
 from models.subnetwork import Part
 from strategies import messages
 from strategies.client.split_loop import CutAt, Halves, cut_as_told, halves
@@ -173,7 +174,7 @@ class Narrow:
     def prepare(
         self,
         model: nn.Module,
-        input_shape: tuple[int, ...],
+        input_shape: Inputs,
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,
@@ -196,7 +197,7 @@ class Narrow:
                 "axis; takes a cut of (C), (C, L) or (C, H, W)"
             )
         kinds = SCALES if ranks_by == "bn" else FILTERS
-        scales = weight_before(place.parts.device[0], input_shape, kinds)
+        scales = weight_before(place.parts.device[0], spec_of(input_shape), kinds)
         if ranks_by == "bn" and scales is None:
             raise ValueError(
                 f"prune.importance=bn: no normalisation of {shape[0]} channels comes before "
@@ -351,7 +352,7 @@ def narrow_costs(prune: PruneSettings, candidate: Candidate) -> PartCosts:
     bottleneck = Bottleneck(channels, active, len(rest))
     if prune.importance == "bn":
         part = halves(candidate.model, CutAt(candidate.name)).device[0]
-        if weight_before(part, candidate.input_shape, SCALES) is None:
+        if weight_before(part, spec_of(candidate.input_shape), SCALES) is None:
             raise ValueError(f"no normalisation of {channels} channels comes before it")
     encoder = cost(bottleneck.encoder(), device.output_shape, input_grad=True)
     decoder = cost(bottleneck.decoder(), (active, *rest), input_grad=True)
