@@ -63,7 +63,10 @@ def spec_of(inputs: Inputs) -> InputSpec:
         ValueError: there are several.
     """
     if isinstance(inputs, Several):
-        raise ValueError(f"takes one input, the data have {len(inputs.specs)}")
+        raise ValueError(
+            f"a network that is cut takes one input, the data have {len(inputs.specs)}; "
+            "strategy=fedavg and strategy=oqfl take several"
+        )
     return inputs if isinstance(inputs, InputSpec) else InputSpec(tuple(inputs))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fleet.clock import Rule
 from fleet.seeds import derive_seed
-from models.inputs import Inputs
+from models.inputs import Inputs, spec_of
 from models.split import cut_many
 from privacy.attacks import reconstruct
 from privacy.leakage import channel_leakage, laplace_noise
@@ -233,6 +233,12 @@ class BinaryCut:
         Raises:
             ValueError: as `Cut`, or a layer has no binary form.
         """
+
+        if spec_of(input_shape).high is not None:
+            raise ValueError(
+                "strategy=binarized_split: takes inputs of real numbers, not tokens, of which "
+                "leakage would say nothing"
+            )
 
         def costs_at(candidate: Candidate) -> PartCosts:
             parts = binarized(candidate.model, CutAt(candidate.name), self.binarized)

@@ -28,7 +28,7 @@ from fleet.seeds import derive_seed
 from fleet.selection import select
 from models.cost import Cost, cost, joined
 from models.exits import ExitSpec, exit_head, exit_name
-from models.inputs import Inputs
+from models.inputs import Inputs, spec_of
 from quant.codec import LinkSettings
 from quant.settings import QuantSettings
 from strategies import messages
@@ -213,7 +213,7 @@ class CutWithExit:
         device, server = place.parts.parts
         shape = cost_at(device, input_shape).output_shape
         try:
-            spec = ExitSpec.of(shape, cost(server, shape).output_shape[-1], self.width)
+            spec = exit_spec(shape, cost(server, shape).output_shape, self.width, input_shape)
         except ValueError as error:
             key = "" if str(error).startswith("strategy.") else f"split.cut={place.split.cut}: "
             raise ValueError(f"{key}{error}") from error
@@ -240,6 +240,19 @@ class CutWithExit:
         )
 
 
+def exit_spec(
+    shape: tuple[int, ...], output_shape: tuple[int, ...], width: int, inputs: Inputs
+) -> ExitSpec:
+    """The exit for activations of ``shape`` in a network of that output; tokens at each place.
+
+    Raises:
+        ValueError: no exit fits.
+    """
+    *places, classes = output_shape
+    is_tokens = spec_of(inputs).high is not None
+    return ExitSpec.of(shape, classes, width, is_tokens, places[0] if places else 0)
+
+
 def tier_costs(spec: ExitSpec, parts: Halves, input_shape: Inputs) -> PartCosts:
     """What the device's part and its exit cost, and what the cloud's part does.
 
@@ -253,7 +266,7 @@ def tier_costs(spec: ExitSpec, parts: Halves, input_shape: Inputs) -> PartCosts:
 def candidate_costs(width: int, candidate: Candidate) -> PartCosts:
     """The same at a cut that ``split.cut=auto`` looks at."""
     (device,), server = candidate.pieces.at(candidate.name, is_detached=True)
-    spec = ExitSpec.of(device.output_shape, server.output_shape[-1], width)
+    spec = exit_spec(device.output_shape, server.output_shape, width, candidate.input_shape)
     head = cost(exit_head(spec, 0), device.output_shape, input_grad=True)
     return [device, head], server
 

@@ -185,6 +185,11 @@ class Narrow:
             ValueError: as `Cut`, or the activation has no channels, or no layer before the cut can
                 rank them; names the key.
         """
+        if spec_of(input_shape).high is not None:
+            raise ValueError(
+                "strategy: a bottleneck takes activations with channels first; those of tokens "
+                "have positions there, which it would mix"
+            )
         if self.begin is not None:
             self.begin(model)
         priced = replace(self.cut, costs_at=functools.partial(narrow_costs, self.prune))
