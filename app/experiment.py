@@ -512,9 +512,10 @@ def _dataset(data_json: str, seed: int) -> Dataset:
     holds = (sources.fingerprint(data), data.options, data.shape, data.num_classes)
     key = f"{data.name}-{_digest(_code(sources.find(data)), *holds, sources.is_by_user(data))}"
     whole = Dataset.from_tensors(cached(key, lambda: sources.read(data).tensors()))
-    if whole.input_shape != tuple(data.shape) or whole.num_classes != data.num_classes:
+    stated = tuple(tuple(one) if isinstance(one, list) else one for one in data.shape)
+    if whole.input_shape != stated or whole.num_classes != data.num_classes:
         raise ValueError(
-            f"data={data.name}: conf says {tuple(data.shape)} and {data.num_classes} classes, the "
+            f"data={data.name}: conf says {stated} and {data.num_classes} classes, the "
             f"files hold {whole.input_shape} and {whole.num_classes}"
         )
     _check_tokens(data, whole)

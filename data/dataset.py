@@ -16,16 +16,19 @@ class Description:
     """What a source at ``data.path`` says before anything is loaded.
 
     Attributes:
-        shape: of one sample, such as (1, 28, 28); () where the configuration must state it.
+        shape: of one sample, such as (1, 28, 28), one for each of several inputs; () where the
+            configuration must state it.
         num_classes: as many as the labels need; 0 where the configuration must state it.
         content: names the content: equal for equal content, wherever it lies.
         label_names: of the classes, where the data name them.
+        vocab_size: number of tokens, where inputs are tokens.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]
     num_classes: int
     content: str
     label_names: tuple[str, ...] = ()
+    vocab_size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ from data.partition import check_scheme
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The group data of the configuration; `content` is found at `path` and names what is there."""
+    """The group data of the configuration.
+
+    `content` and `label_names` are found at `path` and name what is there.
+    """
 
     name: str = field(default="digits", metadata={"help": "data set, as in conf/data"})
     source: str = field(
@@ -39,6 +42,7 @@ class DataSettings:
         metadata={"help": "arrays: .npz file; hub: folder, or name on the Hugging Face Hub"},
     )
     content: str = ""
+    label_names: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(
         default_factory=dict,
         metadata={"help": "hub: splits and columns, e.g. data.options.label (docs/DATA.md)"},

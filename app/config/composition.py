@@ -305,6 +305,7 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("task._target_")
     if config.data.vocab_size is None:
         unread.add("data.vocab_size")
+    unread.add("data.label_names")  # a part of what data.content names
     if not config.data.content:
         unread.add("data.content")
     if config.model.get("weights") is None:
