@@ -20,6 +20,7 @@ from strategies.contract import ClientData, Streams
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine")
+LEAST_SHARE = 1e-9  # of the rates at the end of a schedule: a rate of 0 is none
 AUGMENTS = ("none", "crop_flip")
 
 
@@ -103,9 +104,9 @@ class LocalTraining:
             raise ValueError(f"train.lr_decay={self.lr_decay}: takes a number in (0, 1]")
         if self.warmup_rounds < 0:
             raise ValueError(f"train.warmup_rounds={self.warmup_rounds}: takes 0 or more")
-        if self.decay_rounds is not None and self.decay_rounds <= self.warmup_rounds:
+        if self.decay_rounds is not None and self.decay_rounds < self.warmup_rounds:
             raise ValueError(
-                f"train.warmup_rounds={self.warmup_rounds}: takes fewer than the "
+                f"train.warmup_rounds={self.warmup_rounds}: takes at most the "
                 f"{self.decay_rounds} rounds of train.decay_rounds"
             )
         if self.nesterov and self.optimizer == "sgd" and not self.momentum:
@@ -121,7 +122,7 @@ class LocalTraining:
         """Return the same with a number in place of null, in an experiment of ``rounds`` rounds.
 
         Raises:
-            ValueError: warm-up takes all of them; names train.warmup_rounds.
+            ValueError: warm-up takes more; names train.warmup_rounds.
         """
         if self.schedule == "constant" or self.decay_rounds is not None:
             return self
@@ -138,10 +139,10 @@ class LocalTraining:
         return replace(self, lr=self.lr * factor, server_lr=server_lr)
 
     def share_of_rate(self, server_round: int) -> float:
-        """Return what warm-up and schedule leave of the rates in a round, in [0, 1].
+        """Return what warm-up and schedule leave of the rates in a round, in (0, 1].
 
         In w rounds of warm-up r/(w + 1); then of n rounds that are left, in the i-th from 0,
-        (1 + cos(πi/n))/2, which is torch's CosineAnnealingLR.
+        (1 + cos(πi/n))/2, which is torch's CosineAnnealingLR, and next to nothing thereafter.
         """
         if server_round <= self.warmup_rounds:
             return server_round / (self.warmup_rounds + 1)
@@ -150,7 +151,8 @@ class LocalTraining:
         if self.decay_rounds is None:
             raise ValueError("train.decay_rounds=null: takes the number of rounds")
         left, done = self.decay_rounds - self.warmup_rounds, server_round - 1 - self.warmup_rounds
-        return (1 + math.cos(math.pi * min(1.0, done / left))) / 2
+        share = (1 + math.cos(math.pi * min(1.0, done / max(1, left)))) / 2
+        return max(LEAST_SHARE, share)
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
