@@ -24,11 +24,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quant.link import label_bytes, label_dtype
 from targets import locate, shown
 
 Loss = Callable[..., Tensor]
 OWN = "a class without arguments whose objects have loss(outputs, labels) and accuracy(…)"
+
+
+def label_bytes(num_classes: int) -> int:
+    """Bytes of one class in the smallest unsigned type."""
+    return 1 if num_classes <= 2**8 else 2 if num_classes <= 2**16 else 4
+
+
+def label_dtype(num_classes: int) -> torch.dtype:
+    """The smallest unsigned type that holds ``num_classes`` classes."""
+    return {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[label_bytes(num_classes)]
 
 
 class Objective(Protocol):
@@ -68,7 +77,7 @@ class Classification:
         "cross_entropy": F.cross_entropy,
         "multi_margin": F.multi_margin_loss,
     }
-    loss: Loss = F.cross_entropy
+    loss: Loss = field(default_factory=lambda: F.cross_entropy)
 
     def output_shape(self, num_classes: int, input_shape: Sequence[Any]) -> tuple[int, ...]:
         """(C,)."""
@@ -353,7 +362,7 @@ class TaskSettings:
         if self._target_:
             return _own(self._target_)
         kind = KINDS[self.name]
-        return kind(kind.losses[self.loss_name])
+        return kind() if self.loss is None else kind(kind.losses[self.loss])
 
 
 def _own(target: str) -> Own:

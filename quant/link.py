@@ -137,9 +137,6 @@ class End:
         return values, support
 
 
-_LABELS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
-
-
 def receive_labels(y: Tensor) -> Tensor:
     """Labels (B, …), int64 or real, given what `End.send_labels` returned."""
     return y if y.is_floating_point() else y.long()
@@ -154,16 +151,6 @@ def leaf(values: Tensor) -> tuple[Tensor, list[Tensor]]:
     gradients: list[Tensor] = []
     received.register_hook(gradients.append)
     return received, gradients
-
-
-def label_bytes(num_classes: int) -> int:
-    """Bytes of one class index in the smallest unsigned type."""
-    return 1 if num_classes <= 2**8 else 2 if num_classes <= 2**16 else 4
-
-
-def label_dtype(num_classes: int) -> torch.dtype:
-    """The smallest unsigned type that holds ``num_classes`` classes."""
-    return _LABELS[label_bytes(num_classes)]
 
 
 def there_and_back(there: Codec, back: Codec, shape: Sequence[int]) -> tuple[int, int]:

@@ -33,8 +33,8 @@ from app.evaluation import EVALUATION_BATCH
 from app.run_folder import load_experiment, load_weights, write_json
 from fleet.devices import tables
 from fleet.phases import compute_seconds, transfer_seconds
+from models.objective import label_bytes
 from quant.codec import LinkSettings
-from quant.link import label_bytes
 from strategies.client.tiers import Tiers
 from strategies.hierarchical import Hierarchical, tiers_in
 from strategies.server.cuts import CutNetwork

@@ -202,7 +202,7 @@ class Narrow:
                 "axis; takes a cut of (C), (C, L) or (C, H, W)"
             )
         kinds = SCALES if ranks_by == "bn" else FILTERS
-        scales = weight_before(place.parts.device[0], spec_of(input_shape), kinds)
+        scales = weight_before(place.parts.device[0], input_shape, kinds)
         if ranks_by == "bn" and scales is None:
             raise ValueError(
                 f"prune.importance=bn: no normalisation of {shape[0]} channels comes before "
@@ -357,7 +357,7 @@ def narrow_costs(prune: PruneSettings, candidate: Candidate) -> PartCosts:
     bottleneck = Bottleneck(channels, active, len(rest))
     if prune.importance == "bn":
         part = halves(candidate.model, CutAt(candidate.name)).device[0]
-        if weight_before(part, spec_of(candidate.input_shape), SCALES) is None:
+        if weight_before(part, candidate.input_shape, SCALES) is None:
             raise ValueError(f"no normalisation of {channels} channels comes before it")
     encoder = cost(bottleneck.encoder(), device.output_shape, input_grad=True)
     decoder = cost(bottleneck.decoder(), (active, *rest), input_grad=True)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from models.objective import label_bytes, label_dtype
 from quant.codec import CODECS, LinkSettings
-from quant.link import End, label_bytes, label_dtype, leaf, receive_labels, there_and_back
+from quant.link import End, leaf, receive_labels, there_and_back
 from quant.packet import Packet
 
 SHAPE = (5, 4, 6, 6)
