@@ -27,6 +27,7 @@ from torch import Tensor
 from targets import locate, shown
 
 Loss = Callable[..., Tensor]
+UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}  # by their bytes
 OWN = "a class without arguments whose objects have loss(outputs, labels) and accuracy(…)"
 
 
@@ -37,7 +38,7 @@ def label_bytes(num_classes: int) -> int:
 
 def label_dtype(num_classes: int) -> torch.dtype:
     """The smallest unsigned type that holds ``num_classes`` classes."""
-    return {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}[label_bytes(num_classes)]
+    return UNSIGNED[label_bytes(num_classes)]
 
 
 class Objective(Protocol):
