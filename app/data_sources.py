@@ -51,9 +51,11 @@ def completed(data: DataSettings) -> DataSettings:
             )
         if data.content:
             raise ValueError(f"data.content={data.content}: is found at data.path, not given")
+        if data.label_names:
+            raise ValueError(
+                f"data.label_names={data.label_names}: are found at data.path, not given"
+            )
         return data
-    if data.label_names:
-        raise ValueError(f"data.label_names={data.label_names}: are found at data.path, not given")
     if data.path is None:
         takes = "a .npz file" if data.name == "arrays" else "a name on the Hub or a folder"
         raise ValueError(f"data.path: data={data.name} needs it: {takes}")

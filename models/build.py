@@ -58,7 +58,9 @@ def build(
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise ValueError(f"model.<option> of {shown(target)}: {error}") from error
+        needs_tokens = "vocab_size" in str(error)
+        hint = "; the data are no tokens (data.vocab_size)" if needs_tokens else ""
+        raise ValueError(f"model.<option> of {shown(target)}: {error}{hint}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = factory(**arguments)
