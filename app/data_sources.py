@@ -8,6 +8,7 @@ found before anything runs.
 
 import functools
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +51,10 @@ def completed(data: DataSettings) -> DataSettings:
             )
         if data.content:
             raise ValueError(f"data.content={data.content}: is found at data.path, not given")
+        if data.label_names:
+            raise ValueError(
+                f"data.label_names={data.label_names}: are found at data.path, not given"
+            )
         return data
     if data.path is None:
         takes = "a .npz file" if data.name == "arrays" else "a name on the Hub or a folder"
@@ -58,19 +63,29 @@ def completed(data: DataSettings) -> DataSettings:
     found = source.describe(path, **data.options)
     if not (data.shape or found.shape):
         raise ValueError("data.options.resize=true: needs data.shape, such as data.shape=[3,32,32]")
-    if data.shape and found.shape and tuple(data.shape) != found.shape:
+    if data.shape and found.shape and _shape(data.shape) != found.shape:
         raise ValueError(f"data.shape={data.shape}: data.path={path} holds {found.shape}")
     if 0 < data.num_classes < found.num_classes:
         raise ValueError(
             f"data.num_classes={data.num_classes}: data.path={path} has {found.num_classes}"
         )
+    if data.vocab_size is not None and data.vocab_size < (found.vocab_size or math.inf):
+        holds = found.vocab_size or "real numbers"
+        raise ValueError(f"data.vocab_size={data.vocab_size}: data.path={path} has {holds}")
+    shape = data.shape or [list(s) if isinstance(s, tuple) else s for s in found.shape]
     return replace(
         data,
         path=path,
-        shape=list(data.shape or found.shape),
+        shape=list(shape),
+        vocab_size=data.vocab_size or found.vocab_size,
+        label_names=list(found.label_names),
         num_classes=data.num_classes or found.num_classes,
         content=found.content,
     )
+
+
+def _shape(stated: list[Any]) -> tuple[Any, ...]:
+    return tuple(tuple(one) if isinstance(one, list) else one for one in stated)
 
 
 def read(data: DataSettings) -> Dataset:
@@ -84,7 +99,7 @@ def read(data: DataSettings) -> Dataset:
     if data.content:
         if source.describe(data.path, **data.options).content != data.content:
             raise ValueError(f"data.path={data.path}: has changed since the run began")
-        whole = source.load(data.path, tuple(data.shape), data.num_classes, **data.options)
+        whole = source.load(data.path, _shape(data.shape), data.num_classes, **data.options)
     else:
         whole = source.load_by_user(root) if is_by_user(data) else source.load(root)
     assert isinstance(whole, Dataset)

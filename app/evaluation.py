@@ -1,13 +1,15 @@
 """Evaluation of the global model on the held-out test set, by the server."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from data.dataset import Dataset
+from models.inputs import call
+from models.objective import Classification, Objective
 
 EVALUATION_BATCH = 500
 
@@ -30,19 +32,37 @@ class EvaluateSettings:
                 raise ValueError(f"evaluate.{key}={getattr(self, key)}: takes 1 or more")
 
 
-def on_test_set(data: Dataset) -> Callable[[nn.Module], tuple[float, float]]:
-    """Return what tests a network on the held-out test set."""
-    return lambda network: test(network, data.test_x, data.test_y)
+def on_test_set(
+    data: Dataset, objective: Objective | None = None
+) -> Callable[[nn.Module], dict[str, float]]:
+    """Return what tests a network on the held-out test set; without a task, for classes."""
+    chosen = objective or Classification()
+    return lambda network: measure(network, data.test_x, data.test_y, chosen)
+
+
+def test(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Share of right answers and mean cross-entropy of ``model`` on (N, …) inputs ``x``."""
+    found = measure(model, x, y, Classification())
+    return found["accuracy"], found["loss"]
 
 
 @torch.no_grad()
-def test(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
-    """Share of right answers and mean cross-entropy of ``model`` on (N, …) inputs ``x``."""
+def measure(
+    model: nn.Module, x: Tensor | tuple[Tensor, ...], y: Tensor, objective: Objective
+) -> dict[str, float]:
+    """Accuracy, loss and what the task adds, of ``model`` on a test set.
+
+    Args:
+        model: the network; put into evaluation.
+        x: (N, …) inputs; a tuple where the network takes several.
+        y: (N, …) labels.
+        objective: what its outputs are for.
+    """
     torch.set_num_threads(1)
     model.eval()
-    correct, loss = 0, 0.0
-    for inputs, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
-        logits = model(inputs)  # (B, classes)
-        correct += int((logits.argmax(1) == labels).sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return correct / len(y), loss / len(y)
+    sums: Counter[str] = Counter()
+    for start in range(0, len(y), EVALUATION_BATCH):
+        rows = slice(start, start + EVALUATION_BATCH)
+        inputs = x[rows] if isinstance(x, Tensor) else tuple(one[rows] for one in x)
+        sums.update(objective.sums(call(model, inputs), y[rows]))
+    return objective.metrics(sums, y)

@@ -34,6 +34,8 @@ from fleet.plan import Fleet
 from fleet.seeds import derive_seed
 from models import build as models_build
 from models.build import build, check_batch_of_one, smallest_input
+from models.inputs import Inputs, InputSpec, Several, call
+from models.objective import TaskSettings, kind_of_labels
 from models.weights import load_weights
 from privacy.settings import PrivacySettings
 from quant.codec import LinkSettings
@@ -60,9 +62,10 @@ class Network:
         weights: file to start from; None draws them by the seed.
         weights_content: names what that file holds.
         replace_head: whether a last layer that differs from the file's keeps its drawn weights.
-        input_shape: of one sample.
+        input_shape: of one sample; of several inputs, one each.
         num_classes: of the data.
         seed: of the experiment.
+        vocab_size: number of tokens, where inputs are tokens.
     """
 
     target: str
@@ -70,9 +73,20 @@ class Network:
     weights: str | None
     weights_content: str
     replace_head: bool
-    input_shape: tuple[int, ...]
+    input_shape: tuple[Any, ...]
     num_classes: int
     seed: int
+    vocab_size: int | None = None
+
+    @property
+    def inputs(self) -> Inputs:
+        """What it takes: the plain shape, where that says it all."""
+        shapes = self.input_shape if isinstance(self.input_shape[0], tuple) else None
+        if shapes is not None:
+            return Several(tuple(InputSpec(shape) for shape in shapes))
+        if self.vocab_size is not None:
+            return InputSpec(self.input_shape, torch.int64, self.vocab_size)
+        return self.input_shape
 
     @property
     def name(self) -> str:
@@ -124,6 +138,7 @@ class Experiment(Parts):
         target_accuracy: up to which costs are summed as well; None for none.
         resume: whether an interrupted run is continued.
         skip_finished: whether a sweep takes over what ran beside it.
+        task: what the network's outputs are for.
         train: how clients train.
         quant: which quantizers there are.
         split: where the network is cut.
@@ -150,6 +165,7 @@ class Experiment(Parts):
     target_accuracy: float | None
     resume: bool
     skip_finished: bool
+    task: TaskSettings
     train: LocalTraining
     quant: QuantSettings
     split: SplitSettings
@@ -196,7 +212,8 @@ def resolve(config: Config) -> Experiment:
         target_accuracy=config.target_accuracy,
         resume=config.resume,
         skip_finished=config.sweep.skip_finished,
-        train=config.train,
+        task=config.task,
+        train=config.train.resolved(config.rounds),
         quant=config.quant,
         split=config.split,
         link=config.link,
@@ -228,6 +245,7 @@ def parts_of(config: Config) -> Parts:
         input_shape=config.data.input_shape,
         num_classes=config.data.num_classes,
         seed=config.seed,
+        vocab_size=config.data.vocab_size,
     )
     data = Data(config.data, config.clients.total, config.seed)
     target = str(config.strategy["_target_"])
@@ -251,6 +269,21 @@ def dataset(parts: Parts) -> Dataset:
         ValueError: the data are not what conf/data says.
     """
     return _dataset(json.dumps(asdict(parts.data.settings)), parts.data.seed)
+
+
+def test_inputs(chosen: "Experiment", who: str) -> tuple[Dataset, Tensor]:
+    """Return the data set, and its test inputs, for a command that takes classes of real numbers.
+
+    Raises:
+        ValueError: the experiment is about something else; names the command ``who``.
+    """
+    data = dataset(chosen)
+    x = data.test_x
+    if chosen.task.objective().name != "classification" or not isinstance(x, Tensor):
+        raise ValueError(f"{chosen.task.shown}: {who} takes task=classification and one input")
+    if chosen.network.vocab_size is not None:
+        raise ValueError(f"data={chosen.data.settings.name}: {who} takes real numbers, not tokens")
+    return data, x
 
 
 def client_data(parts: Parts, client: int) -> ClientData:
@@ -305,7 +338,7 @@ class _Keyed:
 def _network(keyed: _Keyed) -> nn.Module:
     one = keyed.network
     seed = derive_seed(one.seed, "model")
-    model = build(one.target, one.options, one.input_shape, one.num_classes, seed)
+    model = build(one.target, one.options, one.inputs, one.num_classes, seed)
     if one.weights:
         try:
             load_weights(model, one.weights, one.replace_head)
@@ -323,17 +356,65 @@ def check_network(experiment: Experiment) -> None:
     one = experiment.network
     try:
         model = network(experiment)
-        models_build.check(model, one.input_shape, one.num_classes)
+        objective = experiment.task.objective()
+        shape = objective.output_shape(one.num_classes, one.input_shape)
+        models_build.check(model, one.inputs, one.num_classes, shape)
         if experiment.train.batch_size == 1:
-            check_batch_of_one(model, one.input_shape)
+            check_batch_of_one(model, one.inputs)
     except (ValueError, RuntimeError, TypeError) as error:
-        if str(error).startswith(("model.", "train.")):
+        if str(error).startswith(("model.", "train.", "task.")):
             raise ValueError(str(error)) from error
-        smallest = smallest_input(one.target, one.options, one.input_shape, one.num_classes)
+        is_plain = isinstance(one.inputs, tuple) and experiment.task == TaskSettings()
+        smallest = is_plain and smallest_input(
+            one.target, one.options, one.input_shape, one.num_classes
+        )
         hint = f"; the smallest it takes is {smallest}" if smallest else ""
         raise ValueError(
             f"model={one.name} with data={experiment.data.settings.name}: {error}{hint}"
         ) from error
+
+
+def check_labels(experiment: Experiment) -> None:
+    """Refuse data whose labels are not those of the task, and a loss that cannot train.
+
+    Loads the data.
+
+    Raises:
+        ValueError: names task.
+        FileNotFoundError: the data are not there.
+    """
+    task, name, data = experiment.task, experiment.data.settings.name, dataset(experiment)
+    objective = task.objective()
+    for labels in (data.train_y, data.test_y):
+        if wanted := objective.refusal(labels, data.num_classes):
+            kind = kind_of_labels(labels)
+            hint = f", which are those of task={kind}" if kind else ""
+            size = "×".join(["N", *map(str, labels.shape[1:])])
+            got = f"{size} of {str(labels.dtype).removeprefix('torch.')}"
+            raise ValueError(
+                f"{task.shown} with data={name}: takes labels {wanted}, got {got}{hint}"
+            )
+        is_count = not labels.is_floating_point() and labels.dtype != torch.uint8
+        if is_count and len(labels) and not 0 <= labels.min() <= labels.max() < data.num_classes:
+            worst = labels.min() if labels.min() < 0 else labels.max()
+            raise ValueError(
+                f"data={name}: has label {int(worst)}: data.num_classes={data.num_classes} takes "
+                f"0 to {data.num_classes - 1}"
+            )
+    if task == TaskSettings():
+        return
+    x = data.train_x
+    inputs = x[:2] if isinstance(x, Tensor) else tuple(one[:2] for one in x)
+    with torch.random.fork_rng(devices=[]):
+        outputs = call(network(experiment).eval(), inputs)
+    try:
+        loss = objective.loss(outputs, data.train_y[:2])
+        objective.metrics(objective.sums(outputs.detach(), data.train_y[:2]), data.train_y[:2])
+    except Exception as error:  # whatever the user's own raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{task.shown} with data={name}: {reason}") from error
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise ValueError(f"{task.shown}: its loss is no scalar that the network's outputs made")
 
 
 # The method ---------------------------------------------------------------------------------------
@@ -353,7 +434,7 @@ def strategy(experiment: Experiment) -> FederatedStrategy:
         ValueError: settings that the method cannot take together; names the key.
     """
     kind = method_class(experiment)
-    groups = ("train", "quant", "split", "link", "prune", "privacy", "fleet", "objective",
+    groups = ("train", "task", "quant", "split", "link", "prune", "privacy", "fleet", "objective",
               "clients_per_round", "over_select", "seed")  # fmt: skip
     given = {name: getattr(experiment, name) for name in groups} | dict(experiment.own)
     given |= {
@@ -376,6 +457,7 @@ def check(experiment: Experiment) -> Prepared:
     """
     method = strategy(experiment)  # its constructor checks what the schema cannot
     check_network(experiment)
+    check_labels(experiment)
     model = prepare(experiment, method)
     method.check_fleet()
     return Prepared(method, model)
@@ -406,8 +488,8 @@ def prepare(experiment: Experiment, method: FederatedStrategy) -> nn.Module:
     """
     if "prune.source" in method.reads and experiment.prune.source_content:
         _check_source(experiment.prune)
-    shape, samples = experiment.network.input_shape, num_examples(experiment)
-    return method.prepare(network(experiment), shape, samples)
+    inputs, samples = experiment.network.inputs, num_examples(experiment)
+    return method.prepare(network(experiment), inputs, samples)
 
 
 def _check_source(prune: PruneSettings) -> None:
@@ -430,11 +512,13 @@ def _dataset(data_json: str, seed: int) -> Dataset:
     holds = (sources.fingerprint(data), data.options, data.shape, data.num_classes)
     key = f"{data.name}-{_digest(_code(sources.find(data)), *holds, sources.is_by_user(data))}"
     whole = Dataset.from_tensors(cached(key, lambda: sources.read(data).tensors()))
-    if whole.input_shape != tuple(data.shape) or whole.num_classes != data.num_classes:
+    stated = tuple(tuple(one) if isinstance(one, list) else one for one in data.shape)
+    if whole.input_shape != stated or whole.num_classes != data.num_classes:
         raise ValueError(
-            f"data={data.name}: conf says {tuple(data.shape)} and {data.num_classes} classes, the "
+            f"data={data.name}: conf says {stated} and {data.num_classes} classes, the "
             f"files hold {whole.input_shape} and {whole.num_classes}"
         )
+    _check_tokens(data, whole)
     whole = whole.limit_train(data.max_train, derive_seed(seed, "max_train"))
     whole = whole.limit_test(data.max_test, derive_seed(seed, "max_test"))
     size = data.image_size
@@ -442,6 +526,33 @@ def _dataset(data_json: str, seed: int) -> Dataset:
         return whole
     key = f"{key}-{_digest(data.max_train, data.max_test, seed, size)}"
     return Dataset.from_tensors(cached(key, lambda: whole.resized(size).tensors()))
+
+
+def _check_tokens(data: DataSettings, whole: Dataset) -> None:
+    """Refuse inputs that are not of the type that the configuration says."""
+    for name, x in (("train_x", whole.train_x), ("test_x", whole.test_x)):
+        for one in (x,) if isinstance(x, Tensor) else x:
+            if data.vocab_size is None or data.is_several:
+                if not one.is_floating_point():
+                    raise ValueError(
+                        f"data.vocab_size={json.dumps(data.vocab_size)}: data={data.name} has "
+                        f"{name} of {one.dtype}: "
+                        + (
+                            "several inputs are real numbers"
+                            if data.is_several
+                            else "takes the number of tokens"
+                        )
+                    )
+            elif one.dtype != torch.int64:
+                raise ValueError(
+                    f"data.vocab_size={data.vocab_size}: data={data.name} has {name} of "
+                    f"{one.dtype}: takes null"
+                )
+            elif len(one) and not 0 <= int(one.min()) <= int(one.max()) < data.vocab_size:
+                raise ValueError(
+                    f"data.vocab_size={data.vocab_size}: data={data.name} has tokens from "
+                    f"{int(one.min())} to {int(one.max())}"
+                )
 
 
 @functools.lru_cache(maxsize=8)

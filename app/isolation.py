@@ -259,7 +259,9 @@ def versions(arrays: Mapping[str, Tensor]) -> list[int]:
 def glance(data: ClientData) -> tuple[Any, ...]:
     """Describe a client's data so that most writes change it: torch's count, and some rows."""
     rows = data.rows[:: max(1, len(data) // ROWS)]
+    inputs = (data.x,) if isinstance(data.x, Tensor) else data.x
+    named = {f"x{index}": tensor for index, tensor in enumerate(inputs)}
     return (
-        versions({"x": data.x, "y": data.y, "rows": data.rows}),
-        *(tensor[rows].numpy().tobytes() for tensor in (data.x, data.y)),
+        versions({**named, "y": data.y, "rows": data.rows}),
+        *(tensor[rows].numpy().tobytes() for tensor in (*inputs, data.y)),
     )

@@ -17,7 +17,7 @@ from app.config.composition import from_run_config
 from app.config.errors import explain
 from app.evaluation import on_test_set
 from app.experiment import Experiment, Prepared
-from app.run_folder import MODEL, FolderTakenError, claim, close, locked, take
+from app.run_folder import MODEL, FolderTakenError, claim, close, locked, take, write_json
 from app.summary import describe, left_in_fp32
 from strategies import messages
 from strategies.server.checkpoint import save_arrays
@@ -26,10 +26,13 @@ from tracking.files import CannotWriteError, whole
 from tracking.jsonl import ROUNDS, JsonlSink, read, readable
 from tracking.progress import ProgressSink, Show
 from tracking.record import Sink
+from tracking.text import line
 from tracking.wandb_sink import WandbSink, check_online
 
 NODES_TIMEOUT_S = 300.0
 ROUND_TIMEOUT_S = 3600.0
+LABELS = "labels.json"  # the classes by number, where the data name them
+LONGEST_NAMES = 200
 SIMULATED_S = 3.0  # Flower makes its simulated nodes while the ServerApp starts
 
 log = logging.getLogger(__name__)
@@ -139,6 +142,9 @@ def run(
     done = list(resume_from.records) if resume_from else []
     say_what_is_run_again(folder, len(done))
     take(folder, chosen)
+    if names := chosen.data.settings.label_names:
+        write_json(folder / LABELS, dict(enumerate(names)))
+        log.info("labels: %s", line(", ".join(names), LONGEST_NAMES))
     model = prepared.model if prepared else experiment.prepare(chosen, strategy)
     for text in left_in_fp32(chosen, strategy):
         log.warning(text)
@@ -158,7 +164,7 @@ def run(
             messages.to_record(model.state_dict()),
             num_rounds=chosen.rounds,
             timeout=timeout_s,
-            test=on_test_set(data),
+            test=on_test_set(data, chosen.task.objective()),
             sinks=sinks,
             checkpoints=checkpoints,
             resume_from=resume_from,

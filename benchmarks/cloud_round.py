@@ -10,7 +10,7 @@ nothing.
 
 from fleet.work import BatchWork, ClientWork, Exchange
 from models.cost import Cost
-from quant.link import label_bytes
+from models.objective import label_bytes
 from strategies.client.training import LocalTraining
 from strategies.server.workload import backward, batch_runs, forward
 

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Inputs = Tensor | tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -13,14 +16,19 @@ class Description:
     """What a source at ``data.path`` says before anything is loaded.
 
     Attributes:
-        shape: of one sample, such as (1, 28, 28); () where the configuration must state it.
+        shape: of one sample, such as (1, 28, 28), one for each of several inputs; () where the
+            configuration must state it.
         num_classes: as many as the labels need; 0 where the configuration must state it.
         content: names the content: equal for equal content, wherever it lies.
+        label_names: of the classes, where the data name them.
+        vocab_size: number of tokens, where inputs are tokens.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]
     num_classes: int
     content: str
+    label_names: tuple[str, ...] = ()
+    vocab_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -28,33 +36,39 @@ class Dataset:
     """A data set, ready for training.
 
     Attributes:
-        train_x: (N, C, H, W) or (N, C, L) float32, standardised by its source.
-        train_y: (N,) int64 class of each sample.
-        test_x: (M, C, H, W) or (M, C, L) float32, never given to a client.
-        test_y: (M,) int64.
-        num_classes: number of classes, counting classes that no sample has.
+        train_x: (N, …) float32, standardised by its source: images (N, C, H, W), signals (N, C, L),
+            features (N, F); or int64 tokens (N, T). A tuple of these where a sample has several
+            inputs.
+        train_y: (N,) int64 class of each sample, task=classification; (N, K) uint8 of 0 and 1,
+            multilabel; (N, K) float32, regression; (N, T) int64, tokens.
+        test_x: as train_x, never given to a client.
+        test_y: as train_y.
+        num_classes: number of classes, counting classes that no sample has; of labels; of numbers;
+            of tokens.
         train_group: (N,) int64 natural owner of each training sample (a patient, a writer), or
             None where the data have no owners.
     """
 
-    train_x: Tensor
+    train_x: Inputs
     train_y: Tensor
-    test_x: Tensor
+    test_x: Inputs
     test_y: Tensor
     num_classes: int
     train_group: Tensor | None = None
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample, such as (1, 28, 28)."""
-        return tuple(self.train_x.shape[1:])
+    def input_shape(self) -> tuple[Any, ...]:
+        """Shape of one sample, such as (1, 28, 28); one for each of several inputs."""
+        if isinstance(self.train_x, Tensor):
+            return tuple(self.train_x.shape[1:])
+        return tuple(tuple(x.shape[1:]) for x in self.train_x)
 
     def tensors(self) -> dict[str, Tensor]:
         """All fields as tensors; ``from_tensors`` is the inverse."""
         fields = {
-            "train_x": self.train_x,
+            **_named("train_x", self.train_x),
             "train_y": self.train_y,
-            "test_x": self.test_x,
+            **_named("test_x", self.test_x),
             "test_y": self.test_y,
             "num_classes": torch.tensor(self.num_classes),
         }
@@ -64,9 +78,9 @@ class Dataset:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Dataset":
         """Build a data set from what ``tensors`` returned."""
         return cls(
-            train_x=tensors["train_x"],
+            train_x=_inputs("train_x", tensors),
             train_y=tensors["train_y"],
-            test_x=tensors["test_x"],
+            test_x=_inputs("test_x", tensors),
             test_y=tensors["test_y"],
             num_classes=int(tensors["num_classes"]),
             train_group=tensors.get("train_group"),
@@ -79,7 +93,7 @@ class Dataset:
             return self
         return replace(
             self,
-            train_x=self.train_x[keep],
+            train_x=_rows(self.train_x, keep),
             train_y=self.train_y[keep],
             train_group=None if self.train_group is None else self.train_group[keep],
         )
@@ -89,13 +103,33 @@ class Dataset:
         keep = _drawn(len(self.test_y), max_test, seed)
         if keep is None:
             return self
-        return replace(self, test_x=self.test_x[keep], test_y=self.test_y[keep])
+        return replace(self, test_x=_rows(self.test_x, keep), test_y=self.test_y[keep])
 
     def resized(self, size: int) -> "Dataset":
         """Bring images (C, H, W) to (C, ``size``, ``size``), bilinear with antialiasing."""
+        assert isinstance(self.train_x, Tensor) and isinstance(self.test_x, Tensor)
         return replace(
             self, train_x=_resized(self.train_x, size), test_x=_resized(self.test_x, size)
         )
+
+
+def _named(name: str, inputs: Inputs) -> dict[str, Tensor]:
+    """``name``, or ``name.0``, ``name.1``, … of several inputs."""
+    if isinstance(inputs, Tensor):
+        return {name: inputs}
+    return {f"{name}.{index}": tensor for index, tensor in enumerate(inputs)}
+
+
+def _inputs(name: str, tensors: Mapping[str, Tensor]) -> Inputs:
+    """Inverse of `_named`."""
+    if name in tensors:
+        return tensors[name]
+    count = sum(key.startswith(f"{name}.") for key in tensors)
+    return tuple(tensors[f"{name}.{index}"] for index in range(count))
+
+
+def _rows(inputs: Inputs, keep: Tensor) -> Inputs:
+    return inputs[keep] if isinstance(inputs, Tensor) else tuple(x[keep] for x in inputs)
 
 
 def _drawn(count: int, limit: int | None, seed: int) -> Tensor | None:

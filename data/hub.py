@@ -1,4 +1,4 @@
-"""Any data set of classes that Hugging Face's datasets can load: from the Hub, or a local folder.
+"""Any data set that Hugging Face's datasets can load: from the Hub, or a local folder.
 
 ``data.path`` is a name on the Hub, such as ``ylecun/mnist``, or a folder of files that datasets
 understands: parquet, csv, json lines, or images in folders named by their class. A folder that
@@ -6,7 +6,11 @@ exists wins over a name. https://huggingface.co/docs/datasets/loading.
 
 Inputs are a column of images (8 bits; scaled and standardised as in `data.arrays`), of arrays
 (C, H, W) or (C, L), or of lists of numbers, which become (1, L); arrays and lists are taken as they
-are. Where the Hub cannot be reached, what datasets has in its own cache
+are. Columns of one number each, as a csv has them, are features: (F,), each standardised by mean
+and standard deviation of the training rows. Labels are classes; a column of text, whose values in
+alphabetical order become the classes and keep their names; one column of real numbers, or several,
+for task=regression; or several columns of 0 and 1, for task=multilabel. A value that is missing is
+refused with its row and column. Where the Hub cannot be reached, what datasets has in its own cache
 (HF_HOME) is used. No code of a data set is run.
 """
 
@@ -14,7 +18,7 @@ import functools
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from data.arrays import inputs, number_users
+from data.arrays import count, inputs, number_users
 from data.dataset import Dataset, Description
 
 if TYPE_CHECKING:
@@ -46,7 +51,10 @@ class Options:
         train_split: name or slice, such as ``train[:80%]``.
         test_split: the same, for the test set.
         image: column of the inputs.
-        label: column of the classes.
+        features: columns of one number each, instead of ``image``; None takes, where no column
+            holds inputs, all but label and user.
+        label: column of the classes, or of real numbers; or a list of columns. None takes the one
+            of classes, else the one that is called so.
         user: column of whose a sample is, for data.partition=natural; None where there are none.
         resize: bring every image to data.shape, which must be stated.
     """
@@ -56,7 +64,8 @@ class Options:
     train_split: str = "train"
     test_split: str = "test"
     image: str | None = None
-    label: str | None = None
+    features: Sequence[str] | None = None
+    label: str | Sequence[str] | None = None
     user: str | None = None
     resize: bool = False
 
@@ -66,6 +75,11 @@ class Options:
             if option.name == "resize":
                 if not isinstance(value, bool):
                     raise ValueError(f"data.options.resize={value}: takes true or false")
+            elif option.name in ("features", "label") and isinstance(value, list | tuple):
+                if not value or not all(isinstance(name, str) for name in value):
+                    raise ValueError(f"data.options.{option.name}={value}: takes names of columns")
+            elif option.name == "features" and value is not None:
+                raise ValueError(f"data.options.features={value}: takes a list of columns")
             elif not (isinstance(value, str) or (value is None and option.default is None)):
                 raise ValueError(f"data.options.{option.name}={value}: takes a name")
 
@@ -81,11 +95,13 @@ def describe(path: str, **options: Any) -> Description:
     with _reading(path):
         train, test = open_splits(path, chosen)
         image, label = columns(path, train, chosen)
-        shape = () if chosen.resize else to_array(path, train[0][image], None).shape
-        labels = [label_array(path, split, label) for split in (train, test)]
-        num_classes = 1 + max(int(y.max()) for y in labels)
-        stated = getattr(train.features[label], "num_classes", 0)
-        return Description(shape, max(num_classes, stated), content(path, chosen))
+        if isinstance(image, str):
+            shape = () if chosen.resize else to_array(path, train[0][image], None).shape
+        else:
+            shape = (len(image),)
+        labels, names = labels_of(path, (train, test), label)
+        stated = getattr(train.features[label[0]], "num_classes", 0)
+        return Description(shape, max(count(labels), stated), content(path, chosen), names)
 
 
 def load(path: str, shape: tuple[int, ...], num_classes: int, **options: Any) -> Dataset:
@@ -99,10 +115,13 @@ def load(path: str, shape: tuple[int, ...], num_classes: int, **options: Any) ->
         splits = open_splits(path, chosen)
         image, label = columns(path, splits[0], chosen)
         resize = shape if chosen.resize else None
-        train_x, test_x = inputs(
-            path, *(input_array(path, split, image, shape, resize) for split in splits)
-        )
-        train_y, test_y = (torch.from_numpy(label_array(path, s, label)) for s in splits)
+        if isinstance(image, str):
+            train_x, test_x = inputs(
+                path, *(input_array(path, split, image, shape, resize) for split in splits)
+            )
+        else:
+            train_x, test_x = standardised(*(feature_array(path, s, image) for s in splits))
+        train_y, test_y = (torch.from_numpy(y) for y in labels_of(path, splits, label)[0])
         users = None if chosen.user is None else np.asarray(splits[0][chosen.user][:])
         if users is not None and users.dtype.kind not in "iuU":
             raise ValueError(
@@ -137,8 +156,10 @@ def open_splits(path: str, chosen: Options) -> tuple["datasets.Dataset", "datase
     return found[0], found[1]
 
 
-def columns(path: str, train: "datasets.Dataset", chosen: Options) -> tuple[str, str]:
-    """Return the columns of inputs and classes.
+def columns(
+    path: str, train: "datasets.Dataset", chosen: Options
+) -> tuple[str | list[str], list[str]]:
+    """Return the column of inputs, or those of features, and those of labels.
 
     Raises:
         ValueError: there is none or more than one, or no column of the name; lists what there is.
@@ -150,21 +171,114 @@ def columns(path: str, train: "datasets.Dataset", chosen: Options) -> tuple[str,
         "label": (datasets.ClassLabel,),
     }
     there = ", ".join(train.column_names)
-    for key in ("image", "label", "user"):
-        name = getattr(chosen, key)
-        if name is not None and name not in train.column_names:
-            raise ValueError(f"data.options.{key}={name}: data.path={path} has columns {there}")
-    named = []
-    for key, types in kinds.items():
+    for key in ("image", "features", "label", "user"):
+        given = getattr(chosen, key)
+        for name in [given] if isinstance(given, str) else given or []:
+            if name not in train.column_names:
+                raise ValueError(f"data.options.{key}={name}: data.path={path} has columns {there}")
+    if chosen.image is not None and chosen.features is not None:
+        raise ValueError(f"data.options.features={list(chosen.features)}: takes null with image")
+
+    def only(key: str) -> str | None:
+        types = kinds[key]
         fitting = [name for name, kind in train.features.items() if isinstance(kind, types)]
-        name = getattr(chosen, key) or (fitting[0] if len(fitting) == 1 else None)
-        if name is None:
-            raise ValueError(
-                f"data.options.{key}: data.path={path} does not say which column it is; name one "
-                f"of {there}"
-            )
-        named.append(name)
-    return named[0], named[1]
+        return fitting[0] if len(fitting) == 1 else None
+
+    def unsaid(key: str) -> ValueError:
+        return ValueError(
+            f"data.options.{key}: data.path={path} does not say which column it is; name one of "
+            f"{there}"
+        )
+
+    is_row = all(isinstance(kind, datasets.Value | datasets.ClassLabel)
+                 for kind in train.features.values())  # fmt: skip
+    found: str | list[str] | None = chosen.image or list(chosen.features or []) or only("image")
+    if found is None and not is_row:
+        raise unsaid("image")
+    label = chosen.label or only("label")
+    if label is None and is_row and "label" in train.column_names:
+        label = "label"
+    if label is None:
+        raise unsaid("label")
+    labels = [label] if isinstance(label, str) else list(label)
+    if found is None:
+        found = [name for name in train.column_names if name not in (*labels, chosen.user)]
+    if not found:
+        raise unsaid("features")
+    return found, labels
+
+
+def feature_array(path: str, split: "datasets.Dataset", names: Sequence[str]) -> NDArray[Any]:
+    """Return (N, F) float64 features of a split.
+
+    Raises:
+        ValueError: a column is no numbers, or a value is missing; names column and row.
+    """
+    return np.stack([_numbers(path, split, name, "features") for name in names], axis=1)
+
+
+def _numbers(path: str, split: "datasets.Dataset", name: str, key: str) -> NDArray[Any]:
+    """Return (N,) numbers of a column."""
+    _refuse_missing(path, split, name)
+    values = np.asarray(split[name][:])
+    if values.dtype.kind not in "biuf":
+        raise ValueError(
+            f"data.options.{key}: data.path={path} has {values.dtype} in column {name}: takes "
+            "numbers; data.options.features names the columns to take"
+        )
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ValueError(
+            f"data.path={path}: {split.split} row {row + 1} has {values[row]} in column {name}"
+        )
+    return values
+
+
+def _refuse_missing(path: str, split: "datasets.Dataset", name: str) -> None:
+    column = split.data.column(name)
+    if column.null_count:
+        row = column.is_null().to_pylist().index(True)
+        raise ValueError(
+            f"data.path={path}: {split.split} row {row + 1} has no value in column {name}; "
+            f"{column.null_count} of its {len(column)} are missing"
+        )
+
+
+def standardised(train: NDArray[Any], test: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    """(N, F) and (M, F) by mean and standard deviation of the first; constants become zeros."""
+    mean, spread = train.mean(0), train.std(0)
+    spread[spread == 0] = 1.0
+    both = [torch.from_numpy(((x - mean) / spread).astype(np.float32)) for x in (train, test)]
+    return both[0], both[1]
+
+
+def labels_of(
+    path: str, splits: Sequence["datasets.Dataset"], names: Sequence[str]
+) -> tuple[list[NDArray[Any]], tuple[str, ...]]:
+    """Return the labels of each split, and the names of the classes, where they have names.
+
+    Raises:
+        ValueError: a value is missing, or is no label; names the column.
+    """
+    first, kind = names[0], splits[0].features[names[0]]
+    if len(names) == 1 and getattr(kind, "dtype", "") in ("string", "large_string"):
+        for split in splits:
+            _refuse_missing(path, split, first)
+        texts = [list(split[first][:]) for split in splits]
+        known = sorted({text for side in texts for text in side})
+        number = {text: index for index, text in enumerate(known)}
+        classes = [np.array([number[text] for text in side], dtype=np.int64) for side in texts]
+        return list(classes), tuple(known)
+    is_real = getattr(kind, "dtype", "").startswith(("float", "double"))
+    if len(names) == 1 and not is_real:
+        stated = getattr(kind, "names", None) or ()
+        return [label_array(path, split, first) for split in splits], tuple(stated)
+    columns = [[_numbers(path, s, name, "label") for name in names] for s in splits]
+    both = [np.stack(own, axis=1) for own in columns]
+    if len(names) > 1 and all(np.isin(y, (0, 1)).all() for y in both):
+        return [y.astype(np.uint8) for y in both], ()
+    return [y.astype(np.float32) for y in both], ()
 
 
 def label_array(path: str, split: "datasets.Dataset", column: str) -> NDArray[np.int64]:
@@ -173,6 +287,8 @@ def label_array(path: str, split: "datasets.Dataset", column: str) -> NDArray[np
     Raises:
         ValueError: they are no integers from 0, as where a test set's classes are secret.
     """
+    if split.data.column(column).null_count:
+        _refuse_missing(path, split, column)
     labels = np.asarray(split[column][:])
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise ValueError(f"data.path={path}: column {column} is {labels.dtype}: takes integers")

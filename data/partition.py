@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 SCHEMES = ("iid", "dirichlet", "shards", "natural")
 # What a partitioner of the user's own is given, as far as its signature names it.
 GIVEN = ("labels", "num_clients", "seed", "users", "alpha", "samples_per_client")
+QUANTILES = 10  # of a real number, in place of classes
 SHARDS_PER_CLIENT = 2  # McMahan et al. 2017, arXiv 1602.05629, section 3
 
 
 def partition(
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     scheme: str,
     num_clients: int,
     seed: int,
@@ -36,7 +37,7 @@ def partition(
     """Return the row numbers of each client's samples, one array per client.
 
     Args:
-        labels: (N,) class of each training sample.
+        labels: (N,) class of each training sample; of other tasks (N, …), see `classes_of`.
         scheme: ``iid``; ``dirichlet``, each class divided by Dirichlet(alpha) proportions (Hsu et
             al. 2019, arXiv 1909.06335); ``shards``, samples sorted by class, cut into two shards
             per client (McMahan et al. 2017); what does not fill a shard is unused; ``natural``,
@@ -68,6 +69,10 @@ def partition(
         )
         return [part[:samples_per_client] for part in parts]
     order = np.random.default_rng(seed).permutation(len(labels))
+    if scheme in ("dirichlet", "shards"):
+        labels = classes_of(labels, scheme)
+    elif labels.ndim > 1:
+        labels = np.zeros(len(labels), dtype=np.int64)  # not looked at
     if scheme == "natural":
         if users is None:
             raise ValueError(
@@ -97,6 +102,29 @@ def partition(
     parts = _apply(_partitioner(scheme, num_blocks, seed, alpha), order, labels[order])
     parts += [np.empty(0, dtype=np.int64)] * (num_clients - num_blocks)
     return [part[:samples_per_client] for part in parts]
+
+
+def classes_of(labels: NDArray[Any], scheme: str) -> NDArray[np.int64]:
+    """Return (N,) classes to divide by; of one real number a sample its decile.
+
+    Args:
+        labels: (N,) classes, (N, K) labels or real numbers, (N, T) tokens.
+        scheme: for the message.
+
+    Raises:
+        ValueError: samples of this task have no class; names data.partition.
+    """
+    if labels.ndim == 1 and labels.dtype.kind in "iu":
+        return labels
+    if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind == "f":
+        values = labels[:, 0]
+        inner = np.quantile(values, np.arange(1, QUANTILES) / QUANTILES)
+        return np.searchsorted(inner, values, side="right").astype(np.int64)
+    raise ValueError(
+        f"data.partition={scheme}: divides by class, and these samples have {labels.shape[1]} "
+        "labels each; takes task=classification, or task=regression of one number, by its decile; "
+        "iid and natural divide any data"
+    )
 
 
 def check_scheme(scheme: str) -> None:

@@ -10,24 +10,39 @@ from data.partition import check_scheme
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The group data of the configuration; `content` is found at `path` and names what is there."""
+    """The group data of the configuration.
+
+    `content` and `label_names` are found at `path` and name what is there.
+    """
 
     name: str = field(default="digits", metadata={"help": "data set, as in conf/data"})
     source: str = field(
         default="data.digits", metadata={"help": "module or file that loads the data"}
     )
-    shape: list[int] = field(
+    shape: list[Any] = field(
         default_factory=list,
-        metadata={"help": "shape of a sample, e.g. [3,32,32]; arrays, hub: read from the data"},
+        metadata={
+            "help": "shape of a sample, e.g. [3,32,32], or a list of shapes; arrays, hub: read "
+            "from the data"
+        },
     )
     num_classes: int = field(
-        default=0, metadata={"help": "number of classes; arrays, hub: read from the data"}
+        default=0,
+        metadata={
+            "help": "number of classes, labels, numbers or tokens (task); arrays, hub: read from "
+            "the data"
+        },
+    )
+    vocab_size: int | None = field(
+        default=None,
+        metadata={"help": "number of tokens where inputs are tokens; null: they are real numbers"},
     )
     path: str | None = field(
         default=None,
         metadata={"help": "arrays: .npz file; hub: folder, or name on the Hugging Face Hub"},
     )
     content: str = ""
+    label_names: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(
         default_factory=dict,
         metadata={"help": "hub: splits and columns, e.g. data.options.label (docs/DATA.md)"},
@@ -58,7 +73,7 @@ class DataSettings:
         is_plain = re.fullmatch(r"[\w. -]+(/[\w. -]+)*", self.name) is not None
         if not is_plain or ".." in self.name.split("/"):  # part of a file's name in the cache
             raise ValueError(f"data.name={self.name!r}: takes letters, digits and . _ - /")
-        for key in ("samples_per_client", "max_train", "max_test", "image_size"):
+        for key in ("samples_per_client", "max_train", "max_test", "image_size", "vocab_size"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise ValueError(f"data.{key}={value}: takes 1 or more")
         check_scheme(self.partition)
@@ -71,7 +86,9 @@ class DataSettings:
         Raises:
             ValueError: names the key.
         """
-        if min(self.shape, default=0) < 1 or self.num_classes < 1:
+        shapes = self.shape if self.is_several else [self.shape]
+        whole = all(type(size) is int for shape in shapes for size in shape)
+        if not whole or min(min(s, default=0) for s in shapes) < 1 or self.num_classes < 1:
             raise ValueError(
                 f"data.shape={self.shape}, data.num_classes={self.num_classes}: data={self.name} "
                 "takes positive ones"
@@ -81,14 +98,21 @@ class DataSettings:
 
     def check_images(self, setting: str) -> None:
         """Refuse a setting of images where samples are none."""
-        if len(self.shape) != 3:
+        if len(self.shape) != 3 or self.is_several:
             raise ValueError(
                 f"{setting}: takes images (C, H, W), data={self.name} has samples of "
                 f"{tuple(self.shape)}"
             )
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample as the network gets it."""
+    def is_several(self) -> bool:
+        """Whether a sample has several inputs."""
+        return any(isinstance(shape, list) for shape in self.shape)
+
+    @property
+    def input_shape(self) -> tuple[Any, ...]:
+        """Shape of one sample as the network gets it; of several inputs, one each."""
+        if self.is_several:
+            return tuple(tuple(shape) for shape in self.shape)
         channels, *size = self.shape
         return (channels, *([self.image_size] * 2 if self.image_size else size))

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.inputs import Inputs, zeros_for
 from models.subnetwork import Part
 
 ENCODER, DECODER, TAYLOR = "cut_encoder", "cut_decoder", "cut_taylor"
@@ -239,7 +240,7 @@ def most_important(scores: Tensor, count: int) -> list[int]:
 
 @torch.no_grad()
 def weight_before(
-    part: nn.Module, input_shape: tuple[int, ...], kinds: tuple[type[nn.Module], ...]
+    part: nn.Module, input_shape: Inputs, kinds: tuple[type[nn.Module], ...]
 ) -> str | None:
     """Name of the weight of the last layer that ``part`` calls with an output for each channel.
 
@@ -263,6 +264,6 @@ def weight_before(
         if isinstance(module, kinds):
             module.register_forward_hook(lambda layer, _, __, name=name: note(name, layer))
     with torch.random.fork_rng(devices=[]):
-        channels = part(torch.zeros(2, *input_shape)).shape[1]
+        channels = part(*zeros_for(input_shape, 2)).shape[1]
     found = [name for name, outputs in called if outputs == channels]
     return found[-1] if found else None

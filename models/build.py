@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.blocks import by
-from models.inputs import InputSpec, remember
+from models.inputs import Inputs, Several, first_sizes, remember, spec_of, specs_of, zeros_for
 from models.settle import settled
 from models.trace import preserved_randomness, seed_all
 from targets import locate, shown
@@ -21,16 +21,15 @@ EXPECTED = "a class of torch.nn.Module, or a function that returns one"
 def build(
     target: str,
     options: Mapping[str, Any],
-    input_shape: tuple[int, ...],
+    input_shape: Inputs,
     num_classes: int,
     seed: int,
-    spec: InputSpec | None = None,
 ) -> nn.Module:
     """Build the model at ``target`` with initial weights drawn by ``seed``.
 
-    ``in_channels``, ``num_classes`` and ``input_shape`` are passed where the signature takes them,
-    so that a network written for one data set can be used as it is. The global random state is
-    left as it was.
+    ``in_channels``, ``num_classes``, ``input_shape`` and, of tokens, ``vocab_size`` are passed
+    where the signature takes them, so that a network written for one data set can be used as it
+    is. The global random state is left as it was.
 
     Args:
         target: a class or function, such as ``models.cnn.CNN`` or ``nets/mine.py:MyNet``.
@@ -44,11 +43,7 @@ def build(
         ValueError: no such thing, arguments it does not take, or no model; names the key.
     """
     factory = _locate(target)
-    sizes = {
-        "in_channels": input_shape[0],
-        "num_classes": num_classes,
-        "input_shape": input_shape,
-    }
+    sizes = {**first_sizes(input_shape), "num_classes": num_classes}
     try:
         signature = inspect.signature(factory)
     except ValueError as error:
@@ -66,8 +61,9 @@ def build(
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        raise ValueError(f"model.<option> of {shown(target)}: {error}") from error
-    spec = spec or InputSpec(input_shape)
+        needs_tokens = "vocab_size" in str(error)
+        hint = "; the data are no tokens (data.vocab_size)" if needs_tokens else ""
+        raise ValueError(f"model.<option> of {shown(target)}: {error}{hint}") from error
     with preserved_randomness():
         seed_all(seed)
         model = factory(**arguments)
@@ -75,31 +71,44 @@ def build(
             got = f"is not a torch.nn.Module, but returns {type(model).__name__}"
             raise ValueError(f"model._target_={shown(target)}: {got}; expected {EXPECTED}")
         try:
-            model = settled(model, spec, num_classes)
+            model = settled(model, input_shape, num_classes)
         except ValueError as error:
             raise ValueError(f"model._target_={shown(target)}: {error}") from error
-    remember(model, spec)
+    if not isinstance(input_shape, Several):
+        remember(model, spec_of(input_shape))
     return model
 
 
-def check(model: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> None:
+def check(
+    model: nn.Module,
+    input_shape: Inputs,
+    num_classes: int,
+    output_shape: tuple[int, ...] | None = None,
+) -> None:
     """Run two empty samples through ``model``.
 
+    Args:
+        model: the network; left as it is.
+        input_shape: of one sample.
+        num_classes: of the data.
+        output_shape: of one sample; None for (num_classes,).
+
     Raises:
-        ValueError: the model cannot take the input, or its output is not (B, num_classes).
+        ValueError: the model cannot take the input, or its output is not (B, …) of that shape.
     """
-    shape = by(input_shape)
+    expected = (2, *(output_shape or (num_classes,)))
+    shape = " and ".join(by(spec.shape) for spec in specs_of(input_shape))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = copy.deepcopy(model).eval()(torch.zeros(2, *input_shape))
+            output = copy.deepcopy(model).eval()(*zeros_for(input_shape, 2))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f"it cannot take an input of {shape}: {_reason(error)}") from error
-    if not isinstance(output, torch.Tensor) or output.shape != (2, num_classes):
+    if not isinstance(output, torch.Tensor) or output.shape != expected:
         got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ValueError(f"two samples of {shape} give {got}, not (2, {num_classes}) logits")
+        raise ValueError(f"two samples of {shape} give {got}, not {expected} logits")
 
 
-def check_batch_of_one(model: nn.Module, input_shape: tuple[int, ...]) -> None:
+def check_batch_of_one(model: nn.Module, input_shape: Inputs) -> None:
     """Run one empty sample through ``model`` in training.
 
     Raises:
@@ -107,7 +116,7 @@ def check_batch_of_one(model: nn.Module, input_shape: tuple[int, ...]) -> None:
     """
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            copy.deepcopy(model).train()(torch.zeros(1, *input_shape))
+            copy.deepcopy(model).train()(*zeros_for(input_shape, 1))
     except (RuntimeError, ValueError) as error:
         reason = _reason(error)
         raise ValueError(f"train.batch_size=1: the model takes 2 or more: {reason}") from error

@@ -204,7 +204,7 @@ def cost(
     model: nn.Module,
     input_shape: tuple[int, ...],
     input_grad: bool = False,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Cost:
     """Count what ``model`` costs for samples of ``input_shape``; ``model`` stays as it is.
 
@@ -218,7 +218,7 @@ def cost(
             int ``bits``.
         input_shape: shape of one sample, such as (3, 32, 32).
         input_grad: whether the backward pass reaches the input, as in a server's half.
-        dtype: of the input; None is that of the model's first parameter of floating point.
+        dtype: of the input; a type of real numbers stands for the parameters' own.
 
     Raises:
         ValueError: the output is no tensor.
@@ -291,12 +291,12 @@ class _StandIn(nn.Module):
 
 
 def _run_batches(
-    model: nn.Module, input_shape: tuple[int, ...], input_grad: bool, dtype: torch.dtype | None
+    model: nn.Module, input_shape: tuple[int, ...], input_grad: bool, dtype: torch.dtype
 ) -> list[_Run]:
     def on(device: str, training: bool = True) -> list[_Run]:
         copied = _on_meta(model) if device == "meta" else copy.deepcopy(model).cpu()
         shadow = _without_quantizers(copied).train(training)
-        return [_run(shadow, input_shape, n, input_grad, device, dtype) for n in _BATCHES]
+        return [_run(shadow, input_shape, n, input_grad, dtype, device) for n in _BATCHES]
 
     with _same_randomness() as has_drawn:
         try:
@@ -341,12 +341,12 @@ def _run(
     input_shape: tuple[int, ...],
     batch_size: int,
     input_grad: bool,
+    dtype: torch.dtype,
     device: str,
-    dtype: torch.dtype | None,
 ) -> _Run:
     """Do one step of ``model``, whose tensors are on ``device``."""
-    if dtype is None:
-        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if dtype.is_floating_point:
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), dtype)
     x = torch.zeros(batch_size, *input_shape, dtype=dtype, device=device)
     x.requires_grad_(input_grad)
     saved: list[Tensor] = []

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from models.inputs import InputSpec
+from models.inputs import Inputs, examples_of
 from models.trace import first_line, preserved_randomness
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ LOGITS = ("logits", "out", "output")
 Keys = tuple[str | int, ...]
 
 
-def settled(model: nn.Module, spec: InputSpec, num_classes: int) -> nn.Module:
+def settled(model: nn.Module, inputs: Inputs, num_classes: int) -> nn.Module:
     """Return ``model``, changed in place where it has to be.
 
     A network that cannot run on two samples stays as it is: `models.build.check` says why.
@@ -44,16 +44,16 @@ def settled(model: nn.Module, spec: InputSpec, num_classes: int) -> nn.Module:
     if own:
         return _in_channels_last(model)  # known to take it, and to give logits
     _refuse_compiled(model)
-    _materialise(model, spec)
+    _materialise(model, inputs)
     if any(parameter.is_meta for parameter in model.parameters()):
         return _in_channels_last(model)
     try:
         fast = _in_channels_last(copy.deepcopy(model))
     except Exception:  # it cannot be copied, as cuts and quantizers would have it
         return _in_channels_last(model)
-    outputs = _outputs(fast, spec)
+    outputs = _outputs(fast, inputs)
     if isinstance(outputs, Exception):
-        plain = _outputs(copy.deepcopy(model), spec)
+        plain = _outputs(copy.deepcopy(model), inputs)
         if isinstance(plain, Exception):
             return _in_channels_last(model)
         name, reason = type(model).__name__, first_line(outputs)
@@ -93,21 +93,21 @@ def _refuse_compiled(model: nn.Module) -> None:
             )
 
 
-def _materialise(model: nn.Module, spec: InputSpec) -> None:
+def _materialise(model: nn.Module, inputs: Inputs) -> None:
     """Give lazy parameters their shapes and first values."""
     lazy = (UninitializedParameter, UninitializedBuffer)
     if any(isinstance(tensor, lazy) for tensor in (*model.parameters(), *model.buffers())):
         training = model.training
         with torch.no_grad():
-            model.eval()(spec.example())
+            model.eval()(*examples_of(inputs))
         model.train(training)
 
 
-def _outputs(model: nn.Module, spec: InputSpec) -> dict[bool, Any] | Exception:
+def _outputs(model: nn.Module, inputs: Inputs) -> dict[bool, Any] | Exception:
     """What ``model``, which is used up, gives in training and in evaluation, or why nothing."""
     try:
         with torch.no_grad(), preserved_randomness():
-            return {mode: model.train(mode)(spec.example()) for mode in (True, False)}
+            return {mode: model.train(mode)(*examples_of(inputs)) for mode in (True, False)}
     except Exception as error:  # whatever somebody else's forward raises
         return error
 

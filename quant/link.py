@@ -8,7 +8,7 @@
 
 An end encodes with a codec and a generator of its own, decodes with the codec of the other end, and
 counts the bytes that it sends. Neither touches the other: all that passes between them is a
-`Packet`, and (B,) classes. Where both are in one process packets hold the values that packing and
+`Packet`, and labels (B, …). Where both are in one process packets hold the values that packing and
 unpacking would give, and the bytes that they would take (tests compare the two).
 """
 
@@ -103,11 +103,10 @@ class End:
             raise ValueError(f"a gradient of shape {tuple(packet.shape)}: {expected} expected")
         return self._sends.gradient(sent, self._decode(packet)[0], support)
 
-    def send_labels(self, y: Tensor, num_classes: int) -> Tensor:
-        """Send (B,) int64 classes in the smallest unsigned type that holds them all."""
-        size = label_bytes(num_classes)
-        self.bytes_sent += y.numel() * size
-        return y.to(LABELS[size]) if self._packed else y
+    def send_labels(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+        """Send labels (B, …) as ``dtype``, which holds each of their values."""
+        self.bytes_sent += y.numel() * dtype.itemsize
+        return y.to(dtype) if self._packed else y
 
     def _encode(self, tensor: Tensor) -> tuple[Packet, Tensor | None]:
         codec = self._sends
@@ -138,17 +137,9 @@ class End:
         return values, support
 
 
-LABELS = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32}
-
-
 def receive_labels(y: Tensor) -> Tensor:
-    """(B,) int64 classes, given what `End.send_labels` returned."""
-    return y.long()
-
-
-def label_bytes(num_classes: int) -> int:
-    """Bytes of one class index in the smallest unsigned type."""
-    return 1 if num_classes <= 2**8 else 2 if num_classes <= 2**16 else 4
+    """Labels (B, …), int64 or real, given what `End.send_labels` returned."""
+    return y if y.is_floating_point() else y.long()
 
 
 def there_and_back(there: Codec, back: Codec, shape: Sequence[int]) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fleet.clock import Rule
 from fleet.seeds import derive_seed
+from models.inputs import Inputs, spec_of
 from models.split import cut_many
 from privacy.attacks import reconstruct
 from privacy.leakage import channel_leakage, laplace_noise
@@ -46,7 +47,14 @@ from strategies.server.cuts import (
     part_costs,
 )
 from strategies.server.loop import FederatedStrategy
-from strategies.server.method import Clients, Method, RoundArguments, RoundSettings, Test
+from strategies.server.method import (
+    Clients,
+    Method,
+    RoundArguments,
+    RoundSettings,
+    Test,
+    measured,
+)
 from strategies.server.schedules import BaseSettings
 from strategies.server.wires import Latent, device_part
 
@@ -215,7 +223,7 @@ class BinaryCut:
     def prepare(
         self,
         model: nn.Module,
-        input_shape: tuple[int, ...],
+        input_shape: Inputs,
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,
@@ -225,6 +233,12 @@ class BinaryCut:
         Raises:
             ValueError: as `Cut`, or a layer has no binary form.
         """
+
+        if spec_of(input_shape).high is not None:
+            raise ValueError(
+                "strategy=binarized_split: takes inputs of real numbers, not tokens, of which "
+                "leakage would say nothing"
+            )
 
         def costs_at(candidate: Candidate) -> PartCosts:
             parts = binarized(candidate.model, CutAt(candidate.name), self.binarized)
@@ -293,9 +307,9 @@ def tested_and_probed(
     )
     disguise = partial(noisy, epsilon=privacy.epsilon, batch=batch, generator=noise)
     observed = Observed(place.parts, arrays, network.link, disguise, draw)
-    accuracy, loss = test(observed)
+    tested = measured(test, observed)
     found = leakage(observed.x, observed.z, seed)
-    return {"accuracy": accuracy, "loss": loss, **found}
+    return tested | found
 
 
 class Observed(Joined):

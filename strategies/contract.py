@@ -30,19 +30,20 @@ class ClientData:
     They are to be read. A client that writes into them fails, and they are loaded anew.
 
     Attributes:
-        x: (N, …) float32 inputs of the whole training set.
-        y: (N,) int64 classes.
+        x: (N, …) inputs of the whole training set, float32 or int64 tokens; a tuple where the
+            network takes several.
+        y: (N, …) labels: (N,) int64 classes, or what `models.objective` says of other tasks.
         rows: (n,) int64 rows that are this client's.
         num_classes: of the task; 0 stands for as many as ``y`` has.
     """
 
-    x: Tensor
+    x: Tensor | tuple[Tensor, ...]
     y: Tensor
     rows: Tensor
     num_classes: int = 0
 
     def __post_init__(self) -> None:
-        if not self.num_classes and len(self.y):
+        if not self.num_classes and len(self.y) and not self.y.is_floating_point():
             object.__setattr__(self, "num_classes", int(self.y.max()) + 1)
 
     def __len__(self) -> int:
@@ -172,7 +173,7 @@ class ServerHalf(Protocol):
 
         Args:
             z: activations at the cut.
-            y: (B,) classes, as the device's end of the link sends them.
+            y: (B, …) labels, as the device's end of the link sends them.
 
         Returns:
             Gradient of the loss at ``z``, and the mean loss.

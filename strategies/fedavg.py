@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from strategies.client.training import LocalTraining, load_arrays, train_epochs
 from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
-from strategies.messages import proximal_mu, unpack_settings
+from strategies.messages import objective_of, proximal_mu, unpack_settings
 from strategies.server.aggregation import Averaging, AveragingSettings
 from strategies.server.loop import FederatedStrategy
 from strategies.server.method import Method, RoundArguments
@@ -38,7 +38,8 @@ class FedAvgClient:
         """Load the global model, train, send everything back."""
         load_arrays(model, arrays)
         settings = unpack_settings(task.settings, "train", LocalTraining)
-        loss = train_epochs(model, data, settings, task.streams, proximal_mu(task.settings))
+        mu, loss_of = proximal_mu(task.settings), objective_of(task.settings).loss
+        loss = train_epochs(model, data, settings, task.streams, mu, loss_of)
         return Update(arrays=model.state_dict(), num_examples=len(data), loss=loss)
 
     def colocated(

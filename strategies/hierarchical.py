@@ -1,7 +1,7 @@
 """Hierarchical training with early exits (arXiv 2303.02384, TNNLS 2024).
 
     z = device(x)
-    loss_edge = CE(exit(z), y)  → device, exit step          z, y →  loss = CE(cloud(z), y)
+    loss_edge = L(exit(z), y)   → device, exit step          z, y →  loss = L(cloud(z), y)
                                                                      cloud steps
 
 The activations go up without their graph, and nothing comes back: both backward passes run at the
@@ -28,6 +28,7 @@ from fleet.seeds import derive_seed
 from fleet.selection import select
 from models.cost import Cost, cost, joined
 from models.exits import ExitSpec, exit_head, exit_name
+from models.inputs import Inputs, spec_of
 from quant.codec import LinkSettings
 from quant.settings import QuantSettings
 from strategies import messages
@@ -56,11 +57,12 @@ from strategies.server.method import (
     Schedule,
     ServerState,
     Test,
+    measured,
 )
 from strategies.server.private_halves import device_names, half_of, keep_halves, replaced
 from strategies.server.schedules import Chain, Parallel
 from strategies.server.wires import Latent, device_part
-from strategies.server.workload import alone_round, hierarchical_round
+from strategies.server.workload import alone_round, cost_at, hierarchical_round
 
 SHARED, REPLICATED = "shared", "replicated"
 
@@ -195,7 +197,7 @@ class CutWithExit:
     def prepare(
         self,
         model: nn.Module,
-        input_shape: tuple[int, ...],
+        input_shape: Inputs,
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,
@@ -209,9 +211,9 @@ class CutWithExit:
         network = priced.prepare(model, input_shape, clients, rounds, rule)
         place = network.only()
         device, server = place.parts.parts
-        shape = cost(device, input_shape).output_shape
+        shape = cost_at(device, input_shape).output_shape
         try:
-            spec = ExitSpec.of(shape, cost(server, shape).output_shape[-1], self.width)
+            spec = exit_spec(shape, cost(server, shape).output_shape, self.width, input_shape)
         except ValueError as error:
             key = "" if str(error).startswith("strategy.") else f"split.cut={place.split.cut}: "
             raise ValueError(f"{key}{error}") from error
@@ -238,12 +240,25 @@ class CutWithExit:
         )
 
 
-def tier_costs(spec: ExitSpec, parts: Halves, input_shape: tuple[int, ...]) -> PartCosts:
+def exit_spec(
+    shape: tuple[int, ...], output_shape: tuple[int, ...], width: int, inputs: Inputs
+) -> ExitSpec:
+    """The exit for activations of ``shape`` in a network of that output; tokens at each place.
+
+    Raises:
+        ValueError: no exit fits.
+    """
+    *places, classes = output_shape
+    is_tokens = spec_of(inputs).high is not None
+    return ExitSpec.of(shape, classes, width, is_tokens, places[0] if places else 0)
+
+
+def tier_costs(spec: ExitSpec, parts: Halves, input_shape: Inputs) -> PartCosts:
     """What the device's part and its exit cost, and what the cloud's part does.
 
     The backward pass goes through the exit into the device's part, and ends in the cloud's.
     """
-    device = cost(parts.device[0], input_shape)
+    device = cost_at(parts.device[0], input_shape)
     head = cost(exit_head(spec, 0), device.output_shape, input_grad=True)
     return [device, head], cost(parts.server, device.output_shape)
 
@@ -251,7 +266,7 @@ def tier_costs(spec: ExitSpec, parts: Halves, input_shape: tuple[int, ...]) -> P
 def candidate_costs(width: int, candidate: Candidate) -> PartCosts:
     """The same at a cut that ``split.cut=auto`` looks at."""
     (device,), server = candidate.pieces.at(candidate.name, is_detached=True)
-    spec = ExitSpec.of(device.output_shape, server.output_shape[-1], width)
+    spec = exit_spec(device.output_shape, server.output_shape, width, candidate.input_shape)
     head = cost(exit_head(spec, 0), device.output_shape, input_grad=True)
     return [device, head], server
 
@@ -283,10 +298,10 @@ def tested_at_both_exits(
 def tested_at_the_edge(
     network: CutNetwork, place: Place, arrays: Mapping[str, Tensor], test: Test
 ) -> dict[str, float]:
-    """Accuracy and loss of what the device has without network: its part and its exit."""
+    """Accuracy, loss, … of what the device has without network: its part and its exit."""
     tiers = tiers_in(network, arrays)
-    accuracy, loss = test(nn.Sequential(tiers.halves.device[0], tiers.exit))
-    return {"edge_accuracy": accuracy, EDGE_LOSS: loss}
+    found = measured(test, nn.Sequential(tiers.halves.device[0], tiers.exit))
+    return {f"edge_{name}": value for name, value in found.items()}
 
 
 # Devices without network --------------------------------------------------------------------------

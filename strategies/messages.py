@@ -31,6 +31,7 @@ from flwr.app import (
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.objective import Objective, TaskSettings
 from strategies.contract import Settings, Streams, Task, Update
 
 ARRAYS = "arrays"
@@ -124,7 +125,16 @@ def of_network(config: Mapping[str, Any]) -> dict[str, Any]:
     What they make may stay for as long as they are the same, over rounds and clients.
     """
     own = (ROUND, SEED, ALONE, PROXIMAL_MU)
-    return {k: v for k, v in config.items() if k not in own and not k.startswith("train.")}
+    of_training = ("train.", "task.")
+    return {k: v for k, v in config.items() if k not in own and not k.startswith(of_training)}
+
+
+def objective_of(config: Mapping[str, Any]) -> Objective:
+    """Return what the network's outputs are for, as it came with a round's settings.
+
+    Classification where nothing came.
+    """
+    return unpack_settings(config, "task", TaskSettings).objective()
 
 
 def proximal_mu(config: Mapping[str, Any]) -> float:

@@ -29,7 +29,7 @@ from quant.settings import QUANTIZERS, WIRES, QuantSettings
 from strategies import messages
 from strategies.client.training import LocalTraining, load_arrays, train_epochs
 from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
-from strategies.messages import proximal_mu, unpack_settings
+from strategies.messages import objective_of, proximal_mu, unpack_settings
 from strategies.server.aggregation import Averaging, AveragingSettings
 from strategies.server.loop import FederatedStrategy
 from strategies.server.method import (
@@ -66,7 +66,8 @@ class OQFLClient:
         wire = unpack_settings(task.settings, "wire", WireSettings).name
         load_arrays(model, decode_weights(arrays, model) if wire == "codes_both" else arrays)
         settings = unpack_settings(task.settings, "train", LocalTraining)
-        loss = train_epochs(model, data, settings, task.streams, proximal_mu(task.settings))
+        mu, loss_of = proximal_mu(task.settings), objective_of(task.settings).loss
+        loss = train_epochs(model, data, settings, task.streams, mu, loss_of)
         if wire == "latent":
             sent = model.state_dict()
         else:

@@ -12,8 +12,9 @@ class RoundRecord:
 
     Attributes:
         round: from 1.
-        accuracy: share of the held-out test set that is classified right; None if not evaluated.
-        loss: mean cross-entropy on the test set; None if not evaluated.
+        accuracy: share of the held-out test set that is right, as the task has it (docs/TASKS.md);
+            None if not evaluated.
+        loss: the task's mean loss on the test set; None if not evaluated.
         train_loss: clients' mean training loss, weighted by their samples.
         num_clients: clients whose work entered the round's result.
         num_failed: clients that raised an error or did not answer.
@@ -23,7 +24,7 @@ class RoundRecord:
         sim_s: simulated seconds on the fleet; None without a fleet.
         energy_j: simulated joules of all clients; None without a fleet.
         wall_s: seconds the round really took.
-        extra: what a method adds, stored beside the others.
+        extra: what the task and the method add, stored beside the others.
     """
 
     round: int

@@ -23,7 +23,9 @@ from app.config.composition import compose
 from app.config.errors import explain
 from models.blocks import by
 from models.cost import cost
+from models.inputs import example_of
 from models.split import cut_many, cut_points, kept_whole
+from strategies.server.workload import cost_at
 from tracking.text import line
 
 BITS = (32, 8, 1)
@@ -75,16 +77,18 @@ def find(overrides: Sequence[str]) -> Cuts:
     """
     chosen = experiment.resolve(compose(overrides))
     experiment.check_network(chosen)
-    model, shape = experiment.network(chosen), chosen.network.input_shape
+    model, inputs = experiment.network(chosen), chosen.network.inputs
+    example = example_of(inputs)
     try:
-        whole = kept_whole(model, shape)
+        whole = kept_whole(model, example)
     except ValueError as error:
         raise ValueError(f"model={chosen.network.name}: {error}") from error
-    points = cut_points(model, shape)
+    points = cut_points(model, example)
     # Cut everywhere at once: what is before a cut is the sum of the pieces before it.
-    pieces = cut_many(model, [point.name for point in points], shape, check=False)
-    shapes = [shape, *(point.shape for point in points)]
-    costs = [cost(piece, size) for piece, size in zip(pieces, shapes, strict=True)]
+    names = [point.name for point in points]
+    first, *rest = cut_many(model, names, example_of(inputs), check=False)
+    shapes = [point.shape for point in points]
+    costs = [cost_at(first, inputs), *(cost(*pair) for pair in zip(rest, shapes, strict=True))]
     params = list(itertools.accumulate(piece.params for piece in costs))
     flops = list(itertools.accumulate(piece.flops_forward for piece in costs))
     rows = [

@@ -33,8 +33,8 @@ from app.evaluation import EVALUATION_BATCH
 from app.run_folder import load_experiment, load_weights, write_json
 from fleet.devices import tables
 from fleet.phases import compute_seconds, transfer_seconds
+from models.objective import label_bytes
 from quant.codec import LinkSettings
-from quant.link import label_bytes
 from strategies.client.tiers import Tiers
 from strategies.hierarchical import Hierarchical, tiers_in
 from strategies.server.cuts import CutNetwork
@@ -73,8 +73,8 @@ def curve(
     network = method.prepared().in_round(chosen.rounds)
     assert isinstance(network, CutNetwork)
     tiers = tiers_in(network, load_weights(run))
-    data = experiment.dataset(chosen)
-    edge, cloud = logits(tiers, network.link, data.test_x)
+    data, test_x = experiment.test_inputs(chosen, "app.exits")
+    edge, cloud = logits(tiers, network.link, test_x)
     cost_of = price(network, device, link)
     return by_confidence(edge, cloud, data.test_y, [*thresholds, ALWAYS], cost_of)
 

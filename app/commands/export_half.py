@@ -74,7 +74,7 @@ def export_half(run: Path, chosen: Experiment, out: Path, overwrite: bool = Fals
         packed = pack_half(half)
     except ValueError as error:
         raise ValueError(f"{run}: split.cut={name}: {error}") from error
-    x = experiment.dataset(chosen).test_x
+    _, x = experiment.test_inputs(chosen, "app.export")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as temporary:
         written, plain = Path(temporary) / PACKED_HALF, Path(temporary) / "plain"

@@ -97,8 +97,8 @@ def export_network(
             raise ValueError(f"{out / name}: is there already; --overwrite replaces it")
     summary_accuracy = _summary_accuracy(run)
     model, spec = load_model(run, chosen)
-    data = experiment.dataset(chosen)
-    expected = outputs(model, data.test_x)
+    data, test_x = experiment.test_inputs(chosen, "app.export")
+    expected = outputs(model, test_x)
 
     def compare(file: Path, folder: Path, got: Tensor) -> Form:
         answers = got.argmax(1)
@@ -114,14 +114,14 @@ def export_network(
         save_packed(model, folder / PACKED, network, spec)
         own = None if is_ours(network) else experiment.network(chosen)
         loaded = load_packed(folder / PACKED, own)
-        got = outputs(loaded, data.test_x)
+        got = outputs(loaded, test_x)
         if not torch.equal(got, expected):
             raise ValueError(f"{run}: the packed file does not give the run's outputs")
         forms["packed"] = compare(folder / PACKED, out, got)
         sizes = size_report(folder / PACKED, loaded)
         if with_onnx:
             save_onnx(loaded, folder / ONNX, network.zeros())
-            got = outputs(load_onnx(folder / ONNX), data.test_x)
+            got = outputs(load_onnx(folder / ONNX), test_x)
             forms["onnx"] = compare(folder / ONNX, out, got)
         exported = Export(
             spec, sizes, forms, len(data.test_y), summary_accuracy, tested_through(chosen)

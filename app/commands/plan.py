@@ -50,11 +50,12 @@ def rows(chosen: Experiment) -> list[Row]:
     """
     experiment.check_network(chosen)
     model = quantize(experiment.network(chosen), chosen.quant.spec())
-    pieces = Pieces.of(model, chosen.network.input_shape)
+    pieces = Pieces.of(model, chosen.network.inputs)
     train = replace(chosen.train, epochs=1, max_batches=None)
     link, batch = chosen.link, train.batch_size
+    labels_of = chosen.task.objective().label_bytes
     found = [
-        Row(name, split_round(*pieces.at(name), batch, train, link, (0, 0)))
+        Row(name, split_round(*pieces.at(name), batch, train, link, (0, 0), labels_of))
         for name in pieces.names
     ]
     return [*found, Row(WHOLE, local_round(joined(pieces.costs), batch, train, (0, 0)))]

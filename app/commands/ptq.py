@@ -23,7 +23,7 @@ from app import experiment
 from app.commands.export_half import has_binary_half
 from app.config.errors import explain
 from app.config.stored import TRUST
-from app.evaluation import test
+from app.evaluation import measure
 from app.run_folder import fill, load_experiment, load_weights, refuse_private, write_json
 from quant.layers import QuantSpec, calibrate_minmax, quantize
 from tracking.text import line
@@ -60,14 +60,16 @@ def accuracies(
     if any("_quantizer." in name for name in weights):
         raise ValueError(f"{run}: its model is quantized; take a run of fedavg or of quant.bits=32")
     model = fill(experiment.network(chosen), weights, run)
-    data = experiment.dataset(chosen)
+    data, objective = experiment.dataset(chosen), chosen.task.objective()
+    if not isinstance(data.train_x, torch.Tensor):
+        raise ValueError(f"{run}: app.ptq takes networks of one input")
     found = {}
     for width in bits:
         edge = chosen.quant.edge_bits
         quantized = quantize(model, QuantSpec(width, width, edge, per_channel=per_channel))
         batches = itertools.islice(data.train_x.split(CALIBRATION_BATCH), num_batches)
         calibrate_minmax(quantized, batches)
-        found[width] = test(quantized, data.test_x, data.test_y)[0]
+        found[width] = measure(quantized, data.test_x, data.test_y, objective)["accuracy"]
     return found
 
 

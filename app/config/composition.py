@@ -31,6 +31,7 @@ from app.config.retired import RETIRED
 from app.config.schema import CONF, Config, flatten, known_keys, schema
 from app.config.stored import read_plain, refuse_code
 from data.partition import SCHEMES
+from models.objective import TaskSettings
 from strategies.server.bottleneck import PruneSettings
 from targets import FileTarget, pin, placeless
 from tracking.text import line
@@ -40,7 +41,8 @@ MOST_NESTED = 100  # brackets in an override; Hydra follows some hundreds
 MODEL_KEYS = ("_target_", "weights", "replace_head", "weights_content")
 # Keys that may name a file of the user's own code.
 TARGETS = (
-    "model._target_", "strategy._target_", "data.source", "data.partition", "link.up", "link.down",
+    "model._target_", "strategy._target_", "task._target_", "data.source", "data.partition",
+    "link.up", "link.down",
 )  # fmt: skip
 
 
@@ -247,6 +249,7 @@ def _check_together(config: Config) -> None:
     """
     methods.settings_of(config.strategy)  # they check themselves
     config.prune.resolved(config.rounds)
+    config.train.resolved(config.rounds)
     config.data.check_shape()
     if config.train.augment != "none":
         config.data.check_images(f"train.augment={config.train.augment}")
@@ -256,6 +259,7 @@ def _check_together(config: Config) -> None:
 
 # What identifies an experiment --------------------------------------------------------------------
 
+CLASSES = TaskSettings(loss="cross_entropy")  # what experiments without the group had
 # Changing these does not change the results.
 NOT_HASHED = (
     "name", "engine", "tracker", "checkpoint", "resume", "target_accuracy", "sweep",
@@ -283,6 +287,7 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     flat = flatten(asdict(config))
     # What null stands for, because `rounds` itself may grow where a run is continued.
     flat |= flatten({"prune": asdict(config.prune.resolved(config.rounds))})
+    flat["train.decay_rounds"] = config.train.resolved(config.rounds).decay_rounds
     flat["prune.source"] = flat["prune.source"] or ""
     unread = {*NOT_HASHED, "data.root", "data.path", "model.weights"}
     # What a file holds is part of an experiment; where it lies is not.
@@ -291,6 +296,16 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     unread |= {key for key in flat if is_under(key, _OPTIONAL) and not is_under(key, reads)}
     unread |= {key for key in flat if key.startswith("data.options.") and flat[key] is None}
     unread.add("fleet.name")  # what it stands for is there beside it
+    if config.task._target_:
+        unread |= {"task.name", "task.loss"}
+    elif replace(config.task, loss=config.task.loss_name) == CLASSES:
+        unread.add("task")
+    else:
+        flat["task.loss"] = config.task.loss_name
+        unread.add("task._target_")
+    if config.data.vocab_size is None:
+        unread.add("data.vocab_size")
+    unread.add("data.label_names")  # a part of what data.content names
     if not config.data.content:
         unread.add("data.content")
     if config.model.get("weights") is None:
@@ -302,7 +317,14 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     if config.data.partition in SCHEMES and config.data.partition != "dirichlet":
         unread.add("data.alpha")
     if config.train.optimizer != "sgd":
-        unread.add("train.momentum")
+        unread |= {"train.momentum", "train.nesterov"}
+    if config.train.schedule == "constant":
+        unread |= {"train.schedule", "train.decay_rounds"}
+    unread |= {
+        f"train.{name}"
+        for name in ("nesterov", "warmup_rounds", "clip_norm")
+        if not getattr(config.train, name)
+    }
     unread |= {f"strategy.{name}" for name in methods.unread(config.strategy)}
     found = {key: value for key, value in flat.items() if not is_under(key, unread)}
     found |= {key: one.value for key, one in RETIRED.items() if one.beside in found}

@@ -19,6 +19,7 @@ from app.evaluation import EvaluateSettings
 from data.settings import DataSettings
 from fleet.selection import ClientsSettings
 from fleet.settings import FleetSettings
+from models.objective import TaskSettings
 from privacy.settings import PrivacySettings
 from quant.codec import LinkSettings
 from quant.settings import QuantSettings
@@ -96,6 +97,7 @@ class Config:
     strategy: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     data: DataSettings = field(default_factory=DataSettings)
+    task: TaskSettings = field(default_factory=TaskSettings)
     clients: ClientsSettings = field(default_factory=ClientsSettings)
     train: LocalTraining = field(default_factory=LocalTraining)
     quant: QuantSettings = field(default_factory=QuantSettings)

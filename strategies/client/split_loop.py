@@ -1,28 +1,28 @@
 """What the clients of every split-learning method do: train their part of a cut network.
 
-    z = device(x)                 → z, labels →    loss = CE(server(z), y)
+    z = device(x)                 → z, labels →    loss = L(server(z), y)
     device.step()                 ← ∂loss/∂z ←     server.step()
 
 U-shaped, where labels stay on the device, the network is cut twice:
 
     z = first(x)                  → z →            h = middle(z)
-    loss = CE(last(h), y)         ← h ←
+    loss = L(last(h), y)          ← h ←
     last.step()                   → ∂loss/∂h →     middle.step()
     first.step()                  ← ∂loss/∂z ←
 
 The client never sees where the server's half runs: it has its own end of the link, and talks to a
 `ServerHalf`. With exact links the parts train as the whole network does, bit for bit
-(models/split.py).
+(models/split.py). L is the task's loss, cross-entropy for classes (models/objective.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.crossing import answer, receive
+from models.objective import Loss
 from models.split import cut_many
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec, quantize, without_quantizers
@@ -38,7 +38,7 @@ from strategies.client.training import (
     samples,
 )
 from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
-from strategies.messages import unpack_settings
+from strategies.messages import objective_of, unpack_settings
 from strategies.server.half import AfterStep, LocalHalf, nothing
 
 
@@ -89,13 +89,15 @@ class Halves:
         return frozenset(name for part in self.device for name in part.state_dict())
 
 
-def halves(model: nn.Module, split: CutAt, example: tuple[int, ...] | None = None) -> Halves:
+def halves(
+    model: nn.Module, split: CutAt, example: Tensor | tuple[int, ...] | None = None
+) -> Halves:
     """Cut ``model``.
 
     Args:
         model: the whole network; left as it is.
         split: where.
-        example: shape of one sample; with it the parts are compared with the whole.
+        example: shape of one sample, or a batch; with it the parts are compared with the whole.
 
     Raises:
         ValueError: it cannot be cut there; names split.cut or split.tail.
@@ -210,7 +212,7 @@ def server_half(
     settings = unpack_settings(task.settings, "train", LocalTraining)
     link = unpack_settings(task.settings, "link", LinkSettings)
     end = End.of_server(link, task.streams.generator("link.down"), packed)
-    return LocalHalf(part, settings, end, after_step, packed)
+    return LocalHalf(part, settings, end, after_step, packed, objective_of(task.settings).loss)
 
 
 def train_device(
@@ -243,6 +245,8 @@ def train_device(
     begin_training(device, len(data))
     hooks = hooks or Hooks()
     optimizer = make_optimizer(device, settings)
+    objective = objective_of(task.settings)
+    loss_of, label_dtype = objective.loss, objective.label_dtype(data.num_classes)
     first, *last = device
     total, count = 0.0, 0
     server.begin(task)
@@ -252,9 +256,9 @@ def train_device(
         sent = end.send(z)
         optimizer.zero_grad()
         if last:
-            packet, loss = _around(last[0], server, end, sent, y)
+            packet, loss = _around(last[0], server, end, sent, y, loss_of)
         else:
-            packet, loss = server.step(sent, end.send_labels(y, data.num_classes))
+            packet, loss = server.step(sent, end.send_labels(y, label_dtype))
         if z.requires_grad:  # not where the user froze the device's part
             gradients, extra = [end.receive_gradient(packet)], hooks.extra_loss(x, activations)
             del packet  # the gradient is held by the list alone
@@ -271,10 +275,10 @@ def train_device(
 
 
 def _around(
-    last: nn.Module, server: ServerHalf, end: End, z: Packet, y: Tensor
+    last: nn.Module, server: ServerHalf, end: End, z: Packet, y: Tensor, loss_of: Loss
 ) -> tuple[Packet, float]:
     """The loss on the device: forward through the server, backward through it again."""
     received, gradients = receive(end.receive(server.forward(z)))
-    loss = F.cross_entropy(last(received), y)
+    loss = loss_of(last(received), y)
     loss.backward()
     return server.backward(end.send_gradient(gradients.pop())), float(loss.detach())

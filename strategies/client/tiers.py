@@ -1,7 +1,7 @@
 """What clients of hierarchical training do: train their part and its exit, send what crosses.
 
-    z = device(x)                          → z, labels →    loss = CE(cloud(z), y)
-    loss_edge = CE(exit(z), y)                              cloud steps
+    z = device(x)                          → z, labels →    loss = L(cloud(z), y)
+    loss_edge = L(exit(z), y)                               cloud steps
     device, exit step
 
 Nothing comes back but the cloud's loss. The client never sees where the cloud's part runs: it talks
@@ -12,7 +12,6 @@ can be felt on the device, not even by a random draw.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.exits import ExitHead, ExitSpec, exit_head, exit_name
@@ -28,7 +27,7 @@ from strategies.client.training import (
     samples,
 )
 from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
-from strategies.messages import ALONE, under, unpack_settings
+from strategies.messages import ALONE, objective_of, under, unpack_settings
 from strategies.server.half import LocalHalf
 
 EDGE_LOSS = "edge_loss"
@@ -140,14 +139,16 @@ def train_tiers(
     edge = (device, head)
     begin_training(edge, len(data))
     optimizer = make_optimizer(edge, settings)
+    objective = objective_of(task.settings)
+    loss_of, label_dtype = objective.loss, objective.label_dtype(data.num_classes)
     if cloud is not None:
         cloud.begin(task)
     edge_total, cloud_total, count = 0.0, 0.0, 0
     for x, y in samples(data, settings, task.streams):
         z = device(x)
-        loss = F.cross_entropy(head(z), y)
+        loss = loss_of(head(z), y)
         if cloud is not None:
-            labels = end.send_labels(y, data.num_classes)
+            labels = end.send_labels(y, label_dtype)
             cloud_total += cloud.learn(end.send(z), labels) * len(y)
         optimizer.zero_grad()
         loss.backward()

@@ -1,20 +1,26 @@
 """Local training, as every client half of this folder does it."""
 
+import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.inputs import call
+from models.objective import Loss
 from quant.functional import MIN_STEP
 from quant.quantizer import is_step
 from strategies.client.proximal import Proximal
 from strategies.contract import ClientData, Streams
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "cosine")
+LEAST_SHARE = 1e-9  # of the rates at the end of a schedule: a rate of 0 is none
 AUGMENTS = ("none", "crop_flip")
 
 
@@ -34,6 +40,7 @@ class LocalTraining:
         default="sgd", metadata={"help": "sgd, adam, adamw; its state is reset in each round"}
     )
     momentum: float = field(default=0.9, metadata={"help": "momentum of sgd"})
+    nesterov: bool = field(default=False, metadata={"help": "Nesterov momentum of sgd"})
     weight_decay: float = field(
         default=0.0, metadata={"help": "weight decay; not applied to quantizer steps"}
     )
@@ -45,6 +52,27 @@ class LocalTraining:
     )
     lr_decay: float = field(
         default=1.0, metadata={"help": "factor applied to the learning rates after each round"}
+    )
+    schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "learning rates over the rounds: constant, cosine (half a cosine towards 0)"
+        },
+    )
+    decay_rounds: int | None = field(
+        default=None,
+        metadata={"help": "cosine: the round after which the rates are 0; null: the last"},
+    )
+    warmup_rounds: int = field(
+        default=0,
+        metadata={"help": "rounds in which the rates rise by equal steps, before the schedule"},
+    )
+    clip_norm: float | None = field(
+        default=None,
+        metadata={
+            "help": "largest norm of the gradient of a step, over all that trains on one side of "
+            "the cut; null: no limit"
+        },
     )
     augment: str = field(
         default="none", metadata={"help": "none, crop_flip: random crop and horizontal flip"}
@@ -58,9 +86,11 @@ class LocalTraining:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"train.optimizer={self.optimizer}: takes {', '.join(OPTIMIZERS)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"train.schedule={self.schedule}: takes {', '.join(SCHEDULES)}")
         if self.augment not in AUGMENTS:
             raise ValueError(f"train.augment={self.augment}: takes {', '.join(AUGMENTS)}")
-        for name in ("epochs", "batch_size", "max_batches"):
+        for name in ("epochs", "batch_size", "max_batches", "decay_rounds"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"train.{name}={value}: takes 1 or more")
         if self.epochs > MOST_EPOCHS:
@@ -72,16 +102,57 @@ class LocalTraining:
                 raise ValueError(f"train.{name}={value}: takes 0 or more, and finite")
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"train.lr_decay={self.lr_decay}: takes a number in (0, 1]")
+        if self.warmup_rounds < 0:
+            raise ValueError(f"train.warmup_rounds={self.warmup_rounds}: takes 0 or more")
+        if self.decay_rounds is not None and self.decay_rounds < self.warmup_rounds:
+            raise ValueError(
+                f"train.warmup_rounds={self.warmup_rounds}: takes at most the "
+                f"{self.decay_rounds} rounds of train.decay_rounds"
+            )
+        if self.nesterov and self.optimizer == "sgd" and not self.momentum:
+            raise ValueError("train.nesterov=true: takes train.momentum above 0")
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise ValueError(f"train.clip_norm={self.clip_norm}: takes a finite number above 0")
 
     def of_server(self) -> "LocalTraining":
         """Return the same as the server's part of a cut network trains."""
         return replace(self, lr=self.lr if self.server_lr is None else self.server_lr)
 
+    def resolved(self, rounds: int) -> "LocalTraining":
+        """Return the same with a number in place of null, in an experiment of ``rounds`` rounds.
+
+        Raises:
+            ValueError: warm-up takes more; names train.warmup_rounds.
+        """
+        if self.schedule == "constant" or self.decay_rounds is not None:
+            return self
+        return replace(self, decay_rounds=rounds)
+
     def in_round(self, server_round: int) -> "LocalTraining":
-        """Return the same with the learning rates of a round, counted from 1."""
-        factor = self.lr_decay ** (server_round - 1)
+        """Return the same with the learning rates of a round, counted from 1.
+
+        Raises:
+            ValueError: the schedule has no end.
+        """
+        factor = self.lr_decay ** (server_round - 1) * self.share_of_rate(server_round)
         server_lr = None if self.server_lr is None else self.server_lr * factor
         return replace(self, lr=self.lr * factor, server_lr=server_lr)
+
+    def share_of_rate(self, server_round: int) -> float:
+        """Return what warm-up and schedule leave of the rates in a round, in (0, 1].
+
+        In w rounds of warm-up r/(w + 1); then of n rounds that are left, in the i-th from 0,
+        (1 + cos(πi/n))/2, which is torch's CosineAnnealingLR, and next to nothing thereafter.
+        """
+        if server_round <= self.warmup_rounds:
+            return server_round / (self.warmup_rounds + 1)
+        if self.schedule == "constant":
+            return 1.0
+        if self.decay_rounds is None:
+            raise ValueError("train.decay_rounds=null: takes the number of rounds")
+        left, done = self.decay_rounds - self.warmup_rounds, server_round - 1 - self.warmup_rounds
+        share = (1 + math.cos(math.pi * min(1.0, done / max(1, left)))) / 2
+        return max(LEAST_SHARE, share)
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
@@ -135,11 +206,26 @@ def epoch_sizes(num_examples: int, batch_size: int) -> list[int]:
 def samples(
     data: ClientData, settings: LocalTraining, streams: Streams
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of a round: inputs (B, …) and classes (B,)."""
+    """Yield the batches of a round: inputs (B, …) and labels (B, …).
+
+    Raises:
+        ValueError: the data have several inputs.
+    """
     generator = None if settings.augment == "none" else streams.generator("augment")
+    inputs = data.x
+    if not isinstance(inputs, Tensor):
+        raise ValueError(f"takes one input, the data have {len(inputs)}")
     for rows in batches(data.rows, settings, streams.generator("batches")):
-        x = data.x[rows]
+        x = inputs[rows]
         yield x if generator is None else crop_flip(x, generator), data.y[rows]
+
+
+def samples_of_several(
+    data: ClientData, settings: LocalTraining, streams: Streams
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """Yield the same where a sample has several inputs."""
+    for rows in batches(data.rows, settings, streams.generator("batches")):
+        yield tuple(x[rows] for x in data.x), data.y[rows]
 
 
 def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -188,14 +274,34 @@ def make_optimizer(models: Iterable[nn.Module], settings: LocalTraining) -> torc
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "sgd":
         optimizer = torch.optim.SGD(
-            groups, lr, momentum=settings.momentum, weight_decay=decay, fused=True
+            groups,
+            lr,
+            momentum=settings.momentum,
+            weight_decay=decay,
+            nesterov=settings.nesterov,
+            fused=True,
         )
     else:
         kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
         optimizer = kind(groups, lr, weight_decay=decay, fused=True)
     if steps:
         _limit(optimizer, [step.data for step in steps])
+    if settings.clip_norm is not None:
+        _clip(optimizer, [*others, *steps], settings.clip_norm)
     return optimizer
+
+
+def _clip(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], norm: float) -> None:
+    """Scale the gradients of each step so that their norm, of all together, is at most ``norm``.
+
+    The norm is over what this optimizer trains: the whole network, or one side of a cut, where
+    the other side's gradients are not known. So a cut network does not train as the whole one.
+    """
+
+    def clip(*_: object) -> None:
+        nn.utils.clip_grad_norm_(parameters, norm)
+
+    optimizer.register_step_pre_hook(clip)
 
 
 def _limit(optimizer: torch.optim.Optimizer, steps: list[Tensor]) -> None:
@@ -221,10 +327,17 @@ def train_epochs(
     settings: LocalTraining,
     streams: Streams,
     proximal_mu: float = 0.0,
+    loss_of: Loss = F.cross_entropy,
 ) -> float:
     """Train ``model`` in place on one client's data; return the mean loss per sample.
 
-    ``proximal_mu`` adds FedProx's term to what is minimised, not to what is returned.
+    Args:
+        model: the network; a sample's inputs, where there are several, are its arguments.
+        data: the client's.
+        settings: how it trains.
+        streams: its randomness.
+        proximal_mu: adds FedProx's term to what is minimised, not to what is returned.
+        loss_of: the mean loss of outputs and labels (B, …).
 
     Raises:
         FloatingPointError: the loss or a weight is no finite number any more.
@@ -234,8 +347,14 @@ def train_epochs(
     optimizer = make_optimizer([model], settings)
     proximal = Proximal(model, proximal_mu) if proximal_mu > 0 else None
     total, count = 0.0, 0
-    for x, y in samples(data, settings, streams):
-        loss = F.cross_entropy(model(x), y)
+    if isinstance(data.x, Tensor):
+        found: Iterable[tuple[Any, Tensor]] = samples(data, settings, streams)
+        forward: Callable[[Any], Any] = model
+    else:
+        found = samples_of_several(data, settings, streams)
+        forward = functools.partial(call, model)
+    for x, y in found:
+        loss = loss_of(forward(x), y)
         optimizer.zero_grad()
         loss.backward()
         if proximal is not None:

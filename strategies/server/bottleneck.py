@@ -34,6 +34,7 @@ from models.bottleneck import (
     with_bottleneck,
 )
 from models.cost import Cost, cost, joined
+from models.inputs import Inputs, spec_of
 from models.subnetwork import Part
 from strategies import messages
 from strategies.client.split_loop import CutAt, Halves, cut_as_told, halves
@@ -173,7 +174,7 @@ class Narrow:
     def prepare(
         self,
         model: nn.Module,
-        input_shape: tuple[int, ...],
+        input_shape: Inputs,
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,
@@ -184,6 +185,11 @@ class Narrow:
             ValueError: as `Cut`, or the activation has no channels, or no layer before the cut can
                 rank them; names the key.
         """
+        if spec_of(input_shape).high is not None:
+            raise ValueError(
+                "strategy: a bottleneck takes activations with channels first; those of tokens "
+                "have positions there, which it would mix"
+            )
         if self.begin is not None:
             self.begin(model)
         priced = replace(self.cut, costs_at=functools.partial(narrow_costs, self.prune))

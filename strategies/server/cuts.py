@@ -8,7 +8,6 @@ activations, labels and gradients, which the link counts.
 import difflib
 import functools
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,17 +21,27 @@ from fleet.plan import Fleet
 from fleet.selection import num_selected
 from fleet.work import ClientWork
 from models.cost import Cost, cost
+from models.inputs import Inputs, example_of
+from models.objective import Classification, Objective
 from models.split import at_fraction, before, last_layer
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec
-from quant.link import label_bytes, there_and_back
+from quant.link import there_and_back
 from quant.settings import QUANTIZERS, QuantSettings
 from strategies import messages
 from strategies.client.split_loop import CutAt, Halves, Side, halves, quantized
 from strategies.client.training import LocalTraining, load_arrays
 from strategies.contract import Settings
-from strategies.server.method import Clients, RoundSettings, ServerState, Sizes, Test, Variant
-from strategies.server.workload import Pieces, split_round
+from strategies.server.method import (
+    Clients,
+    RoundSettings,
+    ServerState,
+    Sizes,
+    Test,
+    Variant,
+    measured,
+)
+from strategies.server.workload import LabelBytes, Pieces, cost_at, split_round
 
 CutName = str | float
 # Keys that methods over a cut read.
@@ -83,8 +92,8 @@ class Place:
     split: CutAt
     parts: Halves
     names: frozenset[str]
-    input_shape: tuple[int, ...]
-    costs_of: "Callable[[Halves, tuple[int, ...]], PartCosts]"
+    input_shape: Inputs
+    costs_of: "Callable[[Halves, Inputs], PartCosts]"
 
     @functools.cached_property
     def costs(self) -> PartCosts:
@@ -92,9 +101,11 @@ class Place:
         return self.costs_of(self.parts, self.input_shape)
 
 
-# What a round takes a client: costs of the device's parts and the server's part, samples, …
+# What a round takes a client: costs of the device's parts and the server's part, samples, …,
+# and bytes of labels.
 RoundWork = Callable[
-    [Sequence[Cost], Cost, int, LocalTraining, LinkSettings, tuple[int, int]], ClientWork
+    [Sequence[Cost], Cost, int, LocalTraining, LinkSettings, tuple[int, int], LabelBytes],
+    ClientWork,
 ]
 Tested = Callable[["CutNetwork", "Place", Mapping[str, Tensor], Test], dict[str, float]]
 AloneWork = Callable[[Sequence[Cost], int, LocalTraining], ClientWork]
@@ -117,6 +128,7 @@ class CutNetwork:
         alone_work: the same without a network; None where a client then takes no part.
         tested_alone: what a device has without a network, tested; None where it has nothing.
         whole_cost: what the whole of it costs.
+        objective: what its outputs are for.
     """
 
     model: nn.Module
@@ -131,6 +143,7 @@ class CutNetwork:
     alone_work: AloneWork | None = None
     tested_alone: "Tested | None" = None
     whole_cost: "Callable[[CutNetwork], Cost]" = lambda network: network.uncut_cost
+    objective: Objective = field(default_factory=Classification)
 
     def place(self, partition: int) -> Place:
         """Where a client's network is cut."""
@@ -169,7 +182,8 @@ class CutNetwork:
 
         @functools.cache
         def work(place: Place, samples: int, sizes: tuple[int, int]) -> ClientWork:
-            return self.round_work(*place.costs, samples, train, self.link, sizes)
+            labels_of = self.objective.label_bytes
+            return self.round_work(*place.costs, samples, train, self.link, sizes, labels_of)
 
         sizes_at: dict[CutAt, tuple[int, int]] = {}  # alike for all that are cut at one place
         works = {}
@@ -205,7 +219,7 @@ class CutNetwork:
     @functools.cached_property
     def uncut_cost(self) -> Cost:
         """Of the global model as one network."""
-        return cost(self.model, next(iter(self.places.values())).input_shape)
+        return cost_at(self.model, next(iter(self.places.values())).input_shape)
 
     def describe(self, train: LocalTraining) -> dict[str, float]:
         """Bytes that cross the cut per sample and step, and what the method says.
@@ -221,7 +235,7 @@ class CutNetwork:
             activations, gradients = there_and_back(to_device, to_server, (size, *second))
             up, down = up + gradients, down + activations
         else:
-            up += size * label_bytes(math.prod(second))
+            up += size * self.objective.label_bytes(second)
         at_cut = {"cut_bytes_up_per_sample": up / size, "cut_bytes_down_per_sample": down / size}
         return {**at_cut, **self.described}
 
@@ -255,7 +269,7 @@ class Joined(nn.Module):
         self._up, self._down = link.codecs()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, …) → (B, classes)."""
+        """(B, …) → (B, …)."""
         first, server, *last = self.parts
         output: Tensor = server(self._up.transmit(first(x).detach(), None)[0])
         return last[0](self._down.transmit(output.detach(), None)[0]) if last else output
@@ -264,14 +278,13 @@ class Joined(nn.Module):
 def tested_through_the_link(
     network: CutNetwork, place: Place, arrays: Mapping[str, Tensor], test: Test
 ) -> dict[str, float]:
-    """Accuracy and loss of the network with its link."""
-    accuracy, loss = test(Joined(place.parts, arrays, network.link))
-    return {"accuracy": accuracy, "loss": loss}
+    """Accuracy, loss and what the task adds, of the network with its link."""
+    return measured(test, Joined(place.parts, arrays, network.link))
 
 
-def part_costs(parts: Halves, input_shape: tuple[int, ...]) -> PartCosts:
+def part_costs(parts: Halves, input_shape: Inputs) -> PartCosts:
     """Return what the device's parts and the server's part cost."""
-    first = cost(parts.device[0], input_shape)
+    first = cost_at(parts.device[0], input_shape)
     server = cost(parts.server, first.output_shape, input_grad=True)
     last = [cost(part, server.output_shape, input_grad=True) for part in parts.device[1:]]
     return [first, *last], server
@@ -293,7 +306,7 @@ class Candidate:
     """
 
     model: nn.Module
-    input_shape: tuple[int, ...]
+    input_shape: Inputs
     pieces: Pieces
     name: str
     tail: str
@@ -390,7 +403,7 @@ class Cut:
     def prepare(
         self,
         model: nn.Module,
-        input_shape: tuple[int, ...],
+        input_shape: Inputs,
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,
@@ -400,6 +413,7 @@ class Cut:
         Raises:
             ValueError: it cannot be cut there; names split.cut or split.tail, and the nearest.
         """
+        example, objective = example_of(input_shape), rounds.task.objective()
         whole, cuts = model, self.split.cuts()
         if AUTO in cuts.values():
             cuts = self.best_cuts(model, input_shape, clients, rounds, rule)
@@ -408,7 +422,7 @@ class Cut:
             split = self._resolve(model, name, input_shape)
             whole = quantized(model, self.spec, self.side, split)
             try:
-                parts = halves(whole, split, input_shape)
+                parts = halves(whole, split, example)
                 names = parts.device_names()
             except ValueError as error:
                 tail = f" split.tail={self.split.tail}" if self.is_u_shaped else ""
@@ -424,12 +438,13 @@ class Cut:
             described={"weight_bits": self.spec.weight_bits, "act_bits": self.spec.act_bits},
             tested=tested_through_the_link,
             round_work=self.round_work,
+            objective=objective,
         )
 
     def best_cuts(
         self,
         model: nn.Module,
-        input_shape: tuple[int, ...],
+        input_shape: Inputs,
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,
@@ -441,13 +456,17 @@ class Cut:
                 f"split.cut={AUTO}: needs a fleet, and the clients' numbers of samples"
             )
         costs = self._candidates(quantized(model, self.spec, self.side, None), input_shape)
-        names = list(costs)
+        names, objective = list(costs), rounds.task.objective()
 
         @functools.cache
         def work(name: str, samples: int) -> ClientWork:
             device, server = costs[name]
             sent = sum(part.model_bytes for part in device) if self.relays_part else 0
-            return self.round_work(device, server, samples, rounds.train, self.link, (sent, sent))
+            crosses = (sent, sent)
+            labels_of = objective.label_bytes
+            return self.round_work(
+                device, server, samples, rounds.train, self.link, crosses, labels_of
+            )
 
         sizes = {p: clients.num_examples[p] for p in clients.with_data() if p in fleet.clients}
         if not self.takes_mapping:
@@ -469,7 +488,7 @@ class Cut:
             log.info("split.cut=%s: %s for %d clients with %s", AUTO, name, count, device)
         return cuts
 
-    def _candidates(self, model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, PartCosts]:
+    def _candidates(self, model: nn.Module, input_shape: Inputs) -> dict[str, PartCosts]:
         """What the parts would cost at each cut point that the method takes."""
         pieces, tail = Pieces.of(model, input_shape), self._tail(model, input_shape)
         if tail and tail not in pieces.names:
@@ -487,20 +506,28 @@ class Cut:
             raise ValueError(f"split.cut={AUTO}: the network cannot be cut anywhere; {refusal}")
         return costs
 
-    def _tail(self, model: nn.Module, input_shape: tuple[int, ...]) -> str:
+    def _tail(self, model: nn.Module, input_shape: Inputs) -> str:
         """Return the name of the second cut point, if there is one."""
         modules, given = dict(model.named_modules()), self.split.tail if self.is_u_shaped else ""
         tail = given
         try:
             if tail == HEAD and HEAD not in modules:
                 tail = last_layer(model)
-            return before(model, tail, input_shape).name if tail and tail in modules else tail
+            return (
+                before(model, tail, example_of(input_shape)).name
+                if tail and tail in modules
+                else tail
+            )
         except ValueError as error:
             raise ValueError(f"split.tail={given}: {error}") from error
 
-    def _resolve(self, model: nn.Module, cut: CutName, input_shape: tuple[int, ...]) -> CutAt:
+    def _resolve(self, model: nn.Module, cut: CutName, input_shape: Inputs) -> CutAt:
         try:
-            at = cut if isinstance(cut, str) else at_fraction(model, input_shape, cut).name
+            at = (
+                cut
+                if isinstance(cut, str)
+                else at_fraction(model, example_of(input_shape), cut).name
+            )
         except ValueError as error:
             raise ValueError(f"split.cut={cut}: {error}") from error
         return CutAt(at, self._tail(model, input_shape))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.crossing import answer, receive
+from models.objective import Loss
 from quant.link import End, receive_labels
 from quant.packet import Packet
 from strategies.client.training import (
@@ -39,6 +40,7 @@ class LocalHalf:
         end: the server's end of the link.
         after_step: called with the part after each step of its optimizer.
         packed: whether ``end`` packs, because the client is in another process.
+        loss_of: the mean loss of outputs and labels (B, …).
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class LocalHalf:
         end: End,
         after_step: AfterStep = nothing,
         packed: bool = False,
+        loss_of: Loss = F.cross_entropy,
     ) -> None:
         self._part = part
         self._settings = settings
         self._end = end
         self._after_step = after_step
         self._packed = packed
+        self._loss_of = loss_of
         self._optimizer: torch.optim.Optimizer
         self._pending: tuple[list[Tensor], Tensor] | None = None
         self._random: Tensor  # where dropout is in `learn`
@@ -85,8 +89,7 @@ class LocalHalf:
     def step(self, z: Packet, y: Tensor) -> tuple[Packet, float]:
         """Forward, loss, backward, step."""
         received, gradients = receive(self._end.receive(z))
-        logits = self._part(received)  # (B, classes)
-        loss = F.cross_entropy(logits, receive_labels(y))
+        loss = self._loss_of(self._part(received), receive_labels(y))
         self._train(loss)
         return self._end.send_gradient(gradients.pop()), float(loss.detach())
 
@@ -95,10 +98,10 @@ class LocalHalf:
         device_random = torch.default_generator.get_state()
         torch.default_generator.set_state(self._random)
         received = self._end.receive(z).detach().requires_grad_(self._asks)
-        logits = self._part(received)  # (B, classes)
+        outputs = self._part(received)
         self._random = torch.default_generator.get_state()
         torch.default_generator.set_state(device_random)
-        loss = F.cross_entropy(logits, receive_labels(y))
+        loss = self._loss_of(outputs, receive_labels(y))
         self._train(loss)
         return float(loss.detach())
 

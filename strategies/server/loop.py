@@ -30,6 +30,8 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fleet.seeds import derive_seed
+from models.inputs import Inputs
+from models.objective import TaskSettings
 from models.trace import preserved_randomness, seed_all
 from strategies import messages
 from strategies.contract import ClientHalf, Settings, check_arrays, check_report
@@ -295,14 +297,15 @@ class FederatedStrategy(Strategy):
     def prepare(
         self,
         model: nn.Module,
-        input_shape: tuple[int, ...],
+        input_shape: Inputs,
         num_examples: Mapping[int, int] | None = None,
     ) -> nn.Module:
         """Return the global model, whose state is what the rounds train.
 
         Args:
             model: the network that the user chose.
-            input_shape: of one sample, such as (1, 28, 28).
+            input_shape: of one sample, such as (1, 28, 28); `models.inputs` has tokens and several
+                inputs.
             num_examples: samples of each partition, as far as they are known beforehand.
 
         Raises:
@@ -370,8 +373,9 @@ class FederatedStrategy(Strategy):
         called every ``evaluate_every`` rounds and after the last, and before the first round.
 
         Args:
-            test: instead of ``evaluate_fn``: accuracy and loss of a network on the test set, by
-                which the method evaluates what it trains, its link and private parts included.
+            test: instead of ``evaluate_fn``: accuracy and loss of a network on the test set, or
+                these and more by their names, by which the method evaluates what it trains, its
+                link and private parts included.
             sinks: each gets every round's records.
             checkpoints: where to write checkpoints; None writes none.
             resume_from: continue from this state.
@@ -509,6 +513,7 @@ def settings_of(
     """Return what a method has every client of a round know: training, network, wire, its own."""
     return {
         **messages.pack_settings(train=rounds.train.in_round(server_round)),
+        **({} if rounds.task == TaskSettings() else messages.pack_settings(task=rounds.task)),
         **({} if network is None else network.in_round(server_round).settings),
         **method.wire.settings,
         **method.settings,

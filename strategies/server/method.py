@@ -24,6 +24,8 @@ from fleet.outages import Outage
 from fleet.plan import Fleet
 from fleet.work import ClientWork
 from models.cost import Cost
+from models.inputs import Inputs
+from models.objective import TaskSettings
 from strategies.client.training import LocalTraining
 from strategies.contract import Settings, Update
 from tracking.record import RoundRecord
@@ -34,8 +36,17 @@ Masks = Mapping[str, bool | NDArray[Any]]
 Scalar = bool | int | float | str
 # Settings of one client's own; clients with the same ones get one message.
 Variant = tuple[tuple[str, Scalar], ...]
-# Accuracy and mean cross-entropy of a network on the held-out test set.
-Test = Callable[[nn.Module], tuple[float, float]]
+# Accuracy and mean loss of a network on the held-out test set, or these and more by their names.
+Test = Callable[[nn.Module], tuple[float, float] | Mapping[str, float]]
+
+
+def measured(test: Test, network: nn.Module) -> dict[str, float]:
+    """Return what ``test`` finds, by name: ``accuracy``, ``loss`` and what the task adds."""
+    found = test(network)
+    if isinstance(found, Mapping):
+        return dict(found)
+    accuracy, loss = found
+    return {"accuracy": accuracy, "loss": loss}
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,7 @@ class RoundSettings:
         fleet: the clients' devices, links and availability: who takes part, simulated seconds and
             joules; None has everybody take part and counts neither. Needs ``prepare``.
         over_select: with a fleet, how many times the clients wanted are asked.
+        task: what the network's outputs are for.
     """
 
     train: LocalTraining = field(default_factory=LocalTraining)
@@ -82,6 +94,7 @@ class RoundSettings:
     num_clients: int | None = None
     fleet: Fleet | None = None
     over_select: float = 1.0
+    task: TaskSettings = field(default_factory=TaskSettings)
 
 
 class RoundArguments(TypedDict, total=False):
@@ -94,6 +107,7 @@ class RoundArguments(TypedDict, total=False):
     num_clients: int | None
     fleet: Fleet | None
     over_select: float
+    task: TaskSettings
 
 
 @dataclass(frozen=True)
@@ -240,7 +254,7 @@ class Recipe(Protocol):
     def prepare(
         self,
         model: nn.Module,
-        input_shape: tuple[int, ...],
+        input_shape: Inputs,
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,
@@ -249,7 +263,8 @@ class Recipe(Protocol):
 
         Args:
             model: the network that the user chose.
-            input_shape: of one sample, such as (1, 28, 28).
+            input_shape: of one sample, such as (1, 28, 28), or what `models.inputs` says of
+                tokens and of several inputs.
             clients: who there is, as far as it is known.
             rounds: how rounds go.
             rule: how clients and server take turns on the clock.

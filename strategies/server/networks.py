@@ -8,13 +8,22 @@ from torch import Tensor, nn
 
 from fleet.clock import Rule
 from fleet.work import ClientWork
-from models.cost import Cost, cost
+from models.cost import Cost
+from models.inputs import Inputs
 from quant.layers import QuantSpec, quantize
 from strategies import messages
 from strategies.client.training import LocalTraining, load_arrays
 from strategies.contract import Settings
-from strategies.server.method import Clients, RoundSettings, ServerState, Sizes, Test, Variant
-from strategies.server.workload import local_round
+from strategies.server.method import (
+    Clients,
+    RoundSettings,
+    ServerState,
+    Sizes,
+    Test,
+    Variant,
+    measured,
+)
+from strategies.server.workload import cost_at, local_round
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +39,7 @@ class WholeNetwork:
     """
 
     model: nn.Module
-    input_shape: tuple[int, ...]
+    input_shape: Inputs
     clients: Clients
     settings: Settings = field(default_factory=dict)
     described: Mapping[str, float] = field(default_factory=dict)
@@ -56,10 +65,9 @@ class WholeNetwork:
         return {}
 
     def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
-        """Accuracy and loss of the global model."""
+        """Accuracy, loss and what the task adds, of the global model."""
         load_arrays(self.model, arrays)
-        accuracy, loss = test(self.model)
-        return {"accuracy": accuracy, "loss": loss}
+        return measured(test, self.model)
 
     def device_costs(self) -> list[Cost]:
         """Of the one part there is."""
@@ -71,7 +79,7 @@ class WholeNetwork:
 
     @functools.cached_property
     def _cost(self) -> Cost:
-        return cost(self.model, self.input_shape)
+        return cost_at(self.model, self.input_shape)
 
     def describe(self, train: LocalTraining) -> dict[str, float]:
         """Bit widths, where it is quantized."""
@@ -100,7 +108,7 @@ class Whole:
     def prepare(
         self,
         model: nn.Module,
-        input_shape: tuple[int, ...],
+        input_shape: Inputs,
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,
@@ -121,7 +129,7 @@ class Quantized:
     def prepare(
         self,
         model: nn.Module,
-        input_shape: tuple[int, ...],
+        input_shape: Inputs,
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,

@@ -6,17 +6,32 @@ layers are real numbers. A step of the optimizer, quantizing and coding are not 
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from fleet.work import BatchWork, ClientWork, Compute, Exchange, traffic_bytes
 from models.cost import FULL_PRECISION_BITS, Cost, cost, joined
+from models.inputs import FromFlat, Inputs, Several, example_of, spec_of
+from models.objective import Classification
 from models.split import cut_many, cut_points
 from quant.codec import LinkSettings
-from quant.link import label_bytes, there_and_back
+from quant.link import there_and_back
 from strategies.client.training import LocalTraining, batch_sizes
+
+# Bytes of a sample's labels, of the output's shape for one sample.
+LabelBytes = Callable[[Sequence[int]], int]
+of_class: LabelBytes = Classification().label_bytes
+
+
+def cost_at(model: nn.Module, inputs: Inputs) -> Cost:
+    """What a network, or the first part of one, costs at its inputs."""
+    if isinstance(inputs, Several):
+        flat = FromFlat(model, inputs.specs)
+        return cost(flat, flat.shape)
+    spec = spec_of(inputs)
+    return cost(model, spec.shape, dtype=spec.dtype)
 
 
 @dataclass(frozen=True)
@@ -36,17 +51,19 @@ class Pieces:
     shapes: Sequence[tuple[int, ...]]
 
     @staticmethod
-    def of(model: nn.Module, input_shape: tuple[int, ...]) -> "Pieces":
+    def of(model: nn.Module, input_shape: Inputs) -> "Pieces":
         """Cut ``model``, whose samples are of ``input_shape``, everywhere."""
-        points = cut_points(model, input_shape)
+        example = example_of(input_shape)
+        points = cut_points(model, example)
         names = [point.name for point in points]
-        parts = cut_many(model, names, input_shape, check=False) if points else (model,)
-        shapes = [input_shape, *(point.shape for point in points)]
+        parts = cut_many(model, names, example, check=False) if points else (model,)
+        later = [point.shape for point in points]
+        first, *rest = parts
         costs = [
-            cost(part, shape, input_grad=index > 0)
-            for index, (part, shape) in enumerate(zip(parts, shapes, strict=True))
+            cost_at(first, input_shape),
+            *(cost(part, shape, True) for part, shape in zip(rest, later, strict=True)),
         ]
-        return Pieces(names, costs, parts, shapes)
+        return Pieces(names, costs, parts, [spec_of(input_shape).shape, *later])
 
     def at(self, cut: str, tail: str = "", is_detached: bool = False) -> tuple[list[Cost], Cost]:
         """What the device's parts and the server's part cost, cut at ``cut`` and ``tail``.
@@ -113,6 +130,7 @@ def split_round(
     settings: LocalTraining,
     link: LinkSettings,
     model_bytes: tuple[int, int],
+    labels_of: LabelBytes = of_class,
 ) -> ClientWork:
     """A round over a cut: the device's part down, batches, the device's part up.
 
@@ -123,9 +141,10 @@ def split_round(
         settings: how it trains.
         link: codecs at the cut.
         model_bytes: of the device's part, down and up.
+        labels_of: bytes of a sample's labels.
     """
     runs = tuple(
-        _split_batch(device, server, link, size, count)
+        _split_batch(device, server, link, size, count, labels_of)
         for size, count in batch_runs(num_examples, settings)
     )
     down, up = model_bytes
@@ -139,6 +158,7 @@ def hierarchical_round(
     settings: LocalTraining,
     link: LinkSettings,
     model_bytes: tuple[int, int],
+    labels_of: LabelBytes = of_class,
 ) -> ClientWork:
     """A round over a cut from which nothing comes back.
 
@@ -149,12 +169,13 @@ def hierarchical_round(
         settings: how it trains.
         link: the codec of the activations.
         model_bytes: of the device's part and its exit, down and up.
+        labels_of: bytes of a sample's labels.
     """
     device, head = tiers
     codec, _ = link.codecs()
     runs = []
     for size, count in batch_runs(num_examples, settings):
-        labels = size * label_bytes(server.output_shape[-1])
+        labels = size * labels_of(server.output_shape)
         exchange = Exchange(
             device=forward(device, size),
             bytes_up=codec.num_bytes((size, *device.output_shape)) + labels,
@@ -175,7 +196,12 @@ def alone_round(tiers: Sequence[Cost], num_examples: int, settings: LocalTrainin
 
 
 def _split_batch(
-    device: Sequence[Cost], server: Cost, link: LinkSettings, size: int, count: int
+    device: Sequence[Cost],
+    server: Cost,
+    link: LinkSettings,
+    size: int,
+    count: int,
+    labels_of: LabelBytes,
 ) -> BatchWork:
     first, *last = device
     to_server, to_device = link.codecs()
@@ -183,7 +209,7 @@ def _split_batch(
     ahead, back = forward(first, size), backward(first, size)
     middle = forward(server, size), backward(server, size)
     if not last:
-        labels = size * label_bytes(server.output_shape[-1])
+        labels = size * labels_of(server.output_shape)
         exchange = Exchange(ahead, z_up + labels, middle[0] + middle[1], z_down)
         return BatchWork((exchange,), back, count)
     h_down, h_up = there_and_back(to_device, to_server, (size, *server.output_shape))

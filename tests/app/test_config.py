@@ -16,7 +16,10 @@ from app.jobs import Jobs, expand
 
 WRONG = [
     ("strategy=nothing", "strategy=nothing: takes binarized_split, deprune, "),
-    ("data=imagenet", "data=imagenet: takes arrays, cifar10, digits, fashion_mnist, hub, mi"),
+    (
+        "data=imagenet",
+        "data=imagenet: takes arrays, cifar10, diabetes, digits, fashion_mnist, hub, mi",
+    ),
     ("foo=1", "foo: unknown key"),
     ("quant.bit=4", "quant.bit: unknown key; did you mean quant.bits"),
     ("batch_size=4", "batch_size: unknown key; did you mean train.batch_size"),

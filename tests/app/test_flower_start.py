@@ -123,7 +123,7 @@ def test_a_run_that_fails_leaves_its_error(
         raise ArithmeticError("the test set is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(server, "on_test_set", lambda data: broken)
+        patch.setattr(server, "on_test_set", lambda data, objective: broken)
         with pytest.raises(ArithmeticError):
             start()
     assert "the test set is gone" in (tmp_path / "run" / "error.txt").read_text()

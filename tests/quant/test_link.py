@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from models.crossing import answer, receive
+from models.objective import label_bytes, label_dtype
 from quant.codec import CODECS, LinkSettings
-from quant.link import End, label_bytes, receive_labels, there_and_back
+from quant.link import End, receive_labels, there_and_back
 from quant.packet import Packet
 
 SHAPE = (5, 4, 6, 6)
@@ -62,7 +63,7 @@ def test_an_exchange_as_bytes(up, down, memory_format):
             device.receive(moved(server.send(h))),
             server.receive_gradient(moved(device.send_gradient(of_h))),
             device.receive_gradient(moved(server.send_gradient(of_z))),
-            receive_labels(device.send_labels(y, 256)),
+            receive_labels(device.send_labels(y, torch.uint8)),
         ]
         found.append((arrived, device.bytes_sent, server.bytes_sent))
     (plain, *sent), (packed, *also_sent) = found
@@ -109,7 +110,7 @@ def test_bytes_of_a_label(num_classes, size):
     y = torch.arange(num_classes - 7, num_classes).clamp_(min=0)
     for packed in (False, True):
         end = End.of_device(LinkSettings(), packed=packed)
-        sent = end.send_labels(y, num_classes)
+        sent = end.send_labels(y, label_dtype(num_classes))
         assert end.bytes_sent == 7 * size
         assert not packed or sent.numel() * sent.element_size() == 7 * size
         assert torch.equal(receive_labels(sent), y)

@@ -21,7 +21,7 @@ from torch import Tensor
 from app import experiment
 from app.config.composition import compose
 from app.experiment import Experiment, resolve
-from quant.link import LABELS
+from models.objective import UNSIGNED
 from quant.packet import LENGTH_BYTES, Packet
 from strategies.contract import ClientHalf, Streams, Task
 from strategies.messages import of_network
@@ -173,7 +173,7 @@ def answer(half: Any, kind: bytes, fields: list[bytes]) -> list[bytes]:
     if kind == BACKWARD:
         return [half.backward(packet).to_bytes()]
     data = bytearray(fields[1])
-    y = torch.frombuffer(data, dtype=LABELS[len(data) // packet.shape[0]])
+    y = torch.frombuffer(data, dtype=UNSIGNED[len(data) // packet.shape[0]])
     if kind == LEARN:
         return [struct.pack("<d", half.learn(packet, y))]
     gradient, loss = half.step(packet, y)
