@@ -37,6 +37,7 @@ class Variant:
         bits: of weights and activations.
         learn: whether steps train at all.
         momentum: of the steps' SGD.
+        rate: of the steps' SGD, as a multiple of the weights'.
         most: factor by which one update changes a step at most.
         adam: rate of Adam on log s instead; 0 for SGD.
         average: of steps on the server: ``arithmetic`` or ``geometric``.
@@ -45,7 +46,8 @@ class Variant:
     bits: int = 4
     learn: bool = True
     momentum: float = 0.0
-    most: float = 1.2
+    rate: float = 10.0
+    most: float = 1.1
     adam: float = 0.0
     average: str = "geometric"
 
@@ -53,11 +55,16 @@ class Variant:
 VARIANTS = {
     "fp32": Variant(bits=32),
     "fixed steps": Variant(learn=False),
-    "momentum, factor 2, arithmetic mean": Variant(momentum=0.9, most=2, average="arithmetic"),
-    "momentum, factor 2": Variant(momentum=0.9, most=2),
-    "factor 2": Variant(most=2),
-    "factor 1.2 (what oqfl does)": Variant(),
-    "factor 1.05": Variant(most=1.05),
+    "momentum, factor 2, arithmetic mean": Variant(
+        momentum=0.9, rate=1, most=2, average="arithmetic"
+    ),
+    "momentum, factor 2": Variant(momentum=0.9, rate=1, most=2),
+    "factor 2": Variant(rate=1, most=2),
+    "factor 1.2": Variant(rate=1, most=1.2),
+    "factor 1.05": Variant(rate=1, most=1.05),
+    "10 times the rate, factor 1.2": Variant(most=1.2),
+    "10 times the rate, factor 1.1 (what oqfl does)": Variant(),
+    "10 times the rate, factor 1.05": Variant(most=1.05),
     "Adam 0.01 on log s": Variant(adam=0.01, most=2),
 }
 
@@ -88,7 +95,7 @@ class Steps:
                 step.mul_((-variant.adam * unbiased[0] / (unbiased[1].sqrt() + 1e-12)).exp())
             else:
                 m.mul_(variant.momentum).add_(gradient)
-                step.sub_(LR * m)
+                step.sub_(variant.rate * LR * m)
             step.copy_(step.clamp(before / variant.most, before * variant.most))
 
 

@@ -1,13 +1,14 @@
 """How quantizers' steps train: by the optimizer of the weights, but no update changes one by much.
 
-    s ← s · clip(1 − Δ/s, 1/c, c)              Δ is the optimizer's, of SGD without momentum
+    s ← s · clip(1 − Δ/s, 1/c, c)       Δ is the optimizer's; of SGD it is η/(1−β)·∂L/∂s, where the
+                                        weights have the rate η and the momentum β
 
 The gradient of a step says where to go, not how far: relative to the step it can be hundreds of
 times as large as usual, in the first batches or on a client with few classes. Momentum carries such
 a step on, for as long as momentum lasts, to where all weights of a layer round to 0 and nothing
-comes back. So a step is positive by construction, whatever the rate. A smaller c than 1.2 leaves
-behind the steps of what grows quickly, such as weights that began with zeros: docs/LOG.md has the
-figures, and what else was tried.
+comes back. Without momentum a step is positive by construction and none runs away; the rate is
+what momentum would make of it in the long run. A smaller c leaves behind the steps of what grows
+quickly, such as weights that began with zeros. docs/LOG.md has figures, and what else was tried.
 """
 
 from collections.abc import Sequence
@@ -15,12 +16,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MOST_CHANGE = 1.2  # c
+MOST_CHANGE = 1.1  # c
+MOST_MOMENTUM = 0.99  # that the rate makes up for
 
 
-def step_group(optimizer: str) -> dict[str, float]:
-    """Options of steps' group of parameters: no weight decay, and no momentum of ``sgd``."""
-    return {"weight_decay": 0.0, **({"momentum": 0.0} if optimizer == "sgd" else {})}
+def step_group(optimizer: str, lr: float, momentum: float) -> dict[str, float]:
+    """Options of steps' group of parameters: no weight decay, and of ``sgd`` no momentum."""
+    if optimizer != "sgd":
+        return {"weight_decay": 0.0}
+    rate = lr / (1 - min(momentum, MOST_MOMENTUM))
+    return {"weight_decay": 0.0, "momentum": 0.0, "lr": rate}
 
 
 def begin_momentum(optimizer: torch.optim.SGD) -> None:

@@ -183,7 +183,8 @@ def make_optimizer(models: Iterable[nn.Module], settings: LocalTraining) -> torc
     others = [p for name, p in named if not is_step(name)]
     groups = [{"params": others}]
     if steps:
-        groups.append({"params": steps, **step_group(settings.optimizer)})  # type: ignore[dict-item]
+        options = step_group(settings.optimizer, settings.lr, settings.momentum)
+        groups.append({"params": steps, **options})  # type: ignore[dict-item]
     decay, lr = settings.weight_decay, settings.lr
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "sgd":

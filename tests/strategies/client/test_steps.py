@@ -46,7 +46,7 @@ gradients = st.floats(-1e30, 1e30)
     per_channel=st.booleans(),
     decay=st.sampled_from([0.0, 0.5]),
 )
-def test_an_update_changes_a_step_by_a_fifth_at_most(optimizer, lr, values, per_channel, decay):
+def test_an_update_changes_a_step_by_a_tenth_at_most(optimizer, lr, values, per_channel, decay):
     model = network(per_channel=per_channel)
     model(torch.randn(8, 4))
     made = make_optimizer([model], LocalTraining(lr=lr, optimizer=optimizer, weight_decay=decay))
@@ -68,7 +68,7 @@ def test_an_update_changes_a_step_by_a_fifth_at_most(optimizer, lr, values, per_
                     assert torch.allclose(ratio.log().abs(), torch.tensor(math.log(MOST_CHANGE)))
 
 
-def test_a_small_update_is_the_optimizer_s_and_sgd_s_has_no_momentum():
+def test_a_small_update_of_sgd_has_no_momentum_but_its_rate_in_the_long_run():
     model = network()
     model(torch.randn(8, 4))
     made = make_optimizer([model], LocalTraining(lr=0.1, momentum=0.9))
@@ -81,7 +81,7 @@ def test_a_small_update_is_the_optimizer_s_and_sgd_s_has_no_momentum():
             p.grad = torch.full_like(p, 0.01)
         made.step()
     for step in steps.values():
-        assert float(step.detach()) == pytest.approx(1 - 3 * 0.1 * 0.01, rel=1e-6)
+        assert float(step.detach()) == pytest.approx(1 - 3 * 1.0 * 0.01, rel=1e-6)
     velocity = 1 + (1 + 0.9) + (1 + 0.9 + 0.81)
     torch.testing.assert_close(weight.data, torch.full_like(weight, 1 - 0.1 * 0.01 * velocity))
 
