@@ -20,7 +20,7 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The benchmarks that need no data of the user's; `binary` and `privacy` do (docs/BINARIZED.md). On two
+# The benchmarks that need no data of the user's; `binary`, `privacy` and `steps` do (docs/BINARIZED.md). On two
 # busy cores all but the last take 17 minutes.
 bench: .venv/dev
 	@$(BIN)/python -m benchmarks.machine

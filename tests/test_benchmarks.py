@@ -21,6 +21,7 @@ from benchmarks import (
     privacy,
     quant,
     split,
+    steps,
     wire,
 )
 from models.cost import cost
@@ -41,7 +42,7 @@ PARTS = {
 }
 TESTED = {
     "binary", "codec", "engine", "fleet", "hierarchical", "networks", "privacy", "quant", "split",
-    "wire",
+    "steps", "wire",
 }  # fmt: skip
 
 Rows = list[dict[str, str]]
@@ -79,7 +80,7 @@ def test_every_benchmark_is_tested_and_make_bench_runs_those_that_need_no_files(
         for line in (ROOT / "Makefile").read_text().splitlines()
         if line.startswith("BENCHMARKS")
     ]
-    assert set(line.partition(":=")[2].split()) == TESTED - {"binary", "privacy"}
+    assert set(line.partition(":=")[2].split()) == TESTED - {"binary", "privacy", "steps"}
 
 
 def test_wire(printed: Callable[[], str]) -> None:
@@ -102,6 +103,15 @@ def test_codec(printed: Callable[[], str]) -> None:
     assert 1 < sizes["int8"] < sizes["int8 per channel"] < 1.5
     assert sizes["int8"] == sizes["int8 stochastic"]
     assert all(number(row["µs transmit"]) >= 0 for row in rows)
+
+
+def test_steps(printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = torch.randn(64, 1, 14, 14), torch.randint(10, (64,))
+    monkeypatch.setattr(steps, "pictures", lambda _: [x, y, x, y])
+    monkeypatch.setenv("CUTBIT_DATA", "/nowhere")
+    steps.main(["--clients", "2", "--samples", "32", "--rounds", "1"])
+    (rows,) = tables(printed())
+    assert [row["rule"] for row in rows] == list(steps.VARIANTS)
 
 
 def test_quant(printed: Callable[[], str]) -> None:

@@ -16,6 +16,7 @@ from models.objective import Loss
 from quant.functional import MIN_STEP
 from quant.quantizer import is_step
 from strategies.client.proximal import Proximal
+from strategies.client.steps import begin_momentum, bound_steps, step_group
 from strategies.contract import ClientData, Streams
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -256,9 +257,8 @@ def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
 def make_optimizer(models: Iterable[nn.Module], settings: LocalTraining) -> torch.optim.Optimizer:
     """Return a new optimizer over what trains in ``models``; steps get no weight decay.
 
-    One update at most halves or doubles a step. Its gradient says where to go, not how far: on a
-    client with few samples of few classes, momentum carries a step to where all weights round to
-    0, or past 0, and nothing comes back from there.
+    A parameter that gets no gradient in a step, be it the first, stays as it is in that step. Steps
+    train as `strategies.client.steps` has it.
 
     Args:
         models: parts of one network.
@@ -269,7 +269,8 @@ def make_optimizer(models: Iterable[nn.Module], settings: LocalTraining) -> torc
     others = [p for name, p in named if not is_step(name)]
     groups = [{"params": others}]
     if steps:
-        groups.append({"params": steps, "weight_decay": 0.0})  # type: ignore[dict-item]
+        options = step_group(settings.optimizer, settings.lr, settings.momentum)
+        groups.append({"params": steps, **options})  # type: ignore[dict-item]
     decay, lr = settings.weight_decay, settings.lr
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "sgd":
@@ -281,11 +282,12 @@ def make_optimizer(models: Iterable[nn.Module], settings: LocalTraining) -> torc
             nesterov=settings.nesterov,
             fused=True,
         )
+        begin_momentum(optimizer)
     else:
         kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
         optimizer = kind(groups, lr, weight_decay=decay, fused=True)
     if steps:
-        _limit(optimizer, [step.data for step in steps])
+        bound_steps(optimizer, steps)
     if settings.clip_norm is not None:
         _clip(optimizer, [*others, *steps], settings.clip_norm)
     return optimizer
@@ -302,23 +304,6 @@ def _clip(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], norm
         nn.utils.clip_grad_norm_(parameters, norm)
 
     optimizer.register_step_pre_hook(clip)
-
-
-def _limit(optimizer: torch.optim.Optimizer, steps: list[Tensor]) -> None:
-    """Let no update more than halve or double ``steps``."""
-    before = [step.clone() for step in steps]
-
-    def remember(*_: object) -> None:
-        torch._foreach_copy_(before, steps)
-
-    def limit(*_: object) -> None:
-        torch._foreach_mul_(before, 0.5)
-        torch._foreach_clamp_min_(steps, before)
-        torch._foreach_mul_(before, 4)
-        torch._foreach_clamp_max_(steps, before)
-
-    optimizer.register_step_pre_hook(remember)
-    optimizer.register_step_post_hook(limit)
 
 
 def train_epochs(

@@ -1,8 +1,8 @@
 """From the clients' arrays to the next global model.
 
 An `Average` combines one floating array of all clients. `combine` applies it to whole states:
-integer arrays take the maximum, booleans are or-ed, a quantizer's step is combined over the clients
-that initialised it and stays ≥ 1e-8. Types and shapes stay. What a client does not hold counts for
+integer arrays take the maximum, booleans are or-ed, a quantizer's step is combined by its logarithm
+over the clients that initialised it. Types and shapes stay. What a client does not hold counts for
 nothing: each array, or each entry of it, is combined over its holders, and what nobody holds stays
 as it was. `Averaging` is the part of a method that does this, and then lets a server optimizer
 step.
@@ -23,7 +23,12 @@ from strategies.client.proximal import check_mu
 from strategies.contract import Settings
 from strategies.server.method import Arrays, Masks, Result, ServerState
 from strategies.server.robust import ROBUST, Weights
-from strategies.server.server_optimizer import PREFIX, ServerOptimizer, ServerSettings
+from strategies.server.server_optimizer import (
+    PREFIX,
+    ServerOptimizer,
+    ServerSettings,
+    log_step,
+)
 
 # One floating array of each client, in partition order, and the clients' weights.
 Average = Callable[[Iterable[NDArray[np.floating]], Sequence[float]], NDArray[np.floating]]
@@ -268,7 +273,11 @@ def _combine_one(
     average: Average,
     entries: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.generic]:
-    """Combine one array of all clients, or those of its entries; its type stays."""
+    """Combine one array of all clients, or those of its entries; its type stays.
+
+    Steps are sizes: their mean is the geometric one, which stays positive and between them, and
+    which one runaway among many moves little.
+    """
     first = states[0][name]
     if is_step(name):
         flags = [bool(state[initialised_flag(name)]) for state in states]
@@ -282,10 +291,10 @@ def _combine_one(
         value = reduce(np.logical_or, values)
     elif first.dtype.kind in "iu":
         value = reduce(np.maximum, values)
+    elif is_step(name):
+        value = np.maximum(np.exp(average(map(log_step, values), weights)), MIN_STEP)
     else:
         value = average(values, weights)
-    if is_step(name):
-        value = np.maximum(value, MIN_STEP)
     return np.asarray(value, dtype=first.dtype)
 
 

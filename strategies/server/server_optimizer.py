@@ -16,7 +16,8 @@ attributes, but not documented ones. Where Flower is not the paper: m and v star
 v at τ² or more), and FedAdam corrects for that by ηₜ = η·√(1−β₂ᵗ⁺¹)/(1−β₁ᵗ⁺¹), one round ahead of
 Adam's own correction.
 
-Only what trains is stepped, see `ServerOptimizer.step`.
+Only what trains is stepped, see `ServerOptimizer.step`. Of a quantizer's step w is the logarithm,
+so that η is relative: FedAdam's 0.1 is more than most steps are.
 """
 
 import math
@@ -45,6 +46,7 @@ SERVER_OPTIMIZERS: dict[str, tuple[str, ...]] = {
 # Flower's defaults.
 LEARNING_RATES = {"fedavgm": 1.0, "fedadam": 0.1, "fedyogi": 0.01}
 PREFIX = "server_optimizer."  # of its arrays in a checkpoint
+MOST_LOG_CHANGE = math.log(10)  # of a quantizer's step in a round
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,14 @@ class ServerOptimizer:
             trained: names of the trainable parameters, the same in every round.
 
         A quantizer's step that was not initialised before the round takes the average, and the
-        optimizer sees no change of it: how far it is from a placeholder says nothing. Steps stay
-        ≥ 1e-8, and types what they are.
+        optimizer sees no change of it: how far it is from a placeholder says nothing. A round
+        changes a step by a factor of 10 at most. Types stay what they are.
         """
         self._names = sorted(trained)
-        stepped = {name: average[name] for name in self._names}
+        stepped = {name: _to_space(name, average[name]) for name in self._names}
         current = {
-            name: before[name] if _is_set(name, before) else average[name] for name in self._names
+            name: _to_space(name, before[name]) if _is_set(name, before) else stepped[name]
+            for name in self._names
         }
         if isinstance(self._flower, flower.FedAvgM):
             self._flower.current_arrays = messages.to_record(current)
@@ -141,7 +144,7 @@ class ServerOptimizer:
         assert record is not None
         new = messages.to_arrays(record)
         return {
-            name: _finish(name, new[name], old.dtype) if name in new else old
+            name: _finish(name, new[name], current[name], old.dtype) if name in new else old
             for name, old in average.items()
         }
 
@@ -176,10 +179,25 @@ def _is_set(name: str, before: Arrays) -> bool:
     return not is_step(name) or bool(before[initialised_flag(name)])
 
 
-def _finish(name: str, array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """FedAdam returns float64 for float32, and any optimizer may go below the smallest step."""
-    typed = np.asarray(array, dtype=dtype)
-    return np.asarray(np.maximum(typed, dtype.type(MIN_STEP))) if is_step(name) else typed
+def log_step(step: NDArray[Any]) -> NDArray[np.float64]:
+    """Logarithm of quantizers' steps in float64; below 1e-8 that of 1e-8."""
+    logarithm: NDArray[np.float64] = np.log(np.maximum(step, MIN_STEP, dtype=np.float64))
+    return logarithm
+
+
+def _to_space(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """What the optimizer sees of a parameter."""
+    return log_step(array) if is_step(name) else array
+
+
+def _finish(
+    name: str, array: NDArray[Any], before: NDArray[Any], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Back from `_to_space`; FedAdam returns float64 for float32."""
+    if is_step(name):
+        change = np.clip(array - before, -MOST_LOG_CHANGE, MOST_LOG_CHANGE)
+        array = np.maximum(np.exp(before + change), MIN_STEP)
+    return np.asarray(array, dtype=dtype)
 
 
 def _under(prefix: str, state: Arrays) -> dict[str, NDArray[Any]]:

@@ -153,9 +153,12 @@ def test_steps_get_no_weight_decay(name, kind):
         n: 0.0 if is_step(n) else 0.3 for n in names
     }
     assert any(map(is_step, names))
-    assert {g["lr"] for g in optimizer.param_groups} == {0.2}
-    if name == "sgd":
-        assert {g["momentum"] for g in optimizer.param_groups} == {0.4}
+    rates = [g["lr"] for g in optimizer.param_groups]
+    if name == "sgd":  # steps have no momentum, and a rate that makes up for it
+        assert [g["momentum"] for g in optimizer.param_groups] == [0.4, 0.0]
+        assert rates == [0.2, pytest.approx(0.2 / 0.6)]
+    else:
+        assert rates == [0.2, 0.2]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
@@ -516,31 +519,3 @@ def test_learning_rates_fall_from_round_to_round():
     for decay in (0.0, -1.0, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"train\.lr_decay=.*: takes a number in \(0, 1\]"):
             LocalTraining(lr_decay=decay)
-
-
-@pytest.mark.parametrize("kind", ["sgd", "adam"])
-@pytest.mark.parametrize("direction", [-1.0, 1.0])
-def test_an_update_at_most_halves_or_doubles_a_step(kind, direction):
-    model = quantize(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), QuantSpec(4, 4))
-    optimizer = make_optimizer([model], LocalTraining(lr=100, optimizer=kind))
-    model(torch.randn(8, 4)).sum().backward()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    factor = 0.5 if direction > 0 else 2
-    for p in model.parameters():
-        p.grad = torch.full_like(p, direction)
-    optimizer.step()
-    steps = 0
-    for name, p in model.named_parameters():
-        if not is_step(name):
-            assert (p - before[name]).abs().min() > 10
-        elif p.requires_grad:
-            assert torch.equal(p, factor * before[name])
-            steps += 1
-    assert steps
-    for p in model.parameters():  # and small updates are as they were
-        p.grad = torch.full_like(p, 1e-6 * direction)
-    now = {name: p.detach().clone() for name, p in model.named_parameters() if is_step(name)}
-    make_optimizer([model], LocalTraining(lr=0.1, optimizer="sgd")).step()
-    for name, step in now.items():
-        p = dict(model.named_parameters())[name]
-        assert torch.equal(p, step - 1e-7 * direction) or not p.requires_grad

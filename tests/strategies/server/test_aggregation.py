@@ -185,8 +185,9 @@ def test_booleans_are_ored(rows):
 def test_a_step_is_averaged_over_the_clients_that_initialised_it(name):
     states = step_states([0.5, 1.0, 0.25], [True, False, True])
     got = combine(states, [1, 1000, 3], AVERAGES[name])
-    expected = 0.3125 if name == "mean" else 0.375  # the other two do not weigh
-    assert got[STEP] == np.float32(expected)
+    # Geometric means; median and trimmed mean do not weigh.
+    expected = 0.5**0.25 * 0.25**0.75 if name == "mean" else (0.5 * 0.25) ** 0.5
+    assert got[STEP] == pytest.approx(expected, rel=1e-6)
     assert got[STEP].dtype == np.float32
     assert got[STEP].shape == ()
     assert bool(got[FLAG])
@@ -209,8 +210,8 @@ def test_steps_by_reference(drawn):
         assert not got[FLAG]
         return
     total = sum(n for _, n in known)
-    expected = max(math.fsum(s * n / total for s, n in known), MIN_STEP)
-    np.testing.assert_allclose(float(got[STEP]), expected, rtol=1e-5, atol=1e-7 * MIN_STEP)
+    expected = math.prod(max(s, MIN_STEP) ** (n / total) for s, n in known)
+    np.testing.assert_allclose(float(got[STEP]), expected, rtol=1e-5)
     assert got[STEP] >= np.float32(MIN_STEP)
     assert bool(got[FLAG])
 
@@ -228,7 +229,42 @@ def test_steps_per_channel():
     states = [{STEP: step, FLAG: np.array(True)} for step in steps]
     got = combine(states, [1, 1])[STEP]
     assert got.shape == shape
-    np.testing.assert_array_equal(got.reshape(-1), np.float32([2, MIN_STEP, 4]))
+    np.testing.assert_allclose(got.reshape(-1), [3**0.5, MIN_STEP, 15**0.5], rtol=1e-6)
+
+
+positive = st.floats(2**-20, 2**10, width=32)
+
+
+@modest
+@given(
+    st.lists(st.tuples(positive, st.integers(1, 10_000)), min_size=1, max_size=8),
+    st.sampled_from(sorted(AVERAGES)),
+    st.integers(-10, 10),
+)
+def test_a_step_is_averaged_between_the_clients_and_in_any_unit(drawn, name, power):
+    """Steps of weights that are twice as large are twice as large, and so is their average."""
+    steps, weights = zip(*drawn, strict=True)
+    flags = [True] * len(steps)
+    got = combine(step_states(steps, flags), weights, AVERAGES[name])[STEP]
+    assert min(steps) * (1 - 1e-6) <= got <= max(steps) * (1 + 1e-6)
+    scaled = [step * 2.0**power for step in steps]
+    other = combine(step_states(scaled, flags), weights, AVERAGES[name])[STEP]
+    assert float(other) == pytest.approx(max(float(got) * 2.0**power, MIN_STEP), rel=1e-6)
+
+
+@modest
+@given(positive, st.lists(st.integers(1, 10_000), min_size=1, max_size=50))
+def test_equal_steps_average_to_themselves_bit_for_bit(step, weights):
+    states = step_states([step] * len(weights), [True] * len(weights))
+    for average in AVERAGES.values():
+        assert combine(states, weights, average)[STEP] == np.float32(step)
+
+
+def test_one_runaway_step_moves_the_mean_little():
+    """As measured: 19 clients near 0.06 and one at 10.2; the arithmetic mean is 0.57."""
+    states = step_states([0.06] * 19 + [10.2], [True] * 20)
+    assert combine(states, [1000] * 20)[STEP] == pytest.approx(0.06 * (10.2 / 0.06) ** 0.05)
+    assert combine(states, [1000] * 20)[STEP] < 0.078
 
 
 def test_a_step_that_is_a_buffer_counts_the_same_and_weights_beside_it_are_not_masked():

@@ -188,14 +188,29 @@ def test_an_unset_step_takes_the_average_and_leaves_no_memory(kind, shape):
     assert (second[STEP] < np.float32(0.03)).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_step_stays_above_zero(kind):
-    before = {STEP: np.float32(0.02) * np.ones(()), FLAG: np.array(True)}
-    before[STEP] = before[STEP].astype(np.float32)
-    average = {STEP: np.array(0.01, np.float32), FLAG: np.array(True)}
-    after = step(ServerOptimizer(ServerSettings(kind, 100.0)), 1, before, average, [STEP])
-    assert after[STEP] == np.float32(1e-8)
-    assert after[STEP].dtype == np.float32
+@hypothesis_settings(deadline=None, max_examples=30)
+@given(
+    kind=st.sampled_from(KINDS),
+    rate=st.sampled_from([1e-3, 0.1, 1.0, 100.0]),
+    steps=st.lists(st.floats(2**-12, 2**6, width=32), min_size=2, max_size=5),
+)
+def test_a_step_is_stepped_by_its_logarithm(kind, rate, steps):
+    """Against the optimizer itself over logarithms, within a factor of 10 a round."""
+    settings = ServerSettings(kind, rate)
+    optimizer, plain = ServerOptimizer(settings), ServerOptimizer(settings)
+    now = np.asarray(steps[0], np.float32)
+    for server_round, target in enumerate(steps[1:], start=1):
+        state = {STEP: now, FLAG: np.array(True)}
+        average = {STEP: np.asarray(target, np.float32), FLAG: np.array(True)}
+        after = step(optimizer, server_round, state, average, [STEP])[STEP]
+        logs = [{"w": np.log(np.asarray(array, np.float64))} for array in (now, target)]
+        wanted = step(plain, server_round, *logs, ["w"])["w"]
+        change = np.clip(wanted - logs[0]["w"], -np.log(10), np.log(10))
+        expected = max(float(now * np.exp(change)), 1e-8)
+        assert after.dtype == np.float32
+        assert after > 0
+        assert float(after) == pytest.approx(expected, rel=1e-5)
+        now = after
 
 
 # Whole runs ---------------------------------------------------------------------------------------
