@@ -2,7 +2,8 @@
 
     python -m benchmarks.networks [name ...]
 
-The networks are those of tests/models/zoo, each settled as `model._target_=` settles it. A row says
+The networks are those of tests/models/zoo, with some of timm and transformers where these are
+installed, each settled as `model._target_=` settles it. A row says
 how many cut points were found, at how many of them a cut trains as the whole does in every bit, why
 not at the others, what was kept whole, and whether a training step of the whole is finite.
 """
@@ -19,9 +20,11 @@ from benchmarks.table import table
 from models.inputs import InputSpec, remember
 from models.settle import settled
 from models.split import cut, cut_points
+from models.split import kept_whole as kept_inside
 from models.trace import trace
 from tests.models.zoo.entry import CLASSES, Entry
 from tests.models.zoo.networks import ZOO
+from tests.models.zoo.packages import installed
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,11 @@ def cuts(one: Subject) -> tuple[str, str]:
     """How many cuts are exact of how many there are, and why not at the others, or why none."""
     try:
         names = [point.name for point in cut_points(one.model, one.spec)]
+        if not names:
+            kept_inside(one.model, one.spec)  # raises, and says why there are none
     except ValueError as error:
-        return "refused", str(error)
+        refused = "has no cut points" not in str(error)
+        return "refused" if refused else "0 of 0", str(error)
     faults = []
     for name in names:
         try:
@@ -100,7 +106,8 @@ def row(name: str, entry: Entry) -> dict[str, object]:
 
 def main(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
-    chosen = {name: ZOO[name] for name in names or ZOO}
+    everything = {**ZOO, **installed()}
+    chosen = {name: everything[name] for name in names or everything}
     rows = [row(name, entry) for name, entry in chosen.items()]
     print(table(list(rows[0]), ([_cell(value) for value in one.values()] for one in rows)))
 

@@ -6,6 +6,7 @@ import torch
 from benchmarks.networks import row, subject
 from models.split import cut, cut_points
 from tests.models.zoo.networks import ZOO
+from tests.models.zoo.packages import installed
 
 REFUSED = {
     "adaptive": "Adaptive cannot be traced: control flow on the values of a tensor",
@@ -39,6 +40,21 @@ def test_every_cut_is_exact_and_a_step_is_finite(name: str) -> None:
     else:
         count, _, total = exact.partition(" of ")
         assert int(count) == int(total) > 0, why
+
+
+@pytest.mark.long
+def test_every_cut_of_networks_of_other_packages_is_exact() -> None:
+    entries = installed()
+    if not entries:
+        pytest.skip("neither timm nor transformers is installed")
+    for name, entry in entries.items():
+        found = row(name, entry)
+        assert found["step finite"] == "yes", name
+        exact, why = str(found["exact cuts"]), str(found["not exact"])
+        count, _, total = exact.partition(" of ")
+        assert count == total, f"{name}: {exact}: {why}"
+        if total == "0":
+            assert "2 values would cross: input" in why, name  # decoders look for the last token
 
 
 @pytest.mark.parametrize(
