@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.blocks import by
-from models.inputs import InputSpec, remember
+from models.inputs import InputSpec, remember, remembered
 from models.settle import settled
 from models.trace import preserved_randomness, seed_all
 from targets import locate, shown
@@ -91,7 +91,7 @@ def check(model: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> N
     shape = by(input_shape)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            output = copy.deepcopy(model).eval()(torch.zeros(2, *input_shape))
+            output = copy.deepcopy(model).eval()(_zeros(model, 2, input_shape))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ValueError(f"it cannot take an input of {shape}: {_reason(error)}") from error
     if not isinstance(output, torch.Tensor) or output.shape != (2, num_classes):
@@ -107,7 +107,7 @@ def check_batch_of_one(model: nn.Module, input_shape: tuple[int, ...]) -> None:
     """
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            copy.deepcopy(model).train()(torch.zeros(1, *input_shape))
+            copy.deepcopy(model).train()(_zeros(model, 1, input_shape))
     except (RuntimeError, ValueError) as error:
         reason = _reason(error)
         raise ValueError(f"train.batch_size=1: the model takes 2 or more: {reason}") from error
@@ -137,6 +137,12 @@ def smallest_input(
         middle = (low + high) // 2
         low, high = (low, middle) if takes(middle) else (middle, high)
     return high
+
+
+def _zeros(model: nn.Module, batch: int, input_shape: tuple[int, ...]) -> torch.Tensor:
+    """Empty samples of the type that ``model`` was built for."""
+    spec = remembered(model)
+    return torch.zeros(batch, *input_shape, dtype=spec.dtype if spec else torch.float32)
 
 
 def _reason(error: Exception) -> str:
