@@ -19,6 +19,7 @@ the guards patch ``nn.Module``: let no other thread run a network meanwhile.
 
 import copy
 import inspect
+import math
 import operator
 import random
 import re
@@ -270,7 +271,8 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else arithmetic on buffers is done once, while tracing
 
     def __init__(self, values: "_Values | None") -> None:
-        super().__init__()
+        einops = sys.modules.get("einops")  # its functions take no stand-ins
+        super().__init__(autowrap_modules=(math, einops) if einops else (math,))
         self.values = values
         self.ends: dict[fx.Node, list[str]] = {}
         self.passes: dict[str, fx.Node] = {}
@@ -732,8 +734,11 @@ def _reason(error: BaseException) -> str:
     """Why, and the line of the user's code at which it happened."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(_HERE)]
+    what = first_line(error)
+    if isinstance(error, LookupError):  # whose message is the key alone
+        what = f"{type(error).__name__}: {what}"
     if not own:
-        return first_line(error)
+        return what
     where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
     code = f": `{own[-1].line}`" if own[-1].line else ""
-    return f"{first_line(error)} ({where}{code})"
+    return f"{what} ({where}{code})"

@@ -32,6 +32,32 @@ TRANSFORMERS: dict[str, tuple[dict[str, object], InputSpec]] = {
 }  # fmt: skip
 
 
+class _Einops(nn.Module):
+    """As einops' readers write it, by functions and by layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from einops.layers.torch import Rearrange  # type: ignore[import-not-found]
+
+        self.patch = nn.Sequential(
+            Rearrange("b c (h p) (w q) -> b (h w) (p q c)", p=16, q=16), nn.Linear(768, 24)
+        )
+        self.qkv, self.out = nn.Linear(24, 72, bias=False), nn.Linear(24, 24)
+        self.head = nn.Linear(24, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        import einops  # type: ignore[import-not-found]
+
+        x = self.patch(x)
+        q, k, v = (
+            einops.rearrange(t, "b n (h d) -> b h n d", h=4) for t in self.qkv(x).chunk(3, dim=-1)
+        )
+        dots = torch.einsum("bhid,bhjd->bhij", q, k) * 6**-0.5
+        out = torch.einsum("bhij,bhjd->bhid", dots.softmax(-1), v)
+        x = self.out(einops.rearrange(out, "b h n d -> b n (h d)")) + x
+        return self.head(einops.reduce(x, "b n d -> b d", "mean"))
+
+
 def _of_transformers(name: str) -> nn.Module:
     import transformers  # type: ignore[import-not-found]
 
@@ -50,6 +76,8 @@ def _of_timm(name: str) -> nn.Module:
 def installed() -> dict[str, Entry]:
     """Those that there are on this machine."""
     found: dict[str, Entry] = {}
+    if importlib.util.find_spec("einops"):
+        found["einops"] = Entry("einops", _Einops, IMAGE)
     if importlib.util.find_spec("transformers"):
         for name, (_, spec) in TRANSFORMERS.items():
             found[name] = Entry("transformers", lambda name=name: _of_transformers(name), spec)
