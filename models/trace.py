@@ -272,7 +272,8 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, values: "_Values | None") -> None:
         einops = sys.modules.get("einops")  # its functions take no stand-ins
-        super().__init__(autowrap_modules=(math, einops) if einops else (math,))
+        wrapped: Any = (math, einops) if einops else (math,)
+        super().__init__(autowrap_modules=wrapped)
         self.values = values
         self.ends: dict[fx.Node, list[str]] = {}
         self.passes: dict[str, fx.Node] = {}
