@@ -76,7 +76,7 @@ def test_a_part_refuses_other_sizes_than_it_was_cut_for() -> None:
     client, _ = cut(one.model, "conv", one.spec)
     x = torch.randn(5, 3, 16, 16)
     assert torch.equal(client(x), one.model.conv(x))
-    with pytest.raises(ValueError, match="was traced for a size of"):
+    with pytest.raises(ValueError, match="sizes are not those that the network was traced with"):
         client(torch.randn(2, 3, 16, 12))
 
 
