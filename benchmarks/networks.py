@@ -2,7 +2,8 @@
 
     python -m benchmarks.networks [--onnx] [name ...]
 
-The networks are those of tests/models/zoo, each settled as `model._target_=` settles it. A row says
+The networks are those of tests/models/zoo, with some of timm and transformers where these are
+installed, each settled as `model._target_=` settles it. A row says
 how many cut points were found, at how many of them a cut trains as the whole does in every bit, why
 not at the others, what was kept whole, and whether a training step of the whole is finite; then of
 the network at 4 bits, how much of its multiply-adds have two operands of few bits, whether a step
@@ -25,12 +26,14 @@ from models.cost import cost
 from models.inputs import InputSpec, remember
 from models.settle import settled
 from models.split import cut, cut_points
+from models.split import kept_whole as kept_inside
 from models.trace import trace
 from quant.export import Network, load_packed, save_packed
 from quant.layers import QuantSpec, quantize
 from quant.onnx_export import load_onnx, save_onnx
 from tests.models.zoo.entry import CLASSES, Entry
 from tests.models.zoo.networks import ZOO
+from tests.models.zoo.packages import installed
 
 ONNX = "--onnx"
 SPEC = QuantSpec()
@@ -60,8 +63,11 @@ def cuts(one: Subject) -> tuple[str, str]:
     """How many cuts are exact of how many there are, and why not at the others, or why none."""
     try:
         names = [point.name for point in cut_points(one.model, one.spec)]
+        if not names:
+            kept_inside(one.model, one.spec)  # raises, and says why there are none
     except ValueError as error:
-        return "refused", str(error)
+        refused = "has no cut points" not in str(error)
+        return "refused" if refused else "0 of 0", str(error)
     faults = []
     for name in names:
         try:
@@ -187,7 +193,8 @@ def row(name: str, entry: Entry, with_onnx: bool = False) -> dict[str, object]:
 def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     names = [name for name in arguments if name != ONNX]
-    chosen = {name: ZOO[name] for name in names or ZOO}
+    everything = {**ZOO, **installed()}
+    chosen = {name: everything[name] for name in names or everything}
     rows = [row(name, entry, ONNX in arguments) for name, entry in chosen.items()]
     columns = list(dict.fromkeys(column for one in rows for column in one))
     print(table(columns, ([_cell(one.get(column, "")) for column in columns] for one in rows)))

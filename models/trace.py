@@ -19,6 +19,7 @@ the guards patch ``nn.Module``: let no other thread run a network meanwhile.
 
 import copy
 import inspect
+import math
 import operator
 import random
 import re
@@ -272,7 +273,9 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True  # else arithmetic on buffers is done once, while tracing
 
     def __init__(self, values: "_Values | None") -> None:
-        super().__init__()
+        einops = sys.modules.get("einops")  # its functions take no stand-ins
+        wrapped: Any = (math, einops) if einops else (math,)
+        super().__init__(autowrap_modules=wrapped)
         self.values = values
         self.ends: dict[fx.Node, list[str]] = {}
         self.passes: dict[str, fx.Node] = {}
@@ -477,13 +480,14 @@ def must_be(value: Any, expected: Any) -> None:
         ValueError: they differ.
     """
     if value != expected:
-        raise ValueError(f"the network was traced for a size of {expected}, and got {value}")
+        raise ValueError(
+            f"the sizes are not those that the network was traced with: {value}, not {expected}"
+        )
 
 
-# What is said of a tensor without looking at its values.
-_SIZES = {"size", "shape", "dim", "ndim", "ndimension", "numel", "nelement", "dtype", "device"}
-_SIZES |= {"is_floating_point", "is_complex", "is_cuda", "is_sparse", "requires_grad", "layout"}
-_SIZES |= {"is_nested", "is_quantized", "is_meta", "is_contiguous", "itemsize", "stride"}
+# What is said of a tensor without looking at its values; not its device, on which it may move.
+_SIZES = {"size", "shape", "dim", "ndim", "ndimension", "numel", "nelement", "dtype", "itemsize"}
+_SIZES |= {"is_floating_point", "is_complex", "is_sparse", "is_nested", "is_quantized", "layout"}
 # What gives sizes that depend on values.
 _COUNTS = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount"}
 
@@ -531,6 +535,7 @@ class _Values:
         """``nodes`` are gone."""
         for node in nodes:
             self._known.pop(node, None)
+            self._counted.discard(node)
 
     def _of(self, node: fx.Node) -> tuple[Any, Any]:
         if node not in self._known:
@@ -546,6 +551,8 @@ class _Values:
             a, b = self._of(previous)
             if isinstance(a, Tensor):
                 name = node.args[1] if node.target is getattr else op_name(node)
+                if name in ("device", "is_cuda", "get_device"):
+                    raise UntraceableError("control flow on the device of a tensor")
                 if name not in _SIZES or previous in self._counted:
                     raise UntraceableError("control flow on the values of a tensor")
             else:
@@ -626,8 +633,8 @@ class _Recorder(TorchFunctionMode):
 
 
 # Functions that take sizes, but no stand-ins for them.
-_FACTORIES = ("arange", "empty", "eye", "finfo", "full", "linspace", "ones", "rand", "randn",
-              "randint", "tensor", "zeros")  # fmt: skip
+_FACTORIES = ("arange", "empty", "eye", "finfo", "full", "linspace", "normal", "ones", "rand",
+              "randint", "randn", "randperm", "tensor", "zeros")  # fmt: skip
 
 
 def _following(function: Any, tracer: _Tracer) -> Callable[..., Any]:
@@ -751,8 +758,11 @@ def _reason(error: BaseException) -> str:
     """Why, and the line of the user's code at which it happened."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(_HERE)]
+    what = first_line(error)
+    if isinstance(error, LookupError):  # whose message is the key alone
+        what = f"{type(error).__name__}: {what}"
     if not own:
-        return first_line(error)
+        return what
     where = f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
     code = f": `{own[-1].line}`" if own[-1].line else ""
-    return f"{first_line(error)} ({where}{code})"
+    return f"{what} ({where}{code})"

@@ -23,7 +23,7 @@ from fleet.work import ClientWork
 from models.cost import Cost, cost
 from models.inputs import Inputs, example_of
 from models.objective import Classification, Objective
-from models.split import at_fraction, before, last_layer
+from models.split import at_fraction, before, kept_whole, last_layer
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec
 from quant.link import there_and_back
@@ -490,6 +490,10 @@ class Cut:
 
     def _candidates(self, model: nn.Module, input_shape: Inputs) -> dict[str, PartCosts]:
         """What the parts would cost at each cut point that the method takes."""
+        try:
+            kept_whole(model, example_of(input_shape))  # says why there are no cut points
+        except ValueError as error:
+            raise ValueError(f"split.cut={AUTO}: {error}") from error
         pieces, tail = Pieces.of(model, input_shape), self._tail(model, input_shape)
         if tail and tail not in pieces.names:
             nearest = ", ".join(difflib.get_close_matches(tail, pieces.names, cutoff=0.0))

@@ -169,6 +169,7 @@ def test_a_network_knows_what_its_inputs_look_like() -> None:
     spec = InputSpec((5,), torch.int64, 30)
     model = build(f"{HERE}.Words", {}, (5,), 10, 0, spec)
     assert [point.name for point in cut_points(model, (5,))] == ["embed", "embed+mean"]
+    check(model, (5,), 10)
     cut(model, "embed", (5,))
     assert [point.name for point in cut_points(Words(), spec)] == ["embed", "embed+mean"]
     x = spec.example(7)

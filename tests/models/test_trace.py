@@ -90,6 +90,13 @@ class Assigned(nn.Module):
         return x
 
 
+class Device(nn.Module):
+    """A part may move to another device than it was traced on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.device.type == "cpu" else x
+
+
 class NumpyRoot(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x / np.sqrt(x.size(-1))
@@ -118,6 +125,7 @@ def test_followed(inner: type[nn.Module]) -> None:
         (Count, "control flow on the values of a tensor"),
         (Masked, "control flow on the values of a tensor"),
         (Value, "control flow on the values of a tensor"),
+        (Device, "control flow on the device of a tensor"),
         (Assigned, "assigns .data of a tensor"),
         (NumpyRoot, ""),
     ],

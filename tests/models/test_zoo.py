@@ -6,6 +6,7 @@ import torch
 from benchmarks.networks import row, subject
 from models.split import cut, cut_points
 from tests.models.zoo.networks import ZOO
+from tests.models.zoo.packages import installed
 
 REFUSED = {
     "adaptive": "Adaptive cannot be traced: control flow on the values of a tensor",
@@ -41,6 +42,21 @@ def test_every_cut_is_exact_and_a_step_is_finite(name: str) -> None:
         assert int(count) == int(total) > 0, why
 
 
+@pytest.mark.long
+def test_every_cut_of_networks_of_other_packages_is_exact() -> None:
+    entries = installed()
+    if not entries:
+        pytest.skip("neither timm nor transformers is installed")
+    for name, entry in entries.items():
+        found = row(name, entry)
+        assert found["step finite"] == "yes", name
+        exact, why = str(found["exact cuts"]), str(found["not exact"])
+        count, _, total = exact.partition(" of ")
+        assert count == total, f"{name}: {exact}: {why}"
+        if total == "0":
+            assert "2 values would cross: input" in why, name  # decoders look for the last token
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -60,7 +76,7 @@ def test_a_part_refuses_other_sizes_than_it_was_cut_for() -> None:
     client, _ = cut(one.model, "conv", one.spec)
     x = torch.randn(5, 3, 16, 16)
     assert torch.equal(client(x), one.model.conv(x))
-    with pytest.raises(ValueError, match="was traced for a size of"):
+    with pytest.raises(ValueError, match="sizes are not those that the network was traced with"):
         client(torch.randn(2, 3, 16, 12))
 
 
