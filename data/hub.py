@@ -205,6 +205,13 @@ def columns(
         found = [name for name in train.column_names if name not in (*labels, chosen.user)]
     if not found:
         raise unsaid("features")
+    for name in found if isinstance(found, list) else []:
+        kind = getattr(train.features[name], "dtype", "none")
+        if not kind.startswith(("bool", "int", "uint", "float", "double")):
+            raise ValueError(
+                f"data.options.features: data.path={path} has {kind} in column {name}: takes "
+                "numbers; data.options.features names the columns to take"
+            )
     return found, labels
 
 

@@ -72,7 +72,7 @@ def refuse_code(stored: DictConfig, run: Path, targets: Sequence[str]) -> None:
     """
     for key, value in _leaves(OmegaConf.to_container(stored, resolve=False)):
         is_code = key in targets or "_target_" in key.split(".")
-        if is_code and value is not None and value not in ours().get(key, ()):
+        if is_code and value not in ours().get(key, ()):
             what = f"{key}={value}: is no code of CutBit's own"
         elif "${" in _REFERENCE.sub("", f"{key}{value}") and value != known_keys().get(key):
             what = f"{key}={value}: is resolved outside of the configuration"
@@ -87,6 +87,7 @@ def ours() -> Mapping[str, frozenset[Any]]:
     return {
         "model._target_": _named("model", "_target_"),
         "strategy._target_": _named("strategy", "_target_"),
+        "task._target_": frozenset([None]),  # ours have names
         "data.source": _named("data", "source"),
         "data.partition": frozenset(SCHEMES),
         "link.up": frozenset(CODECS),
