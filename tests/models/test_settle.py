@@ -167,9 +167,9 @@ def test_what_a_constructor_draws_depends_on_the_seed_alone() -> None:
 
 def test_a_network_knows_what_its_inputs_look_like() -> None:
     spec = InputSpec((5,), torch.int64, 30)
-    model = build(f"{HERE}.Words", {}, (5,), 10, 0, spec)
+    model = build(f"{HERE}.Words", {}, spec, 10, 0)
     assert [point.name for point in cut_points(model, (5,))] == ["embed", "embed+mean"]
-    check(model, (5,), 10)
+    check(model, spec, 10)
     cut(model, "embed", (5,))
     assert [point.name for point in cut_points(Words(), spec)] == ["embed", "embed+mean"]
     x = spec.example(7)
