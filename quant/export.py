@@ -40,7 +40,8 @@ from quant.quantizer import Quantizer
 FORMAT = 1
 METADATA_KEY = "cutbit"
 BACKBONES = (
-    "cnn", "densenet", "ecg1d", "inception_v3", "lenet5", "mobilenetv2", "resnet", "vgg",
+    "cnn", "densenet", "ecg1d", "inception_v3", "lenet5", "mlp", "mobilenetv2", "resnet",
+    "transformer", "vgg",
 )  # fmt: skip
 """Files of models that networks are built from without being passed. A file is no place to take the
 name of code to run from: models.build, for one, would run what its options name."""

@@ -128,9 +128,9 @@ def without_quantizers(model: nn.Module, kept: Collection[str]) -> nn.Module:
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Weighted]]:
-    """Each rewritten layer of one weight, with its name."""
+    """Each layer of one weight that has a quantizer, with its name."""
     for name, module in model.named_modules():
-        if isinstance(module, Weighted):
+        if isinstance(module, Weighted) and any(True for _ in quantizers(module)):
             yield name, module
 
 

@@ -427,7 +427,7 @@ def test_presets_train_and_are_cut_at_a_block(preset: str, tmp_path: Path) -> No
 
 
 def test_cuts_of_a_network_of_tokens_are_listed() -> None:
-    names = [row.name for row in cuts.rows(["experiment=text"])]
+    names = [row.name for row in cuts.find(["experiment=text"]).rows]
     assert {"embedding", "block1", "block2"} <= set(names)
     rows = plan.rows(small("experiment=chars"))
     assert {"block1", plan.WHOLE} <= {row.name for row in rows}

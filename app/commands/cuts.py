@@ -86,7 +86,7 @@ def find(overrides: Sequence[str]) -> Cuts:
     points = cut_points(model, example)
     # Cut everywhere at once: what is before a cut is the sum of the pieces before it.
     names = [point.name for point in points]
-    first, *rest = cut_many(model, names, example_of(inputs), check=False)
+    first, *rest = cut_many(model, names, example, check=False)
     shapes = [point.shape for point in points]
     costs = [cost_at(first, inputs), *(cost(*pair) for pair in zip(rest, shapes, strict=True))]
     params = list(itertools.accumulate(piece.params for piece in costs))

@@ -14,7 +14,7 @@ from app.config.help import help_text, keys_with_help
 from app.config.retired import RETIRED
 from app.config.schema import MODEL_HELP, known_keys
 
-FOUND = ("content", "_content")  # in files, not given
+FOUND = ("content", "_content", "label_names")  # in files, not given
 
 
 def test_every_key_is_listed_with_its_default_and_a_line() -> None:

@@ -211,7 +211,7 @@ class TiedNet(nn.Module):
 def test_shared_weights_are_stored_once_and_as_they_are(tmp_path: Path) -> None:
     spec = QuantSpec(2, 4, edge_bits=4)
     model = calibrated(quantize(TiedNet(), spec), (6,))
-    save_packed(model, tmp_path / "a", HERE, spec)
+    save_packed(model, tmp_path / "a", Network("tests.TiedNet", {}, (6,), 6), spec)
     stored = load_file(tmp_path / "a")
     assert {name for name in stored if name.endswith(".weight")} == {"a.weight", "c.weight"}
     assert stored["a.weight"].dtype == stored["c.weight"].dtype == torch.float32
@@ -371,6 +371,6 @@ def test_weights_that_codes_cannot_hold_are_refused(
 
 
 def test_options_that_json_cannot_hold_are_refused(tmp_path: Path) -> None:
-    network = Network("models.cnn.CNN", {"norm": object()}, (1, 8, 8), 10)
+    network = Network("models.cnn.CNN", {"norm": object()}, SmallNet.shape, 7)
     with pytest.raises(ValueError, match="what JSON can hold"):
         save_packed(quantized(QuantSpec()), tmp_path / "a", network, QuantSpec())

@@ -249,7 +249,8 @@ def test_a_step_is_averaged_between_the_clients_and_in_any_unit(drawn, name, pow
     assert min(steps) * (1 - 1e-6) <= got <= max(steps) * (1 + 1e-6)
     scaled = [step * 2.0**power for step in steps]
     other = combine(step_states(scaled, flags), weights, AVERAGES[name])[STEP]
-    assert float(other) == pytest.approx(max(float(got) * 2.0**power, MIN_STEP), rel=1e-6)
+    if min(scaled) >= MIN_STEP:  # below it steps are not told apart
+        assert float(other) == pytest.approx(float(got) * 2.0**power, rel=1e-6)
 
 
 @modest
