@@ -21,10 +21,11 @@ class QuantMultiheadAttention(Quantized, nn.MultiheadAttention):
 
     def equip(self, recipe: Recipe) -> None:
         """Quantizers for all but the output projection."""
+        inside = recipe.inside()
         for name in _INPUTS:
             setattr(self, f"{name}_input_quantizer", recipe.of_input())
-            setattr(self, f"{name}_quantizer", recipe.of_inner())
-        self.attention_quantizer = recipe.of_inner(is_unsigned=True)
+            setattr(self, f"{name}_quantizer", inside.of_inner())
+        self.attention_quantizer = inside.of_inner(is_unsigned=True)
         for name in self._projections():
             quantizer = recipe.of_weight(self._parameters[f"{name}_weight"])
             setattr(self, f"{name}_quantizer", quantizer)

@@ -108,7 +108,7 @@ class WithCalls(Quantized):
                     self._parameters_of[operand.parameter] = name
             if call.kind == ATTENTION:
                 names.append(f"{call.kind}{index}_weights_quantizer")
-                self.add_module(names[-1], recipe.of_inner(is_unsigned=True))
+                self.add_module(names[-1], recipe.inside().of_inner(is_unsigned=True))
             self._kinds.append(call.kind)
             self._children_of.append(names)
 

@@ -98,6 +98,7 @@ def quantize(model: nn.Module, spec: QuantSpec) -> nn.Module:
             per_channel=spec.per_channel,
             is_first=item == found.order[0],
             is_unsigned=found.unsigned.get(path, False),
+            inner=(spec.weight_bits, spec.act_bits),
         )
 
     for path in found.unsigned:

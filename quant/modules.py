@@ -9,8 +9,9 @@ torch's.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ class Recipe:
         is_first: its input is the network's, whose step is calibrated and not learned, since nobody
             needs the gradient.
         is_unsigned: its input is never negative.
+        inner: bits of weights and of other operands inside the network; None for the same. A layer
+            of several products has them behind its first one, be it itself the network's first.
     """
 
     weight_bits: int
@@ -43,6 +46,14 @@ class Recipe:
     per_channel: bool = False
     is_first: bool = False
     is_unsigned: bool = False
+    inner: tuple[int, int] | None = None
+
+    def inside(self) -> "Recipe":
+        """Return the recipe of what is behind a layer's first product."""
+        weight_bits, act_bits = self.inner or (self.weight_bits, self.act_bits)
+        return replace(
+            self, weight_bits=weight_bits, act_bits=act_bits, is_first=False, is_unsigned=False
+        )
 
     def of_weight(self, weight: Tensor | None, has_channels: bool = True) -> Quantizer | None:
         """Return the quantizer of a weight, its step set.
@@ -63,7 +74,10 @@ class Recipe:
         )
         if weight is not None:
             step = initial_step(weight, quantizer.qp, quantizer.channel_axis)
-            quantizer.initialise(step)
+            if not quantizer.initialise(step) and bool((weight == 0).all()):
+                quantizer.initialise(
+                    torch.full_like(quantizer.step, _usual_step(weight, quantizer))
+                )
         return quantizer
 
     def of_input(self, is_unsigned: bool | None = None) -> Quantizer | None:
@@ -81,6 +95,16 @@ class Recipe:
         if self.act_bits == FULL_PRECISION:
             return None
         return Quantizer(self.act_bits, not is_unsigned, learns, per_sample=True)
+
+
+def _usual_step(weight: Tensor, quantizer: Quantizer) -> float:
+    """The first step of a weight of this shape that begins as torch's layers do.
+
+    They draw from ±1/√fan-in. Of zeros nothing can be told, and of what they are after an update
+    only that it is small: weights that outgrow such a step are clipped, and get no gradient.
+    """
+    fan_in = max(1, weight.numel() // max(1, weight.shape[0]) if weight.dim() else 1)
+    return 2 * (0.5 / math.sqrt(fan_in)) / math.sqrt(quantizer.qp)
 
 
 def apply(quantizer: Quantizer | None, x: Tensor) -> Tensor:

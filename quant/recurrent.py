@@ -64,15 +64,16 @@ class _Recurrent(Quantized):
 
     def equip(self, recipe: Recipe) -> None:
         """Quantizers for each direction of each layer."""
+        inside = recipe.inside()
         for suffix in self._suffixes():
-            is_first = suffix.startswith("_l0")
-            given = recipe.of_input() if is_first else recipe.of_inner()
+            given = recipe.of_input() if suffix.startswith("_l0") else inside.of_inner()
             setattr(self, f"input{suffix}_quantizer", given)
-            setattr(self, f"hidden{suffix}_quantizer", recipe.of_inner())
+            setattr(self, f"hidden{suffix}_quantizer", inside.of_inner())
             if self.proj_size:
-                setattr(self, f"projected{suffix}_quantizer", recipe.of_inner())
+                setattr(self, f"projected{suffix}_quantizer", inside.of_inner())
         for name in self._weights():
-            setattr(self, f"{name}_quantizer", recipe.of_weight(self._parameters[name]))
+            of = recipe if name.startswith("weight_ih_l0") else inside
+            setattr(self, f"{name}_quantizer", of.of_weight(self._parameters[name]))
 
     def quantized_weights(self) -> dict[str, str]:
         """The matrices."""
@@ -190,9 +191,10 @@ class _OneCell(Quantized):
 
     def equip(self, recipe: Recipe) -> None:
         """Quantizers for both operands of both products."""
-        self.input_quantizer, self.hidden_quantizer = recipe.of_input(), recipe.of_inner()
-        for name in ("weight_ih", "weight_hh"):
-            setattr(self, f"{name}_quantizer", recipe.of_weight(self._parameters[name]))
+        inside = recipe.inside()
+        self.input_quantizer, self.hidden_quantizer = recipe.of_input(), inside.of_inner()
+        for name, of in (("weight_ih", recipe), ("weight_hh", inside)):
+            setattr(self, f"{name}_quantizer", of.of_weight(self._parameters[name]))
 
     def quantized_weights(self) -> dict[str, str]:
         """Both matrices."""

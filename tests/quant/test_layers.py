@@ -432,9 +432,23 @@ def test_a_model_of_zeros_on_zeros_trains():
     model = quantize(model, QuantSpec(per_channel=True))
     out = model.train()(torch.zeros(4, 1, 8, 8))
     assert torch.equal(out, torch.zeros(4, 10))
-    assert not any(bool(q.initialised) for q in quantizers(model).values())
+    found = quantizers(model)
+    assert not any(bool(q.initialised) for name, q in found.items() if "input" in name)
+    assert all(bool(q.initialised) for name, q in found.items() if "weight" in name)
     F.cross_entropy(out, torch.arange(4)).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("kind", [lambda: nn.Linear(300, 200), lambda: nn.Conv2d(40, 60, 3)])
+def test_a_weight_of_zeros_has_the_step_of_one_that_torch_has_drawn(kind, per_channel):
+    """Weights that outgrow a step that was set when they were small are clipped, and do not grow."""
+    torch.manual_seed(0)
+    spec = QuantSpec(4, 4, edge_bits=4, per_channel=per_channel)
+    drawn, zeros = kind(), kind()
+    nn.init.zeros_(zeros.weight)
+    expected, got = (quantize(m, spec).weight_quantizer.step for m in (drawn, zeros))
+    torch.testing.assert_close(got.mean(), expected.mean(), rtol=0.03, atol=0)
 
 
 def test_a_nan_batch_does_not_set_a_step():
