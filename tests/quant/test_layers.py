@@ -442,7 +442,7 @@ def test_a_model_of_zeros_on_zeros_trains():
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("kind", [lambda: nn.Linear(300, 200), lambda: nn.Conv2d(40, 60, 3)])
 def test_a_weight_of_zeros_has_the_step_of_one_that_torch_has_drawn(kind, per_channel):
-    """Weights that outgrow a step that was set when they were small are clipped, and do not grow."""
+    """Weights that outgrow a step that was set while they were small are clipped for good."""
     torch.manual_seed(0)
     spec = QuantSpec(4, 4, edge_bits=4, per_channel=per_channel)
     drawn, zeros = kind(), kind()
