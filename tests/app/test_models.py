@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, rounds, simulate
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
-LARGE = {"densenet201", "inception_v3", "resnet50"}
+LARGE = {"densenet121", "densenet201", "inception_v3", "resnet50"}
 TINY = ("clients.total=2", "data.max_train=8", "train.batch_size=4", "checkpoint.every=0")
 
 
