@@ -22,13 +22,10 @@ gradients of activations are not in it.
 import copy
 import itertools
 import math
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -36,6 +33,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from models.trace import drawn_states, preserved_randomness
 
 FULL_PRECISION_BITS = 32
 _BATCHES = (2, 3)
@@ -298,42 +297,26 @@ def _run_batches(
         shadow = _without_quantizers(copied).train(training)
         return [_run(shadow, input_shape, n, input_grad, dtype, device) for n in _BATCHES]
 
-    with _same_randomness() as has_drawn:
+    with preserved_randomness():
+        torch.manual_seed(0)
+        before = drawn_states()
         try:
             found, device = on("meta"), "meta"
-            by_chance = has_drawn()
+            by_chance = drawn_states() != before
         except Exception:  # whatever somebody else's forward raises without values; if it raises
             # with them too, that error is the one to show
             found, device = on("cpu"), "cpu"
             torch.manual_seed(1)
-            by_chance = has_drawn() or on("cpu") != found
-    if by_chance:
-        found = on(device, training=False)
-    if device == "meta" and any(type(module) is nn.LSTM for module in model.modules()):
-        # On the CPU a fused kernel keeps four times what the operations do that it stands for.
-        found = [
-            replace(run, saved_bytes=real.saved_bytes)
-            for run, real in zip(found, on("cpu"), strict=True)
-        ]
+            by_chance = drawn_states() != before or on("cpu") != found
+        if by_chance:
+            found = on(device, training=False)
+        if device == "meta" and any(type(module) is nn.LSTM for module in model.modules()):
+            # On the CPU a fused kernel keeps four times what the operations do that it stands for.
+            found = [
+                replace(run, saved_bytes=real.saved_bytes)
+                for run, real in zip(found, on("cpu"), strict=True)
+            ]
     return found
-
-
-@contextmanager
-def _same_randomness() -> Iterator[Callable[[], bool]]:
-    """Put random states back; meanwhile tell whether Python's or NumPy's have been drawn from."""
-    python, numpy = random.getstate(), np.random.get_state(legacy=False)
-
-    def has_drawn() -> bool:
-        state = np.random.get_state(legacy=False)
-        return random.getstate() != python or str(state) != str(numpy)
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        try:
-            yield has_drawn
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
 
 
 def _run(

@@ -267,6 +267,13 @@ class _Attribute(_Overwriting, fx.proxy.Attribute):
     """The stand-in for an attribute of one, or for its method."""
 
 
+def drawn_states() -> tuple[Any, Any]:
+    """Python's and NumPy's random states, to compare: whether somebody has drawn meanwhile."""
+    numpy = sys.modules.get("numpy")
+    state = numpy.random.get_state() if numpy else None
+    return random.getstate(), state and (state[0], state[1].tolist(), *state[2:])
+
+
 class _Tracer(fx.Tracer):
     """Follows modules down to torch's own layers, and backs out of those it cannot follow."""
 
@@ -714,11 +721,7 @@ class _Fingerprint:
             for name, value in vars(module).items()
             if isinstance(value, (list, dict, set, deque)) and name not in _MODULE_ATTRIBUTES
         }
-        numpy = sys.modules.get("numpy")
-        state = numpy.random.get_state() if numpy else None
-        return _Fingerprint(
-            containers, random.getstate(), state and (state[0], state[1].tolist(), *state[2:])
-        )
+        return _Fingerprint(containers, *drawn_states())
 
     def refuse_changes(self, module: nn.Module) -> None:
         """Raise if ``module``'s containers or the random states have changed since."""

@@ -29,6 +29,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, fx, nn
 
 from quant.binary import BinaryLayer, BinaryLinear, Sign
+from quant.modules import evaluating
 from quant.packed_half import Geometry, PackedHalf, PackedLayer, Pool
 
 FORMAT = "cutbit-binary-1"
@@ -54,13 +55,8 @@ def pack_half(model: nn.Module) -> PackedHalf:
         ValueError: something in it does not fold into bits; says what.
     """
     modules = dict(model.named_modules())
-    training = [module for module in modules.values() if module.training]
-    model.eval()
-    try:
+    with evaluating(model):
         return _packed(_chain(model), modules)
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _chain(model: nn.Module) -> list[fx.Node]:

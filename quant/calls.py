@@ -8,7 +8,7 @@ has quantizers of its own, children of the module. What layers inside the module
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -217,9 +217,3 @@ def _attention(
         scores = scores.masked_fill(~attn_mask, -math.inf) if is_bool else scores + attn_mask
     weights = F.dropout(F.softmax(scores, dim=-1), dropout_p)
     return apply(for_weights, weights) @ apply(for_value, value)
-
-
-def call_names(module: nn.Module) -> Iterator[str]:
-    """Names of the functions whose operands ``module`` quantizes in its own forward."""
-    if isinstance(module, WithCalls):
-        yield from module._kinds

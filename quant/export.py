@@ -33,7 +33,7 @@ from torch.utils import _pytree as pytree
 from models.build import build
 from models.cost import FULL_PRECISION_BITS, cost
 from quant.layers import QuantSpec, quantize, weight_quantizer_paths, weight_quantizers
-from quant.modules import quantizers
+from quant.modules import evaluating, quantizers
 from quant.packing import pack, unpack
 from quant.quantizer import Quantizer
 
@@ -334,14 +334,10 @@ def _read_elsewhere(model: nn.Module, weights: Mapping[str, Tensor], example: Te
     for _, quantizer in quantizers(model):
         hooks.append(quantizer.register_forward_pre_hook(enter))
         hooks.append(quantizer.register_forward_hook(leave, always_call=True))
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), readers:
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]), readers:
             model(example)
     finally:
-        for module in training:
-            module.training = True
         for hook in hooks:
             hook.remove()
     return readers.found

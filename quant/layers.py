@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from quant.calls import WithCalls
 from quant.functional import minmax_step
 from quant.modules import FULL_PRECISION as FULL_PRECISION
-from quant.modules import Quantized, Recipe, Weighted, derived, quantizers
+from quant.modules import Quantized, Recipe, Weighted, derived, evaluating, quantizers
 from quant.quantizer import Quantizer
 from quant.survey import kind_for, survey
 
@@ -187,14 +187,11 @@ def calibrate_minmax(model: nn.Module, batches: Iterable[Tensor]) -> None:
             largest[key] = torch.maximum(largest.get(key, step), step)
 
         hooks.append(quantizer.register_forward_pre_hook(observe))
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        for batch in batches:
-            model(batch)
+        with evaluating(model):
+            for batch in batches:
+                model(batch)
     finally:
-        for module in training:
-            module.training = True
         for hook in hooks:
             hook.remove()
         for quantizer, was_set in zip(found, were_set, strict=True):

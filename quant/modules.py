@@ -11,6 +11,7 @@ torch's.
 import functools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,11 +117,10 @@ def apply(quantizer: Quantizer | None, x: Tensor) -> Tensor:
 
 
 class Quantized(nn.Module):
-    """A layer that has been rewritten."""
+    """A layer that has been rewritten.
 
-    def equip(self, recipe: Recipe) -> None:
-        """Give the layer, whose class has just been set, its quantizers."""
-        raise NotImplementedError
+    Layers have ``equip``, which gives one whose class has just been set its quantizers.
+    """
 
     def quantized_weights(self) -> dict[str, str]:
         """Name of each parameter of this module that is quantized → name of its quantizer."""
@@ -153,6 +153,18 @@ def _derived(kind: Any, original: Any) -> Any:
 def _instance(kind: type[Quantized], original: type[nn.Module]) -> Quantized:
     made = derived(kind, original)
     return made.__new__(made)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` into evaluation, and each of its modules back to the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
@@ -194,13 +206,8 @@ def effective_weight(layer: nn.Module) -> Tensor:
     if "weight" in layer._parameters:
         return layer.weight  # type: ignore[return-value]
     # Some, such as the spectral norm, change their buffers when they are asked in training.
-    training = [module for module in layer.modules() if module.training]
-    layer.eval()
-    try:
+    with evaluating(layer):
         weight = layer.weight
-    finally:
-        for module in training:
-            module.training = True
     assert isinstance(weight, Tensor)
     return weight.detach()
 
