@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 import wandb_reader
 import yaml
-from wandb_reader import offline_runs, read_only_run, read_run
+from wandb_reader import offline_runs, read_only_run
 from wandb_server import serving
 
 from app.config.composition import compose
@@ -301,8 +302,7 @@ def test_a_killed_run_keeps_its_rounds(tmp_path):
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT)
     assert ended.returncode == -signal.SIGKILL
-    (path,) = offline_runs(tmp_path)
-    run = read_run(path)
+    run = read_only_run(tmp_path, enough=lambda run: len(run.history) == 5)
     assert [row["round"] for row in run.history] == [1, 2, 3, 4, 5]
 
 
@@ -323,12 +323,25 @@ def test_reader_joins_pieces_and_skips_padding():
     assert wandb_reader.payloads(data) == [first + b"bc", b"d"]
 
 
+def test_reader_waits_for_what_is_still_written(tmp_path):
+    write(tmp_path, [record(1), record(2)], {"rounds": 2})
+    (path,) = offline_runs(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    threading.Timer(0.3, path.write_bytes, [whole]).start()
+    assert read_only_run(tmp_path).exit_code == 0
+    path.write_bytes(whole[:-1])
+    with pytest.raises(wandb_reader.CutOffError):
+        read_only_run(tmp_path, timeout_s=0.2)
+
+
 def test_reader_refuses_what_is_damaged():
     data = HEADER + piece(b"hello", 1)
     assert wandb_reader.payloads(data) == [b"hello"]
     with pytest.raises(AssertionError, match="checksum"):
         wandb_reader.payloads(data[:-1] + b"!")
-    with pytest.raises(AssertionError, match="cut off"):
-        wandb_reader.payloads(data[:-1])
+    for length in (0, 5, len(HEADER) + 3, len(data) - 1):
+        with pytest.raises(wandb_reader.CutOffError, match="cut off"):
+            wandb_reader.payloads(data[:length])
     with pytest.raises(AssertionError, match="not a wandb file"):
         wandb_reader.payloads(b"x" * 20)

@@ -9,6 +9,7 @@ import json
 import struct
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ BLOCK = 32 * 1024
 HEADER = struct.Struct("<4sHB")
 RECORD = struct.Struct("<IHB")
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+class CutOffError(AssertionError):
+    """The file ends within its header or a record: damaged, or still being written."""
 
 
 @dataclass
@@ -42,17 +47,27 @@ def offline_runs(folder: Path) -> list[Path]:
 
 
 def payloads(data: bytes) -> list[bytes]:
-    """The records of a file's bytes, with every checksum checked."""
+    """The records of a file's bytes, with every checksum checked.
+
+    Raises:
+        CutOffError: the bytes end in the middle.
+        AssertionError: they are damaged.
+    """
+    if len(data) < HEADER.size:
+        raise CutOffError("cut off")
     assert HEADER.unpack_from(data) == (b":W&B", 0xBEE1, 0), "not a wandb file"
     found, parts, at = [], [], HEADER.size
     while at < len(data):
         if BLOCK - at % BLOCK < RECORD.size:  # padding at the end of a block
             at += BLOCK - at % BLOCK
             continue
+        if len(data) < at + RECORD.size:
+            raise CutOffError("cut off")
         crc, length, kind = RECORD.unpack_from(data, at)
         at += RECORD.size
         piece = data[at : at + length]
-        assert len(piece) == length, "cut off"
+        if len(piece) < length:
+            raise CutOffError("cut off")
         assert zlib.crc32(piece, zlib.crc32(bytes([kind]))) == crc, "checksum"
         at += length
         parts = [piece] if kind in (WHOLE, FIRST) else [*parts, piece]
@@ -88,16 +103,35 @@ def read_run(path: Path) -> OfflineRun:
     return run
 
 
-def read_only_run(folder: Path, timeout_s: float = 5.0) -> OfflineRun:
-    """Read the one run under a folder, waiting for its end: wandb-core writes in its own process.
+def has_ended(run: OfflineRun) -> bool:
+    """Whether the run's last record is there."""
+    return run.exit_code is not None
 
-    Read at once, a run was found without its history once in some forty times.
+
+def read_only_run(
+    folder: Path, timeout_s: float = 30.0, enough: Callable[[OfflineRun], bool] = has_ended
+) -> OfflineRun:
+    """Read the one run under a folder once there is enough: wandb-core writes in its own process.
+
+    Read at once, a run was found without its history, or a record cut off, once in some forty
+    times.
+
+    Raises:
+        CutOffError: the file still ends in the middle after ``timeout_s``.
     """
     (path,) = offline_runs(folder)
     deadline = time.monotonic() + timeout_s
-    while (run := read_run(path)).exit_code is None and time.monotonic() < deadline:
+    while True:
+        late = time.monotonic() > deadline
+        try:
+            run = read_run(path)
+        except CutOffError:
+            if late:
+                raise
+        else:
+            if late or enough(run):
+                return run
         time.sleep(0.05)
-    return run
 
 
 def _take_run(run: OfflineRun, record: Any) -> None:
