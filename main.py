@@ -14,17 +14,9 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
 
-import hydra
-from hydra._internal.utils import get_args_parser
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
+# What takes long to import is imported where it is used: --help needs none of it.
 from app import ours_first, signals
-from app.config.composition import open_keys, parsed
-from app.config.errors import explain
-from app.config.help import help_text
-from app.config.methods import register
-from app.config.schema import CONF
+from app.help_page import help_page
 from tracking.text import tolerant
 
 if TYPE_CHECKING:
@@ -36,14 +28,16 @@ SHOWS_ONLY = ("hydra_help", "cfg", "info", "shell_completion")
 def main() -> int:
     """Check every job, run them, compare them; return the exit code."""
     tolerant()
-    flags = get_args_parser().parse_args()
     ours_first()
-    if flags.help:
-        sys.stdout.write(help_text())
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.stdout.write(help_page())
         return 0
+    from hydra._internal.utils import get_args_parser
+
+    flags = get_args_parser().parse_args()
     signals.install()
     logging.raiseExceptions = False  # a full disk is said once, not by each line of the log
-    from app.jobs import Jobs  # brings Ray, which --help need not wait for
+    from app.jobs import Jobs
 
     jobs = Jobs()
     code = guarded(lambda: start(jobs, flags))
@@ -52,6 +46,12 @@ def main() -> int:
 
 def start(jobs: "Jobs", flags: argparse.Namespace) -> None:
     """Check the jobs and run them."""
+    import hydra
+
+    from app.config.composition import open_keys, parsed
+    from app.config.methods import register
+    from app.config.schema import CONF
+
     register()
     parsed(flags.overrides)
     run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(jobs.job)
@@ -67,6 +67,11 @@ def start(jobs: "Jobs", flags: argparse.Namespace) -> None:
 
 def guarded(act: Callable[[], None]) -> int:
     """Run a part of the whole; what ends it is one line, and its exit code is returned."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from app.config.errors import explain
+
     try:
         act()
         return 0

@@ -33,8 +33,10 @@ from torch import Tensor
 
 from app import client, experiment
 from app.config.composition import compose
-from app.engine import LocalGrid, RayGrid, SerialGrid, Workers, make_context
+from app.engine import RayGrid, SerialGrid, Workers
 from app.experiment import Experiment
+from app.local_grid import LocalGrid
+from app.worker import make_context
 from benchmarks import random_data
 from benchmarks.table import table
 from models.lenet5 import LeNet5

@@ -12,12 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data.cache_folder import cache_folder
+
 CHECKSUM = "xxh3"  # its name in the file's metadata
-
-
-def cache_folder() -> Path:
-    """Where prepared tensors lie: ``$XDG_CACHE_HOME/cutbit``, by default ~/.cache/cutbit."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cutbit"
 
 
 def cached(key: str, prepare: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -96,10 +96,10 @@ def test_any_number_of_workers(strategy: str, tmp_path: Path, ray_simulator: Sim
     simulate(tmp_path / "two", *chosen, *two, simulator=ray_simulator)
     pool = ray_simulator._workers
     assert pool is not None
-    pool.start()
-    first, pool.actors = pool.actors, pool.actors[:1]
+    assert pool.actors is not None
+    both, pool.actors.actors = pool.actors.actors, pool.actors.actors[:1]
     simulate(tmp_path / "one", *chosen, *two, simulator=ray_simulator)
-    pool.actors = first
+    pool.actors.actors = both
     assert_same_run(tmp_path / "serial", tmp_path / "one", tmp_path / "two")
 
 

@@ -95,7 +95,7 @@ def test_record_keys_are_named_in_one_file() -> None:
                 if isinstance(node, ast.Constant) and node.value in keys
             ]
             # Flower itself names partition-id, in a node's configuration.
-            named_by_flower = path.name in ("client.py", "engine.py")
+            named_by_flower = path.name in ("client.py", "worker.py")
             assert (
                 not strings
                 or path.name == "messages.py"

@@ -15,7 +15,8 @@ from conftest import ROOT
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from app.engine import SerialGrid, make_context
+from app.engine import SerialGrid
+from app.worker import make_context
 from strategies import messages
 from strategies.contract import Update
 from strategies.fedavg import FedAvg

@@ -44,6 +44,13 @@ class EngineSettings:
     address: str | None = field(
         default=None, metadata={"help": "address of a Ray cluster; null: starts a local one"}
     )
+    fork: bool = field(
+        default=True,
+        metadata={
+            "help": "train in processes forked at once until Ray's are there; short runs never "
+            "start Ray, see docs/ARCHITECTURE.md"
+        },
+    )
     client_timeout_s: float | None = field(
         default=3600.0,
         metadata={"help": "seconds that a client may train in a round; null: no limit"},

@@ -1,6 +1,7 @@
 """Our grids: faults of clients and workers, and what Flower expects of a grid."""
 
 import json
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,13 +15,16 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from ray.exceptions import RayError
 
-from app import engine
+from app import actors, calls
+from app.actors import Actors
+from app.calls import Call, Round, plan
 from app.engine import RayGrid, SerialGrid, Simulator, Workers
+from app.time_limit import GRACE_S
 from strategies import messages
 from strategies.server.results import AllClientsFailedError
 
 FAULTY = ("strategy=fedavg", "strategy._target_=tests.app.faulty.Faulty", "clients.total=12")
-ON_RAY = ("engine=ray", "engine.workers=2")
+ON_RAY = ("engine=ray", "engine.workers=2", "engine.fork=false")
 
 
 @pytest.fixture
@@ -101,21 +105,20 @@ def test_of_a_dead_actors_calls_the_first_without_replies_is_suspect(monkeypatch
             raise results[reference]
         return results[reference]
 
-    class Pool:
+    class Pool(Actors):
         replaced: ClassVar[list[int]] = []
 
         def replace(self, index: int) -> None:
             self.replaced.append(index)
 
-    monkeypatch.setattr(engine.ray, "get", get)
-    monkeypatch.setattr(engine, "_node", lambda message: message)
-    grid = engine.RayGrid.__new__(engine.RayGrid)
-    grid._workers = Pool()
-    calls = {name: engine._Call([i]) for i, name in enumerate(results)}
-    other = engine._Call([3])
-    state = engine._Round(["a", "b", "c", "d"], {}, [], deque([other]))
-    state.flying = {name: (0, call) for name, call in calls.items()} | {"away": (1, other)}
-    grid._collect(state, "behind")
+    monkeypatch.setattr(actors.ray, "get", get)
+    monkeypatch.setattr(actors, "node_of", lambda message: message)
+    pool = Pool.__new__(Pool)
+    given = {name: Call([i]) for i, name in enumerate(results)}
+    other = Call([3])
+    state = Round(["a", "b", "c", "d"], {}, [], deque([other]))
+    state.flying = {name: (0, call) for name, call in given.items()} | {"away": (1, other)}
+    pool._collect(state, "behind")
     assert list(state.replies) == ["reply"]
     assert list(state.flying) == ["away"] and Pool.replaced == [0]
     assert [(call.indices, call.deaths) for call in state.queue] == [([1], 1), ([2], 0), ([3], 0)]
@@ -133,27 +136,24 @@ def test_a_suspect_has_its_actor_to_itself() -> None:
             self.given += 1
             return self, self.given
 
-    class Pool:
-        actors: ClassVar[list[Actor]] = [Actor(), Actor()]
-
-    grid = engine.RayGrid.__new__(engine.RayGrid)
-    grid._workers, grid._num_nodes, grid._run_config = Pool(), 9, {}
-    calls = [engine._Call([0], deaths=1), *(engine._Call([i]) for i in range(1, 9))]
-    state = engine._Round(
+    pool = Actors.__new__(Actors)
+    first, second = pool.actors = [Actor(), Actor()]
+    waiting = [Call([0], deaths=1), *(Call([i]) for i in range(1, 9))]
+    state = Round(
         [Message(RecordDict(), dst_node_id=i, message_type="train") for i in range(9)],
-        {"k": None},
+        {"k": RecordDict()},
         ["k"] * 9,
-        deque(calls),
+        deque(waiting),
+        references={"k": None},
     )
-    grid._fill(state)
-    first, second = Pool.actors
-    assert (first.given, second.given) == (1, engine.CALLS_IN_FLIGHT)
-    grid._fill(state)  # nobody joins it
-    assert (first.given, second.given) == (1, engine.CALLS_IN_FLIGHT)
+    pool._fill(state)
+    assert (first.given, second.given) == (1, calls.CALLS_IN_FLIGHT)
+    pool._fill(state)  # nobody joins it
+    assert (first.given, second.given) == (1, calls.CALLS_IN_FLIGHT)
     state.flying = {ref: it for ref, it in state.flying.items() if it[0] == 1}
-    state.queue.appendleft(engine._Call([0], deaths=1))
+    state.queue.appendleft(Call([0], deaths=1))
     del state.flying[next(iter(state.flying))]
-    grid._fill(state)  # it waits for an actor that has nothing, and gets the first
+    pool._fill(state)  # it waits for an actor that has nothing, and gets the first
     assert [call.deaths for _, call in state.flying.values()].count(1) == 1
     assert {index for index, call in state.flying.values() if call.deaths} == {0}
 
@@ -162,20 +162,19 @@ def test_what_a_spent_actor_did_not_run_is_queued_again_unsuspected(monkeypatch)
     """After a client that took too long its actor runs no other."""
     results = {"cut short": ["reply", "no answer in time"], "behind": []}
 
-    class Pool:
+    class Pool(Actors):
         replaced: ClassVar[list[int]] = []
 
         def replace(self, index: int) -> None:
             self.replaced.append(index)
 
-    monkeypatch.setattr(engine.ray, "get", results.__getitem__)
-    grid = engine.RayGrid.__new__(engine.RayGrid)
-    grid._workers = Pool()
-    state = engine._Round(["m"] * 7, {}, [], deque([engine._Call([6])]))
-    other = engine._Call([5])
-    cut, behind = engine._Call([0, 1, 2]), engine._Call([3, 4])
+    monkeypatch.setattr(actors.ray, "get", results.__getitem__)
+    pool = Pool.__new__(Pool)
+    state = Round(["m"] * 7, {}, [], deque([Call([6])]))
+    other = Call([5])
+    cut, behind = Call([0, 1, 2]), Call([3, 4])
     state.flying = {"cut short": (1, cut), "away": (0, other), "behind": (1, behind)}
-    grid._collect(state, "cut short")
+    pool._collect(state, "cut short")
     assert list(state.replies) == ["reply", "no answer in time"]
     assert list(state.flying) == ["away"] and Pool.replaced == [1]
     assert [(c.indices, c.deaths) for c in state.queue] == [([2], 0), ([3, 4], 0), ([6], 0)]
@@ -184,43 +183,33 @@ def test_what_a_spent_actor_did_not_run_is_queued_again_unsuspected(monkeypatch)
 def test_an_actor_that_cannot_even_end_itself_is_ended(monkeypatch) -> None:
     """Such as a stopped process: it has the time to start in, and its clients theirs."""
     killed: list[str] = []
-    monkeypatch.setattr(engine.ray, "wait", lambda *_, timeout, **__: ([], timeout))
-    monkeypatch.setattr(engine.ray, "kill", killed.append)
+    monkeypatch.setattr(actors.ray, "wait", lambda *_, timeout, **__: ([], timeout))
+    monkeypatch.setattr(actors.ray, "kill", killed.append)
     recovered: list[int] = []
-    monkeypatch.setattr(engine.RayGrid, "_recover", lambda _, state, index: recovered.append(index))
-
-    class Pool:
-        actors = ("zero", "one")
-
-    grid = engine.RayGrid.__new__(engine.RayGrid)
-    grid._workers, grid._limit_s = Pool(), 30.0
-    now = engine.time.monotonic()
-    long_ago = now - engine.START_S - 2 * (30 + 2 * engine.GRACE_S) - 1
-    calls = {"a": (0, [0]), "b": (1, [1, 2]), "c": (1, [3])}
-    flying = {name: (index, engine._Call(of)) for name, (index, of) in calls.items()}
-    state = engine._Round([], {}, [], deque(), flying=flying, heard={0: now, 1: long_ago})
-    assert grid._advance(state, engine.math.inf)
+    monkeypatch.setattr(Actors, "_recover", lambda _, state, index: recovered.append(index))
+    pool = Actors.__new__(Actors)
+    pool.actors = ["zero", "one"]
+    now = time.monotonic()
+    long_ago = now - calls.START_S - 2 * (30 + 2 * GRACE_S) - 1
+    given = {"a": (0, [0]), "b": (1, [1, 2]), "c": (1, [3])}
+    flying = {name: (index, Call(of)) for name, (index, of) in given.items()}
+    heard = {0: now, 1: long_ago}
+    state = Round([], {}, [], deque(), limit_s=30.0, flying=flying, heard=heard)
+    assert pool._advance(state)
     assert (killed, recovered) == (["one"], [1])
-    grid._limit_s = None  # nobody is ever overdue
-    assert grid._due(state) == {}
+    state.limit_s = None  # nobody is ever overdue
+    assert pool._due(state) == {}
 
 
 def test_a_large_model_goes_to_one_client_per_call() -> None:
-    class Pool:
-        actors: ClassVar[list[object]] = [object()]
-
     def per_call(num_bytes: int) -> int:
         arrays = messages.to_record({"w": np.zeros(num_bytes, np.uint8)})
         content = RecordDict({"arrays": arrays})
         sent = [Message(content, dst_node_id=i, message_type="train") for i in range(400)]
-        return len(grid._plan(sent).queue[0].indices)
+        return len(plan(sent, "round 1", 1).queue[0].indices)
 
-    grid = engine.RayGrid.__new__(engine.RayGrid)
-    grid._workers = Pool()
-    grid._run = engine.runtime.start_run(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.ray, "put", lambda content: None)
-        patch.setattr(engine, "BYTES_PER_CALL", 640)
+        patch.setattr(calls, "BYTES_PER_CALL", 640)
         assert [per_call(n) for n in (1, 100, 450, 5000)] == [10, 6, 1, 1]
 
 
@@ -247,11 +236,11 @@ def test_a_client_that_hangs_is_left_behind(
 
 @pytest.mark.long  # starts Ray twice
 def test_two_sizes_of_pool_in_one_session(tmp_path: Path, simulator: Simulator) -> None:
-    one = simulate(tmp_path / "1", "engine=ray", "engine.workers=1", simulator=simulator)
+    one = simulate(tmp_path / "1", *ON_RAY, "engine.workers=1", simulator=simulator)
     two = simulate(tmp_path / "2", *ON_RAY, simulator=simulator)
     assert one["final_accuracy"] == two["final_accuracy"]
     assert simulator._workers is not None
-    assert len(simulator._workers.actors) == 2
+    assert simulator._workers.size == 2
 
 
 # Flower's contract ------------------------------------------------------------------------------

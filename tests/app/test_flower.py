@@ -13,7 +13,8 @@ from flwr.simulation import run_simulation
 from safetensors.numpy import load_file
 
 from app import client, experiment, runtime, server
-from app.engine import Simulator, make_context
+from app.engine import Simulator
+from app.worker import make_context
 from quant.settings import QuantSettings
 from strategies import messages
 from strategies.client.training import LocalTraining

@@ -15,7 +15,8 @@ from flwr.cli.build import build_fab_from_files
 from flwr.cli.utils import collect_files
 
 from app import runtime, server
-from app.engine import SerialGrid, make_context
+from app.engine import SerialGrid
+from app.worker import make_context
 
 TWO = ("strategy=fedavg", "clients.total=2")
 COLOCATED = "strategy._target_=tests.app.colocated.Colocated"

@@ -100,7 +100,8 @@ class Run:
         self.folder, self.base, self.marks = folder / "run", base, folder
         command = [
             "main.py", "strategy=fedavg", "strategy._target_=tests.app.waiting.Waiting",
-            "engine.workers=1", "clients.total=2", "rounds=1", "data.max_train=40",
+            "engine.workers=1", "engine.fork=false", "clients.total=2", "rounds=1",
+            "data.max_train=40",
             "train.epochs=1", f"hydra.run.dir={self.folder}",
         ]  # fmt: skip
         env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}

@@ -44,8 +44,9 @@ def test_killed_at_random(chosen: tuple[str, ...], tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("fork", [(), ("engine.fork=false",)], ids=["forked", "ray"])
 @pytest.mark.parametrize("strategy", strategies())
-def test_killed_at_random_on_ray(strategy: str, tmp_path: Path) -> None:
+def test_killed_at_random_on_ray(strategy: str, fork: tuple[str, ...], tmp_path: Path) -> None:
     """Of the process that drives the workers; it starts anew each time, as a user's does."""
     chosen = [
         f"strategy={strategy}", "rounds=12", "clients.total=6", "data.max_train=240", "seed=3",
@@ -54,9 +55,18 @@ def test_killed_at_random_on_ray(strategy: str, tmp_path: Path) -> None:
     folder = tmp_path / "whole"
     serial = [*chosen, "engine=serial", f"hydra.run.dir={folder}"]
     assert kill_process_after(serial, 600) == 0
-    on_ray = [*chosen, "engine=ray", "engine.workers=2", f"hydra.run.dir={tmp_path / 'killed'}"]
+    on_ray = [
+        *chosen,
+        "engine=ray",
+        "engine.workers=2",
+        *fork,
+        f"hydra.run.dir={tmp_path / 'killed'}",
+    ]
     draw, kills = random.Random(strategy), 0
-    while kills < 3 and kill_process_after(on_ray, draw.uniform(8, 30)) is None:
+    while (
+        kills < 3
+        and kill_process_after(on_ray, draw.uniform(*((8, 30) if fork else (3, 15)))) is None
+    ):
         kills += 1
     assert kill_process_after(on_ray, 600) == 0
     assert_same_run(folder, tmp_path / "killed")

@@ -81,7 +81,13 @@ def test_a_sweep_is_stopped_and_another_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("to_all", [False, True], ids=["process", "all its processes"])
 def test_nothing_of_ray_is_left(name: str, to_all: bool, tmp_path: Path) -> None:
     psutil = pytest.importorskip("psutil")  # which Ray brings
-    on_ray = ("rounds=2000", "engine=ray", "engine.workers=2", f"hydra.run.dir={tmp_path}")
+    on_ray = (
+        "rounds=2000",
+        "engine=ray",
+        "engine.workers=2",
+        "engine.fork=false",
+        f"hydra.run.dir={tmp_path}",
+    )
     process = started(*QUIET, *on_ray)
     wait_for_rounds(process, tmp_path, 3)
     below = psutil.Process(process.pid).children(recursive=True)
