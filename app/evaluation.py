@@ -11,7 +11,7 @@ from data.dataset import Dataset
 from models.inputs import call
 from models.objective import Classification, Objective
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,11 @@ def test(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 @torch.no_grad()
 def measure(
-    model: nn.Module, x: Tensor | tuple[Tensor, ...], y: Tensor, objective: Objective
+    model: nn.Module,
+    x: Tensor | tuple[Tensor, ...],
+    y: Tensor,
+    objective: Objective,
+    batch: int = EVALUATION_BATCH,
 ) -> dict[str, float]:
     """Accuracy, loss and what the task adds, of ``model`` on a test set.
 
@@ -57,12 +61,13 @@ def measure(
         x: (N, …) inputs; a tuple where the network takes several.
         y: (N, …) labels.
         objective: what its outputs are for.
+        batch: how many samples at once; larger ones are slower (benchmarks/evaluation.py).
     """
     torch.set_num_threads(1)
     model.eval()
     sums: Counter[str] = Counter()
-    for start in range(0, len(y), EVALUATION_BATCH):
-        rows = slice(start, start + EVALUATION_BATCH)
+    for start in range(0, len(y), batch):
+        rows = slice(start, start + batch)
         inputs = x[rows] if isinstance(x, Tensor) else tuple(one[rows] for one in x)
         sums.update(objective.sums(call(model, inputs), y[rows]))
     return objective.metrics(sums, y)

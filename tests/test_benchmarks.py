@@ -14,6 +14,7 @@ from benchmarks import (
     binary,
     cloud_round,
     codec,
+    evaluation,
     fleet,
     hierarchical,
     machine,
@@ -41,8 +42,8 @@ PARTS = {
     "table",
 }
 TESTED = {
-    "binary", "codec", "engine", "fleet", "hierarchical", "networks", "privacy", "quant", "split",
-    "steps", "wire",
+    "binary", "codec", "engine", "evaluation", "fleet", "hierarchical", "networks", "privacy",
+    "quant", "split", "steps", "wire",
 }  # fmt: skip
 
 Rows = list[dict[str, str]]
@@ -121,6 +122,14 @@ def test_quant(printed: Callable[[], str]) -> None:
     for row in rows:
         assert number(row["ms a step"]) > 0 < number(row["of fp32"])
         assert row["variant"] != "fp32" or row["of fp32"] == "1.00"
+
+
+def test_evaluation(printed: Callable[[], str]) -> None:
+    evaluation.main(["--turns", "1", "--networks", "cnn 8×8"])
+    (row,) = tables(printed())[0]
+    assert row["network"] == "cnn 8×8"
+    assert row[str(evaluation.EVALUATION_BATCH)] == "1.00"
+    assert all(number(row[str(batch)]) > 0 for batch in evaluation.BATCHES)
 
 
 def test_networks(printed: Callable[[], str]) -> None:

@@ -130,7 +130,7 @@ def test_classes_are_counted_as_before() -> None:
     """Bit for bit: sums over batches of right answers and of cross-entropy."""
     outputs, labels = drawn("classification", 1203)
     right, loss = 0, 0.0
-    for z, y in zip(outputs.split(500), labels.split(500), strict=True):
+    for z, y in zip(*(whole.split(EVALUATION_BATCH) for whole in (outputs, labels)), strict=True):
         right += int((z.argmax(1) == y).sum())
         loss += float(nn.functional.cross_entropy(z, y, reduction="sum"))
     found = measure(Fixed(outputs), torch.arange(1203), labels, Classification())
