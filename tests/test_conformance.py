@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,20 +153,27 @@ def test_names_and_types_stay_those_of_the_model(
         assert np.isfinite(arrays[name]).all()
 
 
-@pytest.mark.parametrize("strategy", strategies())
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        pytest.param(("clients.total=1",), id="one client"),
-        pytest.param(("data.max_train=4",), id="empty clients"),
-        pytest.param(("data.max_train=6", "model.norm=batch"), id="one sample each"),
-        pytest.param(("data.max_train=102", "model.norm=batch"), id="a last batch of one"),
-        pytest.param(("train.batch_size=1", "data.max_train=24"), id="batches of one"),
-        pytest.param(("train.batch_size=100000",), id="a batch larger than the data"),
-        pytest.param(("data.partition=shards", "data.max_train=60"), id="one class or two"),
-        pytest.param(("clients.per_round=1",), id="one client a round"),
-    ],
-)
+SIZES = {
+    "one client": ("clients.total=1",),
+    "empty clients": ("data.max_train=4",),
+    "one sample each": ("data.max_train=6", "model.norm=batch"),
+    "a last batch of one": ("data.max_train=102", "model.norm=batch"),
+    "batches of one": ("train.batch_size=1", "data.max_train=24"),
+    "a batch larger than the data": ("train.batch_size=100000",),
+    "one class or two": ("data.partition=shards", "data.max_train=60"),
+    "one client a round": ("clients.per_round=1",),
+}
+
+
+def odd_sizes() -> Iterator[Any]:
+    """Every method with every size; of these every other one runs long, as on a checkerboard."""
+    for number, strategy in enumerate(strategies()):
+        for other, (name, overrides) in enumerate(SIZES.items()):
+            marks = pytest.mark.long if (number + other) % 2 else ()
+            yield pytest.param(strategy, overrides, marks=marks, id=f"{name}-{strategy}")
+
+
+@pytest.mark.parametrize(("strategy", "overrides"), odd_sizes())
 def test_odd_sizes(strategy: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
     summary = simulate(tmp_path, f"strategy={strategy}", *overrides)
     assert summary["num_failed"] == 0

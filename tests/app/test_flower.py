@@ -50,7 +50,8 @@ def no_ray_of_ours(ray_simulator: Simulator) -> None:
     ray_simulator.close()
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("fedavg", marks=pytest.mark.long), "oqfl"])
+@pytest.mark.long  # ends our Ray; test_flower_run.py has a run by `flwr run`
+@pytest.mark.parametrize("strategy", ["fedavg", "oqfl"])
 def test_whole_run_equals_ours(strategy: str, tmp_path: Path, no_ray_of_ours: None) -> None:
     overrides = (f"strategy={strategy}", *OVERRIDES)
     app = ServerApp()

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, rounds, simulate
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
-LARGE = {"densenet121", "densenet201", "inception_v3", "resnet50"}
+LARGE = {"densenet121", "densenet201", "inception_v3", "mobilenetv2", "resnet50", "vgg19"}
 TINY = ("clients.total=2", "data.max_train=8", "train.batch_size=4", "checkpoint.every=0")
 
 
@@ -33,7 +33,9 @@ def test_two_rounds_of_oqfl(model: str, tmp_path: Path) -> None:
     assert summary["quantized_share"] == 1
 
 
-@pytest.mark.parametrize("model", ["resnet18", "mobilenetv2", "ecg1d"])
+@pytest.mark.parametrize(
+    "model", ["resnet18", pytest.param("mobilenetv2", marks=pytest.mark.long), "ecg1d"]
+)
 def test_two_rounds_over_a_cut(model: str, tmp_path: Path) -> None:
     chosen = ("strategy=ushaped", "split.cut=0.2", f"model={model}", "train.lr=1e-3", *TINY)
     summary = simulate(tmp_path, *chosen, "link.up=int8", *data_for(model))

@@ -31,6 +31,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "ecg1d": (lambda: ecg1d(convolutions=4), (1, 128)),
     "resnet8": (resnet8, COLOUR),
 }
+QUICK = ("resnet18", "vgg16", "mobilenetv2", "densenet121")
 LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet18": (lambda: resnet18(width=0.25), COLOUR),
     "resnet50": (lambda: resnet50(width=0.25), COLOUR),
@@ -65,7 +66,10 @@ def test_every_cut_of_the_small(name: str, bits: int) -> None:
     check_cuts(model, shape, sample=None)
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in LARGE],
+)
 def test_some_cuts_of_the_large(name: str) -> None:
     make, shape = LARGE[name]
     check_cuts(make().to(memory_format=torch.channels_last), shape, sample=3)

@@ -23,7 +23,9 @@ def test_lenet5_by_hand() -> None:
     assert found["stage4"].server_flops == 2 * 84 * 10
 
 
-@pytest.mark.parametrize("model", ["cnn", "resnet8", "mobilenetv2"])
+@pytest.mark.parametrize(
+    "model", ["cnn", "resnet8", pytest.param("mobilenetv2", marks=pytest.mark.long)]
+)
 def test_sides_add_up_and_grow(model: str) -> None:
     chosen = [f"model={model}", "data=cifar10"]
     found = cuts.find(chosen).rows
