@@ -173,7 +173,7 @@ def odd_sizes() -> Iterator[Any]:
             yield pytest.param(strategy, overrides, marks=marks, id=f"{name}-{strategy}")
 
 
-@pytest.mark.parametrize(("strategy", "overrides"), odd_sizes())
+@pytest.mark.parametrize(("strategy", "overrides"), list(odd_sizes()))
 def test_odd_sizes(strategy: str, overrides: tuple[str, ...], tmp_path: Path) -> None:
     summary = simulate(tmp_path, f"strategy={strategy}", *overrides)
     assert summary["num_failed"] == 0

@@ -44,7 +44,7 @@ def every_other_long(cases: list[Any]) -> Iterator[Any]:
         yield pytest.param(*case.values, id=case.id, marks=pytest.mark.long if number % 2 else ())
 
 
-@pytest.mark.parametrize(("strategy", "overrides"), every_other_long(CASES))
+@pytest.mark.parametrize(("strategy", "overrides"), list(every_other_long(CASES)))
 def test_bytes_planned_from_shapes_are_those_that_cross(strategy, overrides, tmp_path) -> None:
     chosen = (f"strategy={strategy}", *overrides, "data.partition=dirichlet")
     simulate(tmp_path, *chosen)
