@@ -1,9 +1,11 @@
 """Where clients run: in this process, or in a pool of workers that serves all jobs of a sweep."""
 
+import contextlib
 import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from app import client, experiment, server
+from app.background import in_background
 from app.calls import Round, plan
 from app.experiment import Experiment, Prepared
 from app.first_workers import CAN_FORK, FirstWorkers
@@ -60,6 +63,7 @@ class Workers:
         self.fork = fork and CAN_FORK and address is None
         self.first: FirstWorkers | None = None
         self.actors: Actors | None = None
+        self._coming: Future[Actors] | None = None  # while Ray starts beside the first workers
 
     @property
     def size(self) -> int:
@@ -81,31 +85,46 @@ class Workers:
             yield from self.first.run(state, is_enough=self._are_actors_there)
         if state.queue and time.monotonic() < state.deadline:
             actors = self._start_ray()
-            if self.first is not None:
-                self.first.close()
-                self.first = None
+            self._end_first()
             yield from actors.run(state)
 
     def close(self) -> None:
         """End them all, and Ray if it is ours."""
-        if self.first is not None:
-            self.first.close()
-            self.first = None
+        self._end_first()
+        if self._coming is not None:
+            with contextlib.suppress(Exception):  # it did not start: nothing to end
+                self.actors = self._coming.result()
+            self._coming = None
         if self.actors is not None:
             self.actors.close()
             self.actors = None
 
+    def _end_first(self) -> None:
+        if self.first is not None:
+            self.first.close()
+            self.first = None
+
     def _are_actors_there(self) -> bool:
-        """Whether Ray takes over: it is started once there was enough to do."""
+        """Whether Ray takes over: it is started, beside, once there was enough to do."""
         assert self.first is not None
-        return self.first.worked_s > RAY_AFTER_S and self._start_ray().are_there()
+        if self.actors is None and self.first.worked_s > RAY_AFTER_S:
+            if self._coming is None:
+                self._coming = in_background(self._new_actors)
+            elif self._coming.done():
+                self.actors = self._coming.result()
+        return self.actors is not None and self.actors.are_there()
 
     def _start_ray(self) -> "Actors":
+        """Wait for Ray and return its actors, which may still be starting."""
+        if self.actors is None:
+            self.actors = self._new_actors() if self._coming is None else self._coming.result()
+            self._coming = None
+        return self.actors
+
+    def _new_actors(self) -> "Actors":
         from app.actors import Actors  # brings Ray, for which short runs need not wait
 
-        if self.actors is None:
-            self.actors = Actors(self.count, self.address)
-        return self.actors
+        return Actors(self.count, self.address)
 
 
 class RayGrid(LocalGrid):

@@ -94,6 +94,9 @@ def shielded() -> Iterator[None]:
     Raises:
         Stopped: one came.
     """
+    if threading.current_thread() is not threading.main_thread():  # see `app.background`
+        yield
+        return
     if not hasattr(signal, "pthread_sigmask"):  # not on Windows
         with held():
             yield

@@ -16,6 +16,7 @@ from conftest import FAULTS, ROOT, assert_same_run, simulate, small
 
 from app import engine
 from app.actors import Actors
+from app.background import in_background
 from app.engine import Simulator, Workers
 from app.first_workers import CAN_FORK, FirstWorkers
 
@@ -81,12 +82,12 @@ def test_ray_takes_over_in_the_midst_of_a_round(
     simulate(tmp_path / "serial", "clients.total=40")
     actors = ready(ray_simulator)
     monkeypatch.setattr(engine, "RAY_AFTER_S", 0.02)
-    monkeypatch.setattr(Workers, "_start_ray", lambda _: actors)
+    monkeypatch.setattr(Workers, "_new_actors", lambda _: actors)
     simulator = Simulator()
     folder = tmp_path / "both"
     simulate(folder, "clients.total=40", *FORKED, simulator=simulator)
     workers = simulator._workers
-    assert workers is not None and workers.first is None and workers.actors is None
+    assert workers is not None and workers.first is None and workers.actors is actors
     assert_same_run(tmp_path / "serial", folder)
 
 
@@ -109,12 +110,37 @@ def test_where_all_of_them_are_gone_ray_runs_the_rest(
 ) -> None:
     actors = ready(ray_simulator)
     monkeypatch.setattr(engine, "RAY_AFTER_S", float("inf"))
-    monkeypatch.setattr(Workers, "_start_ray", lambda _: actors)
+    monkeypatch.setattr(Workers, "_new_actors", lambda _: actors)
     simulate(tmp_path / "well", *FAULTY)
     faults(c2="die-once", c3="die-once")
     options = (*FAULTY, "engine=ray", "engine.workers=2")
     simulate(tmp_path / "died", *options, simulator=Simulator())
     assert_same_run(tmp_path / "well", tmp_path / "died")
+
+
+def test_what_runs_in_the_background_has_a_folder_and_signals_of_its_own(tmp_path: Path) -> None:
+    here = Path.cwd()
+
+    def look() -> tuple[str, set[signal.Signals], int]:
+        os.chdir(tmp_path)
+        child = subprocess.Popen(["sleep", "600"])
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        return str(Path.cwd()), {signal.Signals(n) for n in blocked}, child.pid
+
+    folder, blocked, child = in_background(look).result(timeout=30)
+    try:
+        assert (folder, Path.cwd()) == (str(tmp_path), here)
+        assert Path(f"/proc/{child}/cwd").readlink() == tmp_path
+        assert blocked >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+    def fail() -> None:
+        raise ValueError("no Ray here")
+
+    with pytest.raises(ValueError, match="no Ray here"):
+        in_background(fail).result(timeout=30)
 
 
 def test_they_hold_nothing_of_the_drivers(tmp_path: Path) -> None:
