@@ -325,7 +325,12 @@ def network(parts: Parts) -> nn.Module:
     Raises:
         ValueError: the network or its weights do not fit; names the key.
     """
-    return copy.deepcopy(_network(_Keyed(json.dumps(asdict(parts.network)), parts.network)))
+    return copy.deepcopy(_network(_keyed(parts))[0])
+
+
+def done_to_weights(parts: Parts) -> list[str]:
+    """What had to be done to the names in model.weights, in words."""
+    return _network(_keyed(parts))[1]
 
 
 @dataclass(frozen=True)
@@ -334,17 +339,21 @@ class _Keyed:
     network: Network = field(compare=False)
 
 
+def _keyed(parts: Parts) -> _Keyed:
+    return _Keyed(json.dumps(asdict(parts.network)), parts.network)
+
+
 @functools.lru_cache(maxsize=1)
-def _network(keyed: _Keyed) -> nn.Module:
-    one = keyed.network
+def _network(keyed: _Keyed) -> tuple[nn.Module, list[str]]:
+    one, done = keyed.network, list[str]()
     seed = derive_seed(one.seed, "model")
     model = build(one.target, one.options, one.inputs, one.num_classes, seed)
     if one.weights:
         try:
-            load_weights(model, one.weights, one.replace_head)
+            done = load_weights(model, one.weights, one.replace_head)
         except ValueError as error:
             raise ValueError(f"model.weights={error}") from error
-    return model
+    return model, done
 
 
 def check_network(experiment: Experiment) -> None:
@@ -415,6 +424,15 @@ def check_labels(experiment: Experiment) -> None:
         raise ValueError(f"{task.shown} with data={name}: {reason}") from error
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise ValueError(f"{task.shown}: its loss is no scalar that the network's outputs made")
+
+
+def without_samples(data: Dataset) -> list[int]:
+    """Classes that no training sample has; none where labels are no classes."""
+    labels = data.train_y
+    if labels.ndim != 1 or labels.is_floating_point() or not len(labels):
+        return []
+    counts = torch.bincount(labels, minlength=data.num_classes)
+    return (counts == 0).nonzero().flatten().tolist()
 
 
 # The method ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from app.config.errors import explain
 from app.evaluation import on_test_set
 from app.experiment import Experiment, Prepared
 from app.run_folder import MODEL, FolderTakenError, claim, close, locked, take, write_json
-from app.summary import describe, left_in_fp32
+from app.summary import describe, remarks
 from strategies import messages
 from strategies.server.checkpoint import save_arrays
 from strategies.server.discovery import wait_for_nodes
@@ -146,7 +146,7 @@ def run(
         write_json(folder / LABELS, dict(enumerate(names)))
         log.info("labels: %s", line(", ".join(names), LONGEST_NAMES))
     model = prepared.model if prepared else experiment.prepare(chosen, strategy)
-    for text in left_in_fp32(chosen, strategy):
+    for text in remarks(chosen, strategy):
         log.warning(text)
     data = experiment.dataset(chosen)
     with signals.shielded():  # wandb has a process of its own

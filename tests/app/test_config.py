@@ -43,7 +43,8 @@ WRONG = [
     ("strategy=[1]", "strategy=[1]: takes the name of a file in conf/strategy"),
     ("name=" + "[" * 1000, "name=[[["),
     ("seed=" + "9" * 5000, "seed=999"),
-    ("name='", "name=': cannot be read: "),
+    ("name='", 'name="\'": takes a folder name'),
+    ("seed='", "seed=': cannot be read; text with other signs"),
     (
         "clients.per_round=101",
         "clients.per_round=101: takes an integer from 1 to clients.total=100",
