@@ -18,6 +18,7 @@ from app.config.errors import explain
 from app.evaluation import on_test_set
 from app.experiment import Experiment, Prepared
 from app.run_folder import MODEL, FolderTakenError, claim, close, locked, take, write_json
+from app.sinks import wandb_sink
 from app.summary import describe, remarks
 from strategies import messages
 from strategies.server.checkpoint import save_arrays
@@ -27,7 +28,7 @@ from tracking.jsonl import ROUNDS, JsonlSink, read, readable
 from tracking.progress import ProgressSink, Show
 from tracking.record import Sink
 from tracking.text import line
-from tracking.wandb_sink import WandbSink, check_online
+from tracking.wandb_sink import check_online
 
 NODES_TIMEOUT_S = 300.0
 ROUND_TIMEOUT_S = 3600.0
@@ -152,7 +153,7 @@ def run(
     with signals.shielded():  # wandb has a process of its own
         sinks: list[Sink] = [
             JsonlSink(folder, done, stamp),
-            WandbSink(chosen.wandb, folder, chosen.identity, group, done),
+            wandb_sink(chosen, folder, group, done),
             show(chosen.rounds, done),
         ]
     summary = None

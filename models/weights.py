@@ -6,7 +6,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -94,6 +94,7 @@ _COUNTER = "num_batches_tracked"
 
 def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The file's tensors by their names, and what it took to find them."""
+    state: Any
     try:
         if path.exists() and not path.is_file():
             raise OSError("is no file")

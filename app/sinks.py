@@ -1,0 +1,46 @@
+"""The sinks that know an experiment: what wandb is told beside the configuration."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.config.composition import is_under
+from app.experiment import Experiment, method_class
+from quant.layers import FULL_PRECISION
+from tracking.record import RoundRecord
+from tracking.wandb_sink import Inputs, WandbSink
+
+
+def wandb_sink(
+    chosen: Experiment, folder: Path, group: str = "", done: Sequence[RoundRecord] = ()
+) -> WandbSink:
+    """Return the sink of a run; arguments as `WandbSink`."""
+    config = {**chosen.identity, **effective(chosen), "config_hash": chosen.hash}
+    return WandbSink(chosen.wandb, folder, config, group, done, inputs(chosen))
+
+
+def effective(chosen: Experiment) -> dict[str, Any]:
+    """The bits that a method really computes with, as numbers, whether it quantizes or not.
+
+    The configuration has none of a method that does not quantize, and null where a method decides;
+    wandb's parallel coordinates leave out what has no number.
+    """
+    kind = method_class(chosen)
+    if not is_under("quant.bits", kind.reads):
+        return dict.fromkeys(("effective.weight_bits", "effective.act_bits"), FULL_PRECISION)
+    spec = chosen.quant.spec(kind.default_bits)
+    return {"effective.weight_bits": spec.weight_bits, "effective.act_bits": spec.act_bits}
+
+
+def inputs(chosen: Experiment) -> Inputs:
+    """The data set and the weights that a run begins with."""
+    data, weights = chosen.data.settings, chosen.network.weights
+    described = {
+        "name": data.name,
+        "source": data.source,
+        "shape": list(data.shape),
+        "num_classes": data.num_classes,
+        "content": data.content,
+        "label_names": list(data.label_names),
+    }
+    return Inputs(described, data.path, Path(weights) if weights else None)
