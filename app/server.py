@@ -12,7 +12,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from app import experiment, run_folder, runtime, signals
+from app import experiment, provenance, run_folder, runtime, signals
 from app.config.composition import from_run_config
 from app.config.errors import explain
 from app.evaluation import on_test_set
@@ -133,7 +133,8 @@ def run(
     """
     torch.set_num_threads(1)
     started = time.perf_counter()
-    log.info("setting up")
+    origin = provenance.provenance()  # now: the files may change while the run goes on
+    log.info("setting up: %s", provenance.said(origin))
     folder.mkdir(parents=True, exist_ok=True)
     strategy = prepared.strategy if prepared else experiment.strategy(chosen)
     claim(folder, chosen)
@@ -173,7 +174,8 @@ def run(
         )
         with whole(folder / MODEL) as part:
             save_arrays(messages.to_arrays(result.arrays), part)
-        described = describe(chosen, strategy, folder) | {"wall_setup_s": setup_s}
+        described = describe(chosen, strategy, folder)
+        described |= {"wall_setup_s": setup_s, "provenance": origin}
         close(folder, described)
         summary = described
         if not any(row["num_clients"] for row in read(folder / ROUNDS)):

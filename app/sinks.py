@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from app.config.composition import is_under
+from app.config.schema import flatten
 from app.experiment import Experiment, method_class
+from app.provenance import provenance
 from quant.layers import FULL_PRECISION
 from tracking.record import RoundRecord
 from tracking.wandb_sink import Inputs, WandbSink
@@ -15,8 +17,16 @@ def wandb_sink(
     chosen: Experiment, folder: Path, group: str = "", done: Sequence[RoundRecord] = ()
 ) -> WandbSink:
     """Return the sink of a run; arguments as `WandbSink`."""
-    config = {**chosen.identity, **effective(chosen), "config_hash": chosen.hash}
+    config = {**chosen.identity, **effective(chosen), "config_hash": chosen.hash, **origin()}
     return WandbSink(chosen.wandb, folder, config, group, done, inputs(chosen))
+
+
+def origin() -> dict[str, Any]:
+    """What ran and where, as flat keys; the packages wandb keeps itself."""
+    found = {
+        key: value for key, value in provenance().items() if key not in ("packages", "started")
+    }
+    return flatten({"provenance": found})
 
 
 def effective(chosen: Experiment) -> dict[str, Any]:

@@ -266,7 +266,8 @@ class WandbSink:
         if self._run is None:
             return
         if summary is not None:
-            self._run.summary.update(dict(summary))
+            # Where it is from is in its configuration.
+            self._run.summary.update({k: v for k, v in summary.items() if k != "provenance"})
             if self._clients:
                 self._log_clients()
             accuracy = summary.get("final_accuracy")
