@@ -104,7 +104,7 @@ def check_online(settings: WandbSettings) -> None:
     chosen, _ = resolved(settings, os.environ)
     if chosen.mode != "online":
         return
-    host, reason = _missing_key()
+    host, reason = missing_key()
     if reason is not None:
         key = "WANDB_MODE" if settings.mode is None else "tracker.wandb.mode"
         raise ValueError(
@@ -113,7 +113,7 @@ def check_online(settings: WandbSettings) -> None:
         )
 
 
-def _missing_key() -> tuple[str, str | None]:
+def missing_key() -> tuple[str, str | None]:
     """Return wandb's server, and why there is no key for it: None where there is one."""
     from wandb.sdk import wandb_setup
     from wandb.sdk.lib.wbauth import authenticate_session  # `wandb.login` would print
@@ -198,8 +198,9 @@ class WandbSink:
         folder = self._folder
         single = {} if group else os.environ  # of several jobs, each needs its own
         run_id = names.stored_id(folder) or single.get("WANDB_RUN_ID") or names.new_id()
-        names.store(folder, id=run_id, collection=self._collection)
-        above = Path(os.environ.get("WANDB_DIR") or folder)
+        above = Path(os.environ.get("WANDB_DIR") or folder).absolute()
+        elsewhere = {} if above == folder.absolute() else {"dir": str(above)}
+        names.store(folder, id=run_id, collection=self._collection, **elsewhere)
         above.mkdir(parents=True, exist_ok=True)
         if chosen.mode == "offline":  # what an earlier start of this run left
             left = {*(above / "wandb").glob(f"offline-run-*-{run_id}")}

@@ -64,11 +64,14 @@ class Server:
     url: str = ""
     runs: dict[str, ServedRun] = field(default_factory=dict)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[tuple[str, str], str] = field(default_factory=dict)  # their ids
+    committed: list[str] = field(default_factory=list)  # those whose files are all here
     used: list[tuple[str, str]] = field(default_factory=list)
     uploads: list[bytes] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     operations: list[str] = field(default_factory=list)
     refuses: int = 0
+    fails: str = ""  # an operation that is answered with an error
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -87,6 +90,8 @@ class Server:
         named = re.search(r"(?:query|mutation) (\w+)", content.get("query", ""))
         asked, given = named[1] if named else "", content.get("variables") or {}
         self.operations.append(asked)
+        if asked == self.fails:
+            return {"errors": [{"message": "failed on purpose"}]}
         return {"data": self._find(asked, given)}
 
     def _run(self, run_id: str) -> ServedRun:
@@ -118,10 +123,36 @@ class Server:
             return {"upsertBucket": {"bucket": run.bucket(), "inserted": is_new}}
         if asked == "ArtifactType":  # of a collection, to refuse another
             return {"project": {"artifact": None}}
+        if asked == "ProjectArtifacts":
+            there = {key[1]: one in self.committed for key, one in self.versions.items()
+                     if key[0] == given["collection"]}  # fmt: skip
+            nodes = [{"digest": digest, "state": "COMMITTED" if is_whole else "PENDING"}
+                     for digest, is_whole in there.items()]  # fmt: skip
+            page = {"pageInfo": {"endCursor": None, "hasNextPage": False}}
+            artifacts = {**page, "edges": [{"node": node} for node in nodes]}
+            return {"project": {"artifactType": {"artifactCollection": {"artifacts": artifacts}}}}
+        if asked == "GetDefaultEntity":
+            return {"viewer": {"id": "E", "entity": "me"}}
         if asked == "CreateArtifact":
             self.artifacts.append(given["input"])
-            artifact = {"id": f"A{len(self.artifacts)}", "state": "COMMITTED"}
-            return {"createArtifact": {"artifact": {**artifact, "artifactSequence": {"id": "S"}}}}
+            named = (given["input"]["artifactCollectionName"], given["input"]["digest"])
+            own = self.versions.setdefault(named, f"A{len(self.versions) + 1}")
+            state = "COMMITTED" if own in self.committed else "PENDING"
+            artifact = {"id": own, "state": state, "artifactSequence": {"id": "S"}}
+            return {"createArtifact": {"artifact": artifact}}
+        file = {"id": "F", "uploadUrl": f"{self.url}/up", "uploadHeaders": []}
+        if asked in ("CreateArtifactManifest", "UpdateArtifactManifest"):
+            name = asked[0].lower() + asked[1:]
+            return {name: {"artifactManifest": {"id": "M", "file": file}}}
+        if asked == "CreateArtifactFiles":
+            files = [{"node": {**file, "id": "F", "name": one["name"], "displayName": one["name"],
+                               "artifact": {"id": one["artifactID"]}, "uploadMultipartUrls": None,
+                               "storagePath": ""}}
+                     for one in given.get("input", given)["artifactFiles"]]  # fmt: skip
+            return {"createArtifactFiles": {"files": {"edges": files}}}
+        if asked == "CommitArtifact":
+            self.committed.append(given["artifactID"])
+            return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": "D"}}}
         if asked == "UseArtifact":
             one = given.get("input", given)
             self.used.append((one["runName"], one["artifactID"]))
