@@ -29,7 +29,7 @@ def stored_id(folder: Path) -> str | None:
         found = read_json(folder / IDENTITY).get("id")
     except DamagedError:
         return None
-    return found if isinstance(found, str) and re.fullmatch(r"[\w-]{1,64}", found) else None
+    return found if isinstance(found, str) and re.fullmatch(r"[\w.-]{1,64}", found) else None
 
 
 def new_id() -> str:
@@ -105,8 +105,24 @@ def collection(folder: Path, group: str) -> str:
 
     An experiment is a sweep, or the single runs of one name.
     """
-    name = group or folder.parent.name or folder.name
-    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[-LONGEST_COLLECTION:] or "run"
+    return plain(group or folder.parent.name or folder.name)
+
+
+def plain(text: str) -> str:
+    """Return text as it can be a part of an artifact's name; its end, where it is long."""
+    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII)[-LONGEST_COLLECTION:] or "run"
+
+
+def of_weights(path: Path) -> str:
+    """Return the artifact that a file of weights is a version of: that of its run, if it has one.
+
+    The folder may be anybody's.
+    """
+    try:
+        known = read_json(path.parent / IDENTITY).get("collection")
+    except DamagedError:
+        known = None
+    return f"model-{plain(known)}" if isinstance(known, str) else f"weights-{plain(path.stem)}"
 
 
 def is_best(folder: Path, accuracy: float | None, others: Sequence[Path]) -> bool:

@@ -5,6 +5,7 @@ model and the configuration that lie beside it. An online run whose server went 
 minute and is on disk too. Its id is the folder's: a run that is resumed is the same one in wandb.
 """
 
+import glob
 import json
 import logging
 import os
@@ -203,7 +204,7 @@ class WandbSink:
         names.store(folder, id=run_id, collection=self._collection, **elsewhere)
         above.mkdir(parents=True, exist_ok=True)
         if chosen.mode == "offline":  # what an earlier start of this run left
-            left = {*(above / "wandb").glob(f"offline-run-*-{run_id}")}
+            left = {*(above / "wandb").glob(f"offline-run-*-{glob.escape(run_id)}")}
             for old in left | {*(folder / "wandb").glob("offline-run-*")}:
                 shutil.rmtree(old)
         given: dict[str, Any] = {
@@ -296,9 +297,10 @@ class WandbSink:
     ) -> None:
         """Log files of the run's folder as an artifact; they are not copied."""
         paths = [path for name in files if (path := self._folder / name).exists()]
-        if paths:
-            artifact = _artifact(f"{kind}-{self._collection}", kind, metadata, paths)
-            with self._tried(artifact.name):
+        name = f"{kind}-{self._collection}"
+        with self._tried(name):
+            if paths:
+                artifact = _artifact(name, kind, metadata, paths)
                 self._run.log_artifact(artifact, aliases=list(aliases))
 
     def _take(self, inputs: Inputs) -> None:
@@ -307,23 +309,19 @@ class WandbSink:
             described = self._folder / "wandb" / "data.json"
             with whole(described) as part:
                 part.write_text(json.dumps(dict(inputs.data), indent=2) + "\n", "utf-8")
-            label = names.collection(Path(str(name)), str(name))
             where = {"path": inputs.path} if inputs.path else {}
-            self._use(_artifact(f"data-{label}", "dataset", {**inputs.data, **where}, [described]))
+            metadata = {**inputs.data, **where}
+            self._use(f"data-{names.plain(str(name))}", "dataset", metadata, described)
         if (path := inputs.weights) is not None and path.is_file():
-            try:  # of a run of ours it is the same version as that run has logged
-                known = json.loads((path.parent / names.IDENTITY).read_text("utf-8"))
-                name = f"model-{known['collection']}"
-            except (OSError, ValueError, KeyError, TypeError):
-                name = f"weights-{names.collection(Path(path.stem), path.stem)}"
-            self._use(_artifact(name, "model", {"path": str(path)}, [path]))
+            self._use(names.of_weights(path), "model", {"path": str(path)}, path)
 
-    def _use(self, artifact: Any) -> None:
+    def _use(self, name: str, kind: str, metadata: Mapping[str, Any], path: Path) -> None:
         """Say that the run uses an artifact.
 
         `use_artifact` refuses offline, and online waits for the server; otherwise it is this.
         """
-        with self._tried(artifact.name):
+        with self._tried(name):
+            artifact = _artifact(name, kind, metadata, [path])
             self._run._log_artifact(
                 artifact, aliases=[], is_user_created=True, use_after_commit=True
             )

@@ -69,6 +69,24 @@ def test_a_name_fits(tmp_path):
     assert len(wandb_names.collection(tmp_path, "a/b c" * 99)) <= 100
 
 
+def test_a_folder_of_somebody_else_names_nothing_odd(tmp_path):
+    identity = tmp_path / wandb_names.IDENTITY
+    identity.parent.mkdir()
+    weights = tmp_path / "my weights.pth"
+    for content, run_id, name in [
+        ({"id": "*", "collection": "../a b*" * 40}, None, None),
+        ({"id": "../../x", "collection": 3}, None, "weights-my-weights"),
+        ({"id": ["a"]}, None, "weights-my-weights"),
+        ([], None, "weights-my-weights"),
+        ({"id": "abc.1", "collection": "digits-now"}, "abc.1", "model-digits-now"),
+    ]:
+        identity.write_text(json.dumps(content))
+        assert wandb_names.stored_id(tmp_path) == run_id
+        found = wandb_names.of_weights(weights)
+        assert found == (name or found)
+        wandb.Artifact(found, "model")  # which refuses other names
+
+
 def test_a_damaged_file_of_hydras_is_no_hindrance(tmp_path):
     folder = job(tmp_path / "0", [], [])
     for path in (folder / ".hydra" / "overrides.yaml", tmp_path / "multirun.yaml"):
