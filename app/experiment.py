@@ -47,6 +47,7 @@ from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
 from strategies.server.loop import FederatedStrategy
 from targets import short_name
+from tracking.sinks import check_tracker
 from tracking.wandb_sink import WandbSettings
 
 PARTS = "parts"  # in the run config of our own engine
@@ -153,7 +154,8 @@ class Experiment(Parts):
         evaluate: when the server evaluates, and on how many clients' halves.
         engine: where clients run.
         checkpoint: when the state is written.
-        wandb: Weights & Biases.
+        tracker: where records go beside the run's folder.
+        wandb: Weights & Biases, where that is the tracker; else it is disabled.
         identity: what the results depend on, as flat keys; config.json holds it.
         hash: twelve hex digits of it.
     """
@@ -180,6 +182,7 @@ class Experiment(Parts):
     evaluate: EvaluateSettings
     engine: EngineSettings
     checkpoint: CheckpointSettings
+    tracker: str
     wandb: WandbSettings
     identity: Mapping[str, Any]
     hash: str
@@ -203,6 +206,8 @@ def resolve(config: Config) -> Experiment:
     target = str(config.strategy["_target_"])
     reads = methods.method_class(target).reads
     parts, identity = parts_of(config), relevant(config, reads)
+    tracker = config.tracker.name
+    check_tracker(tracker)
     return Experiment(
         **{name: getattr(parts, name) for name in ("key", "target", "network", "data")},
         method=str(config.strategy["name"]),
@@ -227,7 +232,8 @@ def resolve(config: Config) -> Experiment:
         evaluate=config.evaluate,
         engine=config.engine,
         checkpoint=config.checkpoint,
-        wandb=config.tracker.wandb,
+        tracker=tracker,
+        wandb=config.tracker.wandb if tracker == "wandb" else WandbSettings(mode="disabled"),
         identity=identity,
         hash=hash_of(identity),
     )

@@ -38,7 +38,7 @@ from app.run_folder import (
     is_of,
     locked,
 )
-from app.sinks import wandb_sink
+from app.sinks import tracker_sink
 from strategies.server.cuts import AUTO
 from tracking.checksums import read_json
 from tracking.collect import common, find, natural
@@ -433,7 +433,7 @@ def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> N
 def publish(chosen: Experiment, folder: Path, group: str) -> None:
     """Give copied results a wandb run of their own, so that the sweep's group is whole."""
     done = [RoundRecord.from_dict(row) for row in read(folder / ROUNDS)]
-    sink = wandb_sink(chosen, folder, group, done)
+    sink = tracker_sink(chosen, folder, group, done)
     sink.finish(read_json(folder / SUMMARY))
 
 

@@ -18,7 +18,7 @@ from app.config.errors import explain
 from app.evaluation import on_test_set
 from app.experiment import Experiment, Prepared
 from app.run_folder import MODEL, FolderTakenError, claim, close, locked, take, write_json
-from app.sinks import wandb_sink
+from app.sinks import tracker_sink
 from app.summary import describe, remarks
 from strategies import messages
 from strategies.server.checkpoint import save_arrays
@@ -154,7 +154,7 @@ def run(
     with signals.shielded():  # wandb has a process of its own
         sinks: list[Sink] = [
             JsonlSink(folder, done, stamp),
-            wandb_sink(chosen, folder, group, done),
+            tracker_sink(chosen, folder, group, done),
             show(chosen.rounds, done),
         ]
     summary = None

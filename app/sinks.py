@@ -1,4 +1,4 @@
-"""The sinks that know an experiment: what wandb is told beside the configuration."""
+"""The sink of an experiment's tracker, and what it is told beside the configuration."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,27 @@ from app.config.schema import flatten
 from app.experiment import Experiment, method_class
 from app.provenance import provenance
 from quant.layers import FULL_PRECISION
-from tracking.record import RoundRecord
+from tracking.jsonl import CLIENTS, readable
+from tracking.record import RoundRecord, Sink
+from tracking.sinks import CsvSink, MlflowSink, TensorboardSink
+from tracking.wandb_names import run_name
 from tracking.wandb_sink import Inputs, WandbSink
 
 
-def wandb_sink(
+def tracker_sink(
     chosen: Experiment, folder: Path, group: str = "", done: Sequence[RoundRecord] = ()
-) -> WandbSink:
-    """Return the sink of a run; arguments as `WandbSink`."""
+) -> Sink:
+    """Return the sink of a run's tracker; arguments as `WandbSink`."""
     config = {**chosen.identity, **effective(chosen), "config_hash": chosen.hash, **origin()}
+    if chosen.tracker == "csv":
+        numbers = {record.round for record in done}
+        rows = readable(folder / CLIENTS)[0] if done else []
+        return CsvSink(folder, done, [row for row in rows if row["round"] in numbers])
+    if chosen.tracker == "tensorboard":
+        return TensorboardSink(folder, done)
+    if chosen.tracker == "mlflow":
+        name = run_name(folder, config)
+        return MlflowSink(folder, name, chosen.name, config | {"group": group}, done)
     return WandbSink(chosen.wandb, folder, config, group, done, inputs(chosen))
 
 
