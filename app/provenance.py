@@ -83,7 +83,8 @@ def code() -> dict[str, Any]:
 def _installed_commit() -> str | None:
     """The commit that pip has installed; None where it was no commit."""
     try:
-        text = importlib.metadata.distribution(PACKAGE).read_text("direct_url.json")
+        read = importlib.metadata.distribution(PACKAGE).read_text
+        text = read("direct_url.json")
         found = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
     except (importlib.metadata.PackageNotFoundError, ValueError, AttributeError):
         return None
