@@ -50,17 +50,20 @@ def start(jobs: "Jobs", flags: argparse.Namespace) -> None:
 
     from app.config.composition import open_keys, parsed
     from app.config.methods import register
+    from app.config.quoting import as_typed
     from app.config.schema import CONF
 
     register()
-    parsed(flags.overrides)
+    given = as_typed(flags.overrides)
+    parsed(given)
     run = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(jobs.job)
+    options = [text for text in sys.argv[1:] if text not in flags.overrides]
     if any(getattr(flags, name) for name in SHOWS_ONLY):
+        sys.argv[1:] = [*options, *given]
         run()
         return
     refuse_other_configs(flags)
-    options = [text for text in sys.argv[1:] if text not in flags.overrides]
-    overrides = jobs.begin(jobs.check(flags.overrides, is_sweep=flags.multirun))
+    overrides = jobs.begin(jobs.check(given, is_sweep=flags.multirun))
     sys.argv[1:] = [*options, *open_keys(overrides)]
     run()
 

@@ -47,6 +47,7 @@ from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
 from strategies.server.loop import FederatedStrategy
 from targets import short_name
+from tracking.sinks import check_tracker
 from tracking.wandb_sink import WandbSettings
 
 PARTS = "parts"  # in the run config of our own engine
@@ -153,7 +154,8 @@ class Experiment(Parts):
         evaluate: when the server evaluates, and on how many clients' halves.
         engine: where clients run.
         checkpoint: when the state is written.
-        wandb: Weights & Biases.
+        tracker: where records go beside the run's folder.
+        wandb: Weights & Biases, where that is the tracker; else it is disabled.
         identity: what the results depend on, as flat keys; config.json holds it.
         hash: twelve hex digits of it.
     """
@@ -180,6 +182,7 @@ class Experiment(Parts):
     evaluate: EvaluateSettings
     engine: EngineSettings
     checkpoint: CheckpointSettings
+    tracker: str
     wandb: WandbSettings
     identity: Mapping[str, Any]
     hash: str
@@ -203,6 +206,8 @@ def resolve(config: Config) -> Experiment:
     target = str(config.strategy["_target_"])
     reads = methods.method_class(target).reads
     parts, identity = parts_of(config), relevant(config, reads)
+    tracker = config.tracker.name
+    check_tracker(tracker)
     return Experiment(
         **{name: getattr(parts, name) for name in ("key", "target", "network", "data")},
         method=str(config.strategy["name"]),
@@ -227,7 +232,8 @@ def resolve(config: Config) -> Experiment:
         evaluate=config.evaluate,
         engine=config.engine,
         checkpoint=config.checkpoint,
-        wandb=config.tracker.wandb,
+        tracker=tracker,
+        wandb=config.tracker.wandb if tracker == "wandb" else WandbSettings(mode="disabled"),
         identity=identity,
         hash=hash_of(identity),
     )
@@ -325,7 +331,12 @@ def network(parts: Parts) -> nn.Module:
     Raises:
         ValueError: the network or its weights do not fit; names the key.
     """
-    return copy.deepcopy(_network(_Keyed(json.dumps(asdict(parts.network)), parts.network)))
+    return copy.deepcopy(_network(_keyed(parts))[0])
+
+
+def done_to_weights(parts: Parts) -> list[str]:
+    """What had to be done to the names in model.weights, in words."""
+    return _network(_keyed(parts))[1]
 
 
 @dataclass(frozen=True)
@@ -334,17 +345,21 @@ class _Keyed:
     network: Network = field(compare=False)
 
 
+def _keyed(parts: Parts) -> _Keyed:
+    return _Keyed(json.dumps(asdict(parts.network)), parts.network)
+
+
 @functools.lru_cache(maxsize=1)
-def _network(keyed: _Keyed) -> nn.Module:
-    one = keyed.network
+def _network(keyed: _Keyed) -> tuple[nn.Module, list[str]]:
+    one, done = keyed.network, list[str]()
     seed = derive_seed(one.seed, "model")
     model = build(one.target, one.options, one.inputs, one.num_classes, seed)
     if one.weights:
         try:
-            load_weights(model, one.weights, one.replace_head)
+            done = load_weights(model, one.weights, one.replace_head)
         except ValueError as error:
             raise ValueError(f"model.weights={error}") from error
-    return model
+    return model, done
 
 
 def check_network(experiment: Experiment) -> None:
@@ -415,6 +430,15 @@ def check_labels(experiment: Experiment) -> None:
         raise ValueError(f"{task.shown} with data={name}: {reason}") from error
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise ValueError(f"{task.shown}: its loss is no scalar that the network's outputs made")
+
+
+def without_samples(data: Dataset) -> list[int]:
+    """Classes that no training sample has; none where labels are no classes."""
+    labels = data.train_y
+    if labels.ndim != 1 or labels.is_floating_point() or not len(labels):
+        return []
+    counts = torch.bincount(labels, minlength=data.num_classes)
+    return (counts == 0).nonzero().flatten().tolist()
 
 
 # The method ---------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from app.run_folder import (
     is_of,
     locked,
 )
+from app.sinks import tracker_sink
 from strategies.server.cuts import AUTO
 from tracking.checksums import read_json
 from tracking.collect import common, find, natural
@@ -49,7 +50,7 @@ from tracking.record import RoundRecord
 from tracking.report import print_tables, write_report
 from tracking.summary import summarise
 from tracking.text import line
-from tracking.wandb_sink import WandbSink, check_online
+from tracking.wandb_sink import check_online
 
 RUNS = Path("runs")
 MOST_JOBS = 10_000
@@ -432,7 +433,7 @@ def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> N
 def publish(chosen: Experiment, folder: Path, group: str) -> None:
     """Give copied results a wandb run of their own, so that the sweep's group is whole."""
     done = [RoundRecord.from_dict(row) for row in read(folder / ROUNDS)]
-    sink = WandbSink(chosen.wandb, folder, chosen.identity, group, done)
+    sink = tracker_sink(chosen, folder, group, done)
     sink.finish(read_json(folder / SUMMARY))
 
 

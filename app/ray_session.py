@@ -271,6 +271,20 @@ def sweep(base: Path) -> int:
 
 
 def _base() -> Path:
-    """The system's folder for temporary files, or RAY_TMPDIR; /tmp where sockets do not fit in."""
-    base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    return Path(base if len(os.fsencode(base)) <= LONGEST_BASE else "/tmp")
+    """The system's folder for temporary files, or RAY_TMPDIR; /tmp where sockets do not fit in.
+
+    Raises:
+        ValueError: RAY_TMPDIR is no folder that can be written to.
+    """
+    wanted = os.environ.get("RAY_TMPDIR")
+    base = wanted or tempfile.gettempdir()
+    if wanted and not (Path(wanted).is_dir() and os.access(wanted, os.W_OK)):
+        raise ValueError(f"RAY_TMPDIR={wanted}: takes a folder that can be written to")
+    if (length := len(os.fsencode(base))) <= LONGEST_BASE:
+        return Path(base)
+    if wanted:
+        log.warning(
+            "RAY_TMPDIR=%s: is %d bytes long, and Ray's sockets take %d or fewer; /tmp is used",
+            wanted, length, LONGEST_BASE,
+        )  # fmt: skip
+    return Path("/tmp")

@@ -12,13 +12,14 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from app import experiment, run_folder, runtime, signals
+from app import experiment, provenance, run_folder, runtime, signals
 from app.config.composition import from_run_config
 from app.config.errors import explain
 from app.evaluation import on_test_set
 from app.experiment import Experiment, Prepared
 from app.run_folder import MODEL, FolderTakenError, claim, close, locked, take, write_json
-from app.summary import describe, left_in_fp32
+from app.sinks import tracker_sink
+from app.summary import describe, remarks
 from strategies import messages
 from strategies.server.checkpoint import save_arrays
 from strategies.server.discovery import wait_for_nodes
@@ -27,7 +28,7 @@ from tracking.jsonl import ROUNDS, JsonlSink, read, readable
 from tracking.progress import ProgressSink, Show
 from tracking.record import Sink
 from tracking.text import line
-from tracking.wandb_sink import WandbSink, check_online
+from tracking.wandb_sink import check_online
 
 NODES_TIMEOUT_S = 300.0
 ROUND_TIMEOUT_S = 3600.0
@@ -132,7 +133,8 @@ def run(
     """
     torch.set_num_threads(1)
     started = time.perf_counter()
-    log.info("setting up")
+    origin = provenance.provenance()  # now: the files may change while the run goes on
+    log.info("setting up: %s", provenance.said(origin))
     folder.mkdir(parents=True, exist_ok=True)
     strategy = prepared.strategy if prepared else experiment.strategy(chosen)
     claim(folder, chosen)
@@ -146,13 +148,13 @@ def run(
         write_json(folder / LABELS, dict(enumerate(names)))
         log.info("labels: %s", line(", ".join(names), LONGEST_NAMES))
     model = prepared.model if prepared else experiment.prepare(chosen, strategy)
-    for text in left_in_fp32(chosen, strategy):
+    for text in remarks(chosen, strategy):
         log.warning(text)
     data = experiment.dataset(chosen)
     with signals.shielded():  # wandb has a process of its own
         sinks: list[Sink] = [
             JsonlSink(folder, done, stamp),
-            WandbSink(chosen.wandb, folder, chosen.identity, group, done),
+            tracker_sink(chosen, folder, group, done),
             show(chosen.rounds, done),
         ]
     summary = None
@@ -172,7 +174,8 @@ def run(
         )
         with whole(folder / MODEL) as part:
             save_arrays(messages.to_arrays(result.arrays), part)
-        described = describe(chosen, strategy, folder) | {"wall_setup_s": setup_s}
+        described = describe(chosen, strategy, folder)
+        described |= {"wall_setup_s": setup_s, "provenance": origin}
         close(folder, described)
         summary = described
         if not any(row["num_clients"] for row in read(folder / ROUNDS)):

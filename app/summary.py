@@ -5,10 +5,18 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from app.experiment import Experiment, method_class
+from app.experiment import (
+    Experiment,
+    dataset,
+    done_to_weights,
+    method_class,
+    without_samples,
+)
 from models.cost import FULL_PRECISION_BITS, LayerCost
 from strategies.server.loop import FederatedStrategy
 from tracking.summary import summarise
+
+MOST_NAMED = 10  # classes in a remark
 
 
 def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) -> dict[str, Any]:
@@ -43,6 +51,28 @@ def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) 
         "config_hash": experiment.hash,
         "versions": versions(),
     }
+
+
+def remarks(experiment: Experiment, strategy: FederatedStrategy) -> list[str]:
+    """What a user would want to know before the first round, one line each.
+
+    Args:
+        experiment: what will run.
+        strategy: its method, prepared.
+    """
+    said = [f"model.weights={experiment.network.weights}: {t}" for t in done_to_weights(experiment)]
+    data = dataset(experiment)
+    if empty := without_samples(data):
+        settings = experiment.data.settings
+        names = settings.label_names or [str(number) for number in range(data.num_classes)]
+        named = ", ".join(names[number] for number in empty[:MOST_NAMED])
+        more = f" and {len(empty) - MOST_NAMED} more" if len(empty) > MOST_NAMED else ""
+        hint = "; labels count from 0, these begin at 1" if empty == [0] else ""
+        said.append(
+            f"data={settings.name}: {len(empty)} of {data.num_classes} classes have no training "
+            f"sample: {named}{more}{hint}"
+        )
+    return said + left_in_fp32(experiment, strategy)
 
 
 def left_in_fp32(experiment: Experiment, strategy: FederatedStrategy) -> list[str]:

@@ -16,6 +16,7 @@ refused with its row and column. Where the Hub cannot be reached, what datasets 
 
 import functools
 import hashlib
+import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data import folders
 from data.arrays import count, inputs, number_users
 from data.dataset import Dataset, Description
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 TIMEOUT_S = 5
 CHUNK = 1000  # rows converted at a time
 LONGEST_REASON = 300
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,27 @@ def open_splits(path: str, chosen: Options) -> tuple["datasets.Dataset", "datase
                 f"data.options.{key}={name}: data.path={path} has {there}, or slices of them such "
                 "as train[80%:]"
             ) from error
+    if builder.name == "imagefolder" and chosen.label is None:
+        _refuse_without_classes(path, found)
     return found[0], found[1]
+
+
+def _refuse_without_classes(path: str, splits: Sequence["datasets.Dataset"]) -> None:
+    """Refuse images of which datasets has found no classes.
+
+    Raises:
+        ValueError: says how they have to lie.
+    """
+    for split in splits:
+        if not {"image"} <= set(split.column_names) <= {"image", "label"}:
+            return  # described by a file of metadata
+        labels = split.data.column("label") if "label" in split.column_names else None
+        if labels is None or labels.null_count == len(labels):
+            raise ValueError(
+                f"data.path={path}: its images do not lie in folders of classes; takes "
+                "train/<class>/ and test/<class>/ of two classes or more, or a metadata.csv whose "
+                "column data.options.label names"
+            )
 
 
 def columns(
@@ -316,11 +340,11 @@ def input_array(
     Raises:
         ValueError: one has another shape.
     """
-    parts = []
+    parts, num_greyed = [], 0
     for start in range(0, len(split), CHUNK):
-        rows = [
-            to_array(path, value, resize, shape) for value in split[start : start + CHUNK][column]
-        ]
+        values = split[start : start + CHUNK][column]
+        num_greyed += sum(shape[0] == 1 and has_colour(value) for value in values)
+        rows = [to_array(path, value, resize, shape) for value in values]
         for row in rows:
             if row.shape != shape:
                 raise ValueError(
@@ -328,7 +352,22 @@ def input_array(
                     "data.options.resize=true with data.shape brings images to one size"
                 )
         parts.append(np.stack(rows))
+    if num_greyed:
+        log.warning(
+            "data.path=%s: %d of %d images of %s have colours, which are left out: the first is "
+            "grey, and so are all taken", path, num_greyed, len(split), split.split,
+        )  # fmt: skip
     return np.concatenate(parts)
+
+
+def has_colour(value: Any) -> bool:
+    """Whether it is an image with a pixel that is not grey."""
+    from PIL.Image import Image
+
+    if not isinstance(value, Image) or value.mode in _GREY:
+        return False
+    pixels = np.asarray(opaque(value).convert("RGB"))
+    return bool((pixels != pixels[..., :1]).any())
 
 
 def to_array(
@@ -365,19 +404,32 @@ def to_array(
 def image_array(
     path: str, image: "Image", resize: tuple[int, ...] | None, shape: tuple[int, ...]
 ) -> NDArray[np.uint8]:
-    """Return an image as (1, H, W) or (3, H, W) bytes; transparency is dropped."""
+    """Return an image as (1, H, W) or (3, H, W) bytes; transparency is dropped.
+
+    An image with a palette has the colours of its pixels: where all are grey it is a grey one.
+    """
     from PIL.Image import Resampling
 
     if image.mode.startswith(("I", "F")):
         raise ValueError(
             f"data.path={path}: an image has mode {image.mode}: takes 8 bits a channel"
         )
-    num_channels = shape[0] if shape else 1 if image.mode in ("1", "L", "LA", "La") else 3
-    image = image.convert("L" if num_channels == 1 else "RGB")
+    is_grey = image.mode in _GREY or (image.mode in _PALETTE and not has_colour(image))
+    num_channels = shape[0] if shape else 1 if is_grey else 3
+    image = opaque(image).convert("L" if num_channels == 1 else "RGB")
     if resize is not None:
         image = image.resize((resize[2], resize[1]), Resampling.BILINEAR)
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def opaque(image: "Image") -> "Image":
+    """Return an image whose palette has no transparent colours; Pillow warns of others."""
+    return image.convert("RGBA") if image.mode in _PALETTE else image
+
+
+_GREY = ("1", "L", "LA", "La")
+_PALETTE = ("P", "PA")
 
 
 def content(path: str, chosen: Options) -> str:
@@ -388,10 +440,10 @@ def content(path: str, chosen: Options) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """Return 16 hex digits of the names and bytes of all files in a folder."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    """Return 16 hex digits of the names and bytes of all files in a folder that can be data."""
+    status = [(file, file.stat()) for file in folders.files(folder)]
     return _files_digest(
-        folder, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+        folder, tuple((file, found.st_size, found.st_mtime_ns) for file, found in status)
     )
 
 
@@ -424,7 +476,8 @@ def _builder(
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     if Path(path).is_dir():
-        builder = datasets.load_dataset_builder(path, subset)
+        folder = folders.plain(Path(path), digest)
+        builder = datasets.load_dataset_builder(str(folder), subset)
     else:
         reason = hub_refusal(path, revision)
         with _offline(reason is not None):

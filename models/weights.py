@@ -6,7 +6,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -32,11 +32,20 @@ _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 """torchvision's DenseNet files say norm.1 where its model, and ours, says norm1."""
 
 
-def load_weights(model: nn.Module, path: str | Path, replace_head: bool = False) -> None:
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+"""Names under which checkpoints of training programs keep the weights."""
+
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What DataParallel, torch.compile and Lightning put before each name."""
+
+
+def load_weights(model: nn.Module, path: str | Path, replace_head: bool = False) -> list[str]:
     """Load the state dict in the file ``path`` into ``model``, in place, or leave it as it was.
 
     Every name and shape must agree. Exceptions: ``num_batches_tracked``, which older files lack,
-    stays as it is; Inception's auxiliary head is skipped; DenseNet's older names are understood.
+    stays as it is; Inception's auxiliary head is skipped; DenseNet's older names are understood; a
+    state dict within a checkpoint (``{"state_dict": …}``) is taken out of it; what DataParallel and
+    its like put before each name (``module.``) is left out where no name of the model begins so.
 
     Args:
         model: any model; its head is its last linear layer.
@@ -45,11 +54,21 @@ def load_weights(model: nn.Module, path: str | Path, replace_head: bool = False)
         replace_head: keep the fresh initialisation of the head, and of what else in the same
             top-level part (such as ``classifier``) does not fit the file.
 
+    Returns:
+        what was done to the file's names, in words; nothing where they are the model's.
+
     Raises:
         ValueError: the file cannot be read, or does not fit; one line that lists the first names.
     """
     own = model.state_dict()
-    found = _read(Path(path))
+    found, done = _read(Path(path))
+    found, stripped = _without_prefixes(found, own)
+    found = {
+        _OLD_DENSENET.sub(r"\1\2", name): tensor
+        for name, tensor in found.items()
+        if not name.startswith(_SKIPPED)
+    }
+    done += [f"{prefix!r} before each name is left out" for prefix in stripped]
     head = _head(model)
     if replace_head and head is not None:
         found = _without_head(found, own, head)
@@ -67,13 +86,15 @@ def load_weights(model: nn.Module, path: str | Path, replace_head: bool = False)
     if unlike:
         raise ValueError(f"{path} does not fit: {_shapes(unlike, found, own)}")
     model.load_state_dict({**own, **found})
+    return done
 
 
 _COUNTER = "num_batches_tracked"
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The file's tensors by the names used here."""
+def _read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The file's tensors by their names, and what it took to find them."""
+    state: Any
     try:
         if path.exists() and not path.is_file():
             raise OSError("is no file")
@@ -86,15 +107,50 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    except _NamesMoreError as error:
+        raise ValueError(
+            f"{path} is not a weights file saved by torch.save(model.state_dict(), path): it "
+            f"{error}, which may run code"
+        ) from error
     except Exception as error:  # a broken file can raise anything
         raise ValueError(f"{path} is not a weights file saved by torch.save") from error
-    if not isinstance(state, Mapping) or not all(map(_is_entry, state.keys(), state.values())):
+    done = []
+    if isinstance(state, Mapping) and not _is_state_dict(state):
+        for name in _WRAPPERS:
+            if _is_state_dict(state.get(name)):
+                state = state[name]
+                done = [f"the weights are what the checkpoint has under {name!r}"]
+                break
+    if not _is_state_dict(state):
         raise ValueError(f"{path} holds no state dict (names → tensors)")
-    return {
-        _OLD_DENSENET.sub(r"\1\2", name): tensor
-        for name, tensor in state.items()
-        if not name.startswith(_SKIPPED)
-    }
+    return dict(state), done
+
+
+class _NamesMoreError(ValueError):
+    """A pickle names something else than tensors."""
+
+
+def _is_state_dict(state: object) -> bool:
+    """Whether it maps names to tensors, some at least."""
+    return (
+        isinstance(state, Mapping)
+        and len(state) > 0
+        and all(map(_is_entry, state.keys(), state.values()))
+    )
+
+
+def _without_prefixes(
+    found: dict[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors without what stands before every name and before none of the model's."""
+    stripped = []
+    while found:
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in found)), None)
+        if prefix is None or any(name.startswith(prefix) for name in own):
+            break
+        found = {name.removeprefix(prefix): weight for name, weight in found.items()}
+        stripped.append(prefix)
+    return found, stripped
 
 
 def _check_sizes(path: Path) -> None:
@@ -126,7 +182,7 @@ def _check_names(file: IO[bytes]) -> None:
         if code.name in ("STACK_GLOBAL", "INST") or (
             code.name == "GLOBAL" and not _TENSOR.fullmatch(str(argument))
         ):
-            raise ValueError(f"names {str(argument)[:80]}")
+            raise _NamesMoreError(f"names {str(argument or code.name)[:80]}")
 
 
 def _is_entry(name: object, tensor: object) -> bool:

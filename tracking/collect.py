@@ -58,13 +58,29 @@ class Run:
         return {key: value for key, _, value in pairs}
 
     def row(self) -> dict[str, Any]:
-        """Return the run as one flat row: job, overrides, status, error, summary, versions."""
+        """Return the run as one flat row: job, overrides, status, error, summary, versions.
+
+        What ran and where is flat there too: ``provenance_commit``, ``provenance_machine_cpu`` …
+        """
         row = {"job": self.job, "overrides": " ".join(self.overrides), "status": self.status}
         if self.error:
             row["error"] = self.error
         summary = dict(self.summary)
         versions = summary.pop("versions", {})
-        return row | summary | {f"version_{name}": value for name, value in versions.items()}
+        named = {f"version_{name}": value for name, value in versions.items()}
+        origin = flat_provenance(summary.pop("provenance", None))
+        return row | summary | named | {f"provenance_{key}": value for key, value in origin.items()}
+
+
+def flat_provenance(found: Any) -> dict[str, Any]:
+    """Return a summary's provenance with the machine's keys beside the others, less packages."""
+    if not isinstance(found, Mapping):
+        return {}
+    machine = found.get("machine")
+    rest = {k: v for k, v in found.items() if k not in ("machine", "packages")}
+    return rest | (
+        {f"machine_{k}": v for k, v in machine.items()} if isinstance(machine, Mapping) else {}
+    )
 
 
 def find(folders: Sequence[Path]) -> list[Run]:

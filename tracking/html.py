@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tracking.collect import Run, common, swept, value
+from tracking.collect import Run, common, flat_provenance, swept, value
 from tracking.files import whole
 from tracking.jsonl import CLIENTS, ROUNDS, readable
 from tracking.seeds import groups
@@ -82,13 +82,20 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
                 "group": group_of[run.job],
                 "values": [_finite(value(run, key, known)) for key in keys],
                 "config": _finite(run.config),
-                "summary": _finite(run.summary),
+                "summary": _finite(_shown(run.summary)),
                 "rounds": curves(readable(run.folder / ROUNDS)[0]),
                 "clients": clients(readable(run.folder / CLIENTS)[0]),
             }
             for run in runs
         ],
     }
+
+
+def _shown(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a summary whose provenance is flat: the page shows a value for each key."""
+    origin = flat_provenance(summary.get("provenance"))
+    rest = {key: value for key, value in summary.items() if key != "provenance"}
+    return rest | {f"provenance: {key.replace('_', ' ')}": v for key, v in origin.items()}
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

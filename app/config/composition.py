@@ -27,6 +27,7 @@ from app import build_fleet as fleets
 from app import data_sources as sources
 from app.config import methods
 from app.config.errors import explain, nearest
+from app.config.quoting import MOST_NESTED, as_typed
 from app.config.retired import RETIRED
 from app.config.schema import CONF, Config, flatten, known_keys, schema
 from app.config.stored import read_plain, refuse_code
@@ -36,7 +37,6 @@ from strategies.server.bottleneck import PruneSettings
 from targets import FileTarget, pin, placeless
 from tracking.text import line
 
-MOST_NESTED = 100  # brackets in an override; Hydra follows some hundreds
 # Keys of ``model`` that are ours and not its constructor's; the last is found, not given.
 MODEL_KEYS = ("_target_", "weights", "replace_head", "weights_content")
 # Keys that may name a file of the user's own code.
@@ -83,6 +83,7 @@ def compose(overrides: Sequence[str]) -> Config:
         ValueError: one line that names the key.
     """
     try:
+        overrides = as_typed(overrides)
         refuse_additions(overrides)
         opened = open_keys(overrides)
         methods.register()

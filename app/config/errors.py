@@ -10,6 +10,8 @@ from app.config.retired import RETIRED, retired_message
 from app.config.schema import known_keys
 from tracking.text import line
 
+QUOTING = """text with other signs than letters, digits and ._-/: is quoted twice, 'key="a, b"'"""
+
 
 def explain(error: BaseException) -> str:
     """Return one line for an error of Hydra, OmegaConf or our own."""
@@ -24,7 +26,11 @@ def _reason(error: BaseException) -> str:
         chain.append(chain[-1].__cause__)
     text = "\n".join(str(link) for link in chain)
     if isinstance(chain[-1], OverrideParseException):
-        return f"{chain[-1].override}: cannot be read: {_first_line(chain[-1])}"
+        override, reason = str(chain[-1].override), _first_line(chain[-1])
+        why = "" if override in reason else f": {reason}"
+        return f"{override}: cannot be read{why}; {QUOTING}"
+    if found := re.search(r"Ambiguous value for argument '(.*)'", text):
+        return f"{found[1]}: several values are swept with -m; a list is [a,b]; {QUOTING}"
     if found := re.search(
         r"Could not find '([^']+)/([^'/]+)'\s+Available options in[^:]+:(.*)", text, re.S
     ):

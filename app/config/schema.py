@@ -71,6 +71,7 @@ class EngineSettings:
 class TrackerSettings:
     """Where records go beside the run's folder."""
 
+    name: str = field(default="wandb", metadata={"help": "tracker, as in conf/tracker"})
     wandb: WandbSettings = field(default_factory=WandbSettings)
 
 

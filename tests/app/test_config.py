@@ -43,7 +43,8 @@ WRONG = [
     ("strategy=[1]", "strategy=[1]: takes the name of a file in conf/strategy"),
     ("name=" + "[" * 1000, "name=[[["),
     ("seed=" + "9" * 5000, "seed=999"),
-    ("name='", "name=': cannot be read: "),
+    ("name='", 'name="\'": takes a folder name'),
+    ("seed='", "seed=': cannot be read; text with other signs"),
     (
         "clients.per_round=101",
         "clients.per_round=101: takes an integer from 1 to clients.total=100",
@@ -75,7 +76,7 @@ WRONG = [
     ("target_accuracy=90", "target_accuracy=90.0: takes a share in (0, 1]"),
     ("name=../elsewhere", "name='../elsewhere': takes a folder name under runs/, of letters"),
     ("strategy.average=mode", "strategy.average=mode: takes mean, median, trimmed_mean, krum"),
-    ("tracker.wandb.mode=on", "tracker.wandb.mode=on: takes offline, online, disabled"),
+    ("tracker.wandb.mode=on", "tracker.wandb.mode=on: takes offline, online, disabled or null"),
     ("checkpoint.keep=0", "checkpoint.keep=0: takes 1 or more"),
     ("engine.workers=0", "engine.workers=0: takes 1 or more"),
     ("engine.client_timeout_s=0", "engine.client_timeout_s=0.0: takes seconds above 0 and up to"),
@@ -226,9 +227,10 @@ def test_online_without_a_key_is_refused_before_wandb_asks(
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    with pytest.raises(ValueError, match=r"tracker\.wandb\.mode=online: no key for api\.wandb\.ai"):
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    with pytest.raises(ValueError, match=r"wandb\.mode=online: no key for https://wandb\.example"):
         Jobs().check(["tracker.wandb.mode=online"], is_sweep=False)
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password " + "0" * 40)
+    (tmp_path / "netrc").write_text("machine wandb.example login user password " + "0" * 40)
     (tmp_path / "netrc").chmod(0o600)
     Jobs().check(["tracker.wandb.mode=online"], is_sweep=False)
 

@@ -291,3 +291,26 @@ def test_weights_that_do_not_fit_name_the_key(
     path.rename(tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"^model\.weights=.* is not a safetensors file"):
         experiment.check_network(small(f"model.weights={tmp_path / 'w.safetensors'}"))
+
+
+def test_classes_without_samples_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Labels that begin at 1, as R, MATLAB and many a spreadsheet have them."""
+    x = np.random.default_rng(0).normal(size=(12, 3, 8, 8)).astype(np.float32)
+    for first, text in ((1, ": 0; labels count from 0, these begin at 1"), (0, "")):
+        y = np.arange(12) % 3 + first
+        path = tmp_path / f"{first}.npz"
+        np.savez(path, train_x=x, train_y=y, test_x=x, test_y=y)
+        caplog.clear()
+        simulate(tmp_path / str(first), "data=arrays", f"data.path={path}", "strategy=fedavg",
+                 "rounds=1", "clients.total=2")  # fmt: skip
+        said = [r.message for r in caplog.records if "training sample" in r.message]
+        wanted = f"data=arrays: 1 of 4 classes have no training sample{text}"
+        assert said == ([wanted] if first else [])
+
+
+def test_what_was_done_to_weights_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = experiment.network(small()).state_dict()
+    path = tmp_path / "w.pth"
+    torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    simulate(tmp_path / "run", "strategy=fedavg", "rounds=1", f"model.weights={path}")
+    assert f"model.weights={path}: 'module.' before each name is left out" in caplog.text

@@ -346,3 +346,18 @@ def test_somebody_elses_cluster_gets_the_users_token(tmp_path: Path) -> None:
     assert json.loads(without) == [None, None]
     assert json.loads(with_one) == [None, right]
     assert warnings.count("the cluster asks for no token; whoever reaches it runs code there") == 2
+
+
+def test_a_folder_that_ray_cannot_take_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = tmp_path / ("x" * 30)
+    long.mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(long))
+    made = Folder.make()
+    made.remove()
+    assert made.path.parent == Path("/tmp")
+    assert f"RAY_TMPDIR={long}: is {len(str(long))} bytes long" in caplog.text
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"^RAY_TMPDIR=.*none: takes a folder that can be written"):
+        Folder.make()

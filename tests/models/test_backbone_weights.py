@@ -150,3 +150,33 @@ def test_files_that_are_no_weights_are_refused(file, tmp_path):
     torch.save(nn.ReLU(), pickled)
     with pytest.raises(ValueError, match="is not a weights file saved by"):
         load_weights(model, pickled)
+
+
+@pytest.mark.parametrize("prefixes", [(), ("module.",), ("model.",), ("module.", "_orig_mod.")])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
+def test_checkpoints_of_training_programs_load_and_say_so(file, prefixes, wrapper):
+    own = resnet18(**NARROW).state_dict()
+    state = {"".join(prefixes) + name: tensor for name, tensor in own.items()}
+    if wrapper:
+        optimizer = {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]}
+        state = {"epoch": 3, "best": 0.5, "optimizer": optimizer, wrapper: state, "args": None}
+    model = resnet18(**NARROW)
+    said = load_weights(model, file(state))
+    assert all(own[name].equal(tensor) for name, tensor in model.state_dict().items())
+    assert len(said) == len(prefixes) + bool(wrapper)
+    for word in (*prefixes, *([wrapper] if wrapper else [])):
+        assert any(repr(word) in text for text in said)
+
+
+def test_a_prefix_of_the_models_own_stays(file):
+    model = nn.Sequential()
+    model.add_module("module", nn.Linear(2, 3))
+    weights = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    assert load_weights(model, file(weights)) == []
+    assert model.module.weight.eq(1).all()
+
+
+def test_a_pickled_model_says_what_it_names(tmp_path):
+    torch.save(nn.ReLU(), tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=r"it names torch\.nn\.modules\.activation ReLU, which"):
+        load_weights(resnet18(**NARROW), tmp_path / "model.pth")

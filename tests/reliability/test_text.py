@@ -26,7 +26,7 @@ from tracking.html import describe
 from tracking.live import SweepView
 from tracking.progress import ProgressSink
 from tracking.report import markdown, print_tables, write_report
-from tracking.wandb_sink import LONGEST_TAG, tags
+from tracking.wandb_names import LONGEST_TAG, tags
 
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\r\x9b31m\u202egnp.exe\u2066\x00\x7f\ud800\u2028"
 MARKUP = "<script>alert(1)</script> `x` | [a](javascript:b) *c* [/bold] $d$ \\"

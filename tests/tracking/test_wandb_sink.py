@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import zlib
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from wandb_server import serving
 
 from app.config.composition import compose
 from tracking.record import ClientRecord, RoundRecord
-from tracking.wandb_sink import WandbSink
+from tracking.wandb_sink import WandbSettings, WandbSink
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -31,11 +31,7 @@ CONFIG = {
 }  # fmt: skip
 
 
-@dataclass
-class Settings:
-    mode: str = "offline"
-    project: str = "cutbit-test"
-    entity: str | None = None
+SETTINGS = WandbSettings(mode="offline", project="cutbit-test")
 
 
 @pytest.fixture(autouse=True)
@@ -55,13 +51,13 @@ def record(server_round, **changes):
 
 def expected_rows(records):
     rows, totals = [], {"total_bytes": 0}
-    for step, r in enumerate(records):
+    for r in records:
         totals["total_bytes"] += r.bytes_up + r.bytes_down
         row = {name: value for name, value in r.to_dict().items() if value is not None}
         for name in ("sim_s", "energy_j", "wall_s"):
             if name in row:
                 totals[f"total_{name}"] = totals.get(f"total_{name}", 0) + row[name]
-        rows.append({**row, **totals, "_step": step})
+        rows.append({**row, **totals, "_step": r.round})
     return rows
 
 
@@ -70,7 +66,7 @@ def without_clock(rows):
 
 
 def write(folder, records, summary, done=(), group="sweep/now"):
-    sink = WandbSink(Settings(), folder, CONFIG, group, done)
+    sink = WandbSink(SETTINGS, folder, CONFIG, group, done)
     for r in records:
         sink.round(r, ())
     sink.finish(summary)
@@ -90,7 +86,7 @@ def test_a_finished_run_is_whole(tmp_path):
     assert without_clock(run.history) == expected_rows(records)
     assert {k: run.config[k] for k in CONFIG} == CONFIG
     assert run.group == "sweep/now"
-    assert run.name == "digits/7"
+    assert run.name == "oqfl"
     assert run.project == "cutbit-test"
     assert set(run.tags) == {"oqfl", "cnn", "digits"}
     assert run.exit_code == 0
@@ -101,6 +97,7 @@ def test_a_finished_run_is_whole(tmp_path):
     for name in ("round", "total_bytes", "total_sim_s", "total_energy_j"):
         assert name in run.metrics
     assert run.metrics["*"].step_metric == "round"
+    assert run.metrics["accuracy"].summary.max and run.metrics["loss"].summary.min
 
 
 def client(number, partition, loss, sim_s=None, status="ok"):
@@ -113,7 +110,7 @@ def test_clients_are_histograms(tmp_path):
     now = [client(2, 0, 1.0, 5.0), client(2, 1, 3.0, 6.0), client(2, 2, None, 9.0, "failed")]
     rows = [json.dumps(c.to_dict()) + "\n" for c in before]
     (tmp_path / "clients.jsonl").write_text("".join(rows))
-    sink = WandbSink(Settings(), tmp_path, CONFIG, "", [record(1)])
+    sink = WandbSink(SETTINGS, tmp_path, CONFIG, "", [record(1)])
     sink.round(record(2), now)
     sink.round(record(3), [])
     sink.finish({})
@@ -175,12 +172,12 @@ def test_a_server_that_does_not_answer_makes_it_offline(tmp_path, monkeypatch, c
         return start(mode=mode, **given)
 
     monkeypatch.setattr(wandb, "init", init)
-    sink = WandbSink(Settings(mode="online"), tmp_path, CONFIG, "group")
+    sink = WandbSink(replace(SETTINGS, mode="online"), tmp_path, CONFIG, "group")
     sink.round(record(1), ())
     sink.finish({"rounds": 1})
     run = read_only_run(tmp_path)
     assert ([row["round"] for row in run.history], run.exit_code) == ([1], 0)
-    assert "connection refused; kept offline, see wandb sync" in caplog.text
+    assert "connection refused; kept offline, see python -m tracking.sync" in caplog.text
 
 
 def test_the_sweep_file_drives_main(monkeypatch):
@@ -216,7 +213,7 @@ def test_without_a_summary_the_run_has_failed(tmp_path):
 
 
 def test_without_a_group_and_names_there_are_none(tmp_path):
-    sink = WandbSink(Settings(), tmp_path, {"seed": 3})
+    sink = WandbSink(SETTINGS, tmp_path, {"seed": 3})
     sink.finish({})
     run = read_only_run(tmp_path)
     assert (run.group, run.tags, run.history) == ("", (), [])
@@ -234,20 +231,21 @@ def test_continuing_writes_a_whole_run_in_place_of_the_old_one(tmp_path):
     assert without_clock(run.history) == expected_rows(records)
     assert run.exit_code == 0
     assert run.summary["rounds"] == 5
-    assert offline_runs(tmp_path) != [old]
+    (new,) = offline_runs(tmp_path)
+    assert new.name == old.name  # with the id in it: the same run in wandb
     assert kept.exists()
 
 
 def test_starting_over_before_the_first_checkpoint_leaves_one_run(tmp_path):
     """resume=true, but the run stopped before its first checkpoint: nothing is done."""
     write(tmp_path, [record(1)], None)
-    sink = WandbSink(Settings(), tmp_path, CONFIG, "", done=())
+    sink = WandbSink(SETTINGS, tmp_path, CONFIG, "", done=())
     sink.finish({})
     assert len(offline_runs(tmp_path)) == 1
 
 
 def test_disabled_writes_nothing(tmp_path):
-    sink = WandbSink(Settings(mode="disabled"), tmp_path, CONFIG, "group", [record(1)])
+    sink = WandbSink(replace(SETTINGS, mode="disabled"), tmp_path, CONFIG, "group", [record(1)])
     sink.round(record(2), ())
     sink.finish({"rounds": 2})
     assert list(tmp_path.iterdir()) == []
@@ -255,9 +253,9 @@ def test_disabled_writes_nothing(tmp_path):
 
 def test_disabled_does_not_import_wandb(tmp_path):
     code = f"""
-        import sys, pathlib, types
-        from tracking.wandb_sink import WandbSink
-        settings = types.SimpleNamespace(mode="disabled", project="p", entity=None)
+        import sys, pathlib
+        from tracking.wandb_sink import WandbSettings, WandbSink
+        settings = WandbSettings(mode="disabled")
         WandbSink(settings, pathlib.Path({str(tmp_path)!r}), {{}}).finish({{}})
         assert "wandb" not in sys.modules
     """
@@ -268,9 +266,9 @@ def test_runs_one_after_another_do_not_mix(tmp_path):
     """Jobs of a sweep share a process; the one before may not have been finished."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    left = WandbSink(Settings(), tmp_path / "a", CONFIG)
+    left = WandbSink(SETTINGS, tmp_path / "a", CONFIG)
     left.round(record(1), ())
-    second = WandbSink(Settings(), tmp_path / "b", {"strategy.name": "fedavg"})
+    second = WandbSink(SETTINGS, tmp_path / "b", {"strategy.name": "fedavg"})
     second.round(record(1, accuracy=0.75), ())
     second.round(record(2, accuracy=0.875), ())
     second.finish({"rounds": 2})
@@ -292,9 +290,9 @@ def test_a_killed_run_keeps_its_rounds(tmp_path):
         import os, signal, sys, time
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import pathlib
-        from test_wandb_sink import CONFIG, Settings, record
+        from test_wandb_sink import CONFIG, SETTINGS, record
         from tracking.wandb_sink import WandbSink
-        sink = WandbSink(Settings(), pathlib.Path({str(tmp_path)!r}), CONFIG)
+        sink = WandbSink(SETTINGS, pathlib.Path({str(tmp_path)!r}), CONFIG)
         for server_round in range(1, 6):
             sink.round(record(server_round), ())
         time.sleep(1.5)

@@ -39,6 +39,15 @@ class OfflineRun:
     tags: tuple[str, ...] = ()
     exit_code: int | None = None
     artifacts: dict[str, dict[str, str]] = field(default_factory=dict)  # kind: name: local path
+    id: str = ""
+    notes: str = ""
+    job_type: str = ""
+    collections: dict[str, str] = field(default_factory=dict)  # kind: name, of what it made
+    aliases: dict[str, list[str]] = field(default_factory=dict)  # kind: …
+    digests: dict[str, str] = field(default_factory=dict)  # kind: …
+    inputs: dict[str, str] = field(default_factory=dict)  # kind: name, of what it used
+    input_digests: dict[str, str] = field(default_factory=dict)
+    kinds: set[str] = field(default_factory=set)  # of records
 
 
 def offline_runs(folder: Path) -> list[Path]:
@@ -84,6 +93,7 @@ def read_run(path: Path) -> OfflineRun:
     for payload in payloads(path.read_bytes()):
         record = Record.FromString(payload)
         kind = record.WhichOneof("record_type")
+        run.kinds.add(kind)
         if kind == "run":
             _take_run(run, record.run)
         elif kind == "history":
@@ -138,11 +148,18 @@ def _take_run(run: OfflineRun, record: Any) -> None:
     run.group, run.name = record.run_group, record.display_name
     run.project, run.entity = record.project, record.entity
     run.tags = tuple(record.tags)
+    run.id, run.notes, run.job_type = record.run_id, record.notes, record.job_type
     run.config |= _items(record.config.update)
 
 
 def _take_artifact(run: OfflineRun, record: Any) -> None:
     run.artifacts[record.type] = {e.path: e.local_path for e in record.manifest.contents}
+    if record.use_after_commit:
+        run.inputs[record.type] = record.name
+        run.input_digests[record.type] = record.digest
+    else:
+        run.collections[record.type], run.digests[record.type] = record.name, record.digest
+        run.aliases[record.type] = list(record.aliases)
 
 
 def _items(items: Any) -> dict[str, Any]:
