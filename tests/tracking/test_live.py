@@ -26,28 +26,24 @@ def clock(monkeypatch):
     return clock
 
 
-def run_job(view, clock, num_rounds=2, done=(), took_s=10.0):
-    sink = view.progress(num_rounds, list(done))
+def run_job(job, clock, num_rounds=2, done=(), took_s=10.0):
+    sink = job.progress(num_rounds, list(done))
     for r in range(len(done) + 1, num_rounds + 1):
         clock.now += took_s
         sink.round(record(r, wall_s=took_s), ())
     sink.finish({})
+    job.end()
 
 
 def test_plain_lines(clock):
     console = Console(file=io.StringIO(), width=40)
     view = SweepView(4, console)
-    view.begin(1, "strategy=oqfl quant.bits=[2,4] [/x]")
-    run_job(view, clock)
-    view.end()
-    view.begin(2, "seed=2")
-    view.end("the same experiment as job 0, not run again")
-    view.begin(3, "seed=3")
+    run_job(view.begin(1, "strategy=oqfl quant.bits=[2,4] [/x]"), clock)
+    view.begin(2, "seed=2").end("the same experiment as job 0, not run again")
+    job = view.begin(3, "seed=3")
     clock.now += 1
-    view.end("error: too hot (0/error.txt)", failed=True)
-    view.begin(4, "")
-    run_job(view, clock)
-    view.end()
+    job.end("error: too hot (0/error.txt)", failed=True)
+    run_job(view.begin(4, ""), clock)
     view.close()
     one = "job 1/4 strategy=oqfl quant.bits=[2,4] [/x]"
     assert console.file.getvalue().splitlines() == [
@@ -75,13 +71,9 @@ def bars(console):
 def test_two_bars_in_a_terminal(clock, terminal):
     view = SweepView(3, terminal)
     try:
-        view.begin(1, "quant.bits=[2,4] [/x]")
-        run_job(view, clock)
-        view.end()
-        view.begin(2, "seed=1")
-        view.end("error: too hot", failed=True)
-        view.begin(3, "seed=2")
-        sink = view.progress(4, [record(1)])
+        run_job(view.begin(1, "quant.bits=[2,4] [/x]"), clock)
+        view.begin(2, "seed=1").end("error: too hot", failed=True)
+        sink = view.begin(3, "seed=2").progress(4, [record(1)])
         clock.now += 5
         sink.round(record(2, wall_s=5.0), ())
         view._bars.refresh()
@@ -99,8 +91,7 @@ def test_two_bars_in_a_terminal(clock, terminal):
 def test_all_done_in_a_terminal(clock, terminal):
     view = SweepView(2, terminal)
     for number in (1, 2):
-        view.begin(number, f"seed={number}")
-        view.end("finished already")
+        view.begin(number, f"seed={number}").end("finished already")
     view.close()
     drawn = terminal.file.getvalue()
     assert "= 2/2 seed=2  finished already" in drawn
@@ -113,8 +104,7 @@ def test_a_long_job_keeps_its_figures(clock, terminal):
     """What does not fit is cut off its name, not off its round."""
     view = SweepView(1, terminal)
     try:
-        view.begin(1, "a.very.long.key=" + "x" * 200)
-        sink = view.progress(3, [])
+        sink = view.begin(1, "a.very.long.key=" + "x" * 200).progress(3, [])
         sink.round(record(1), ())
         view._bars.refresh()
         assert "1/3  accuracy 0.5000" in bars(terminal)[0]
