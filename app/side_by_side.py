@@ -8,6 +8,7 @@ for its results. A process that dies takes its job along and no other.
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -352,7 +353,10 @@ class JobPool:
         while self._busy and (left := deadline - time.monotonic()) > 0:
             ready, _ = ray.wait(list(self._busy), num_returns=1, timeout=left)
             for one in ready:
-                del self._busy[one]
+                job, _ = self._busy.pop(one)
+                with suppress(RayError):
+                    if ray.get(one).failure:  # which is what became of the signal
+                        (job.folder / "error.txt").unlink(missing_ok=True)
         for job, actor in self._busy.values():
             ray.kill(actor)
             self._say(f"job {job.number}: did not stop within {STOP_S:.0f} s, and was ended")
@@ -406,10 +410,9 @@ class JobDiedError(RuntimeError):
 def _died(error: RayError) -> JobDiedError:
     """What became of a job's process, in one line, and all that Ray says of it below."""
     text = str(error).strip()
-    lines = [one.strip() for one in text.splitlines() if one.strip()]
-    # Ray's first line says that an actor died, and a later one of what.
-    cause = next((one for one in lines if "exit" in one or "memory" in one.lower()), lines[0])
-    return JobDiedError(f"the job's process died: {cause}\n{text}")
+    found = re.search(r"Worker exit detail: (.*?)(?: Some common causes|\n|$)", text)
+    reason = found[1] if found else text.splitlines()[0]
+    return JobDiedError(f"the job's process died: {reason}\n{text}")
 
 
 def _size(
