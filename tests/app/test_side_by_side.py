@@ -1,24 +1,25 @@
 """Jobs of a sweep next to each other: which begins when, and that all is as one after another."""
 
+import functools
 import io
 import json
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from command_line import Running, run
 from conftest import FAULTS, ROOT, SMALL, assert_same_run, simulate
 from rich.console import Console
 
 from app import signals
 from app.config.composition import compose
+from app.config.schema import Config
 from app.engine import Simulator
 from app.experiment import resolve
 from app.job_memory import fitting, job_bytes
@@ -88,9 +89,14 @@ class Scripted:
         self.calls.append("close")
 
 
+@functools.cache
+def plain() -> Config:
+    return compose([])
+
+
 def named(number: int, key: str) -> Job:
     return Job(
-        number, "", compose([]), Path(f"/sweep/{number}"), Path("/sweep"), "", key, None, {}, False,
+        number, "", plain(), Path(f"/sweep/{number}"), Path("/sweep"), "", key, None, {}, False,
         {}, Path("/"),
     )  # fmt: skip
 
@@ -204,10 +210,10 @@ def test_what_a_job_takes_grows_with_its_parts() -> None:
         chosen = resolve(compose([*SMALL, *overrides]))
         return job_bytes(chosen, check(chosen).model)
 
-    plain = of()
-    assert of("model.width=64") > plain
-    assert of("train.batch_size=500") > plain
-    assert of("data.max_train=100") < plain
+    first = of()
+    assert of("model.width=64") > first
+    assert of("train.batch_size=500") > first
+    assert of("data.max_train=100") < first
 
 
 # On Ray -------------------------------------------------------------------------------------------
@@ -289,3 +295,58 @@ def test_jobs_that_are_stopped_keep_their_last_round(pool: JobPool, tmp_path: Pa
     simulate(folder, *again, "resume=true")
     simulate(tmp_path / "whole", *again)
     assert_same_run(tmp_path / "whole", folder)
+
+
+# Whole command lines ------------------------------------------------------------------------------
+
+SWEEP = (
+    "-m", "strategy=fedavg,oqfl", "quant.bits=2,4", "seed=0,1", *SMALL, "rounds=8",
+    "checkpoint.every=2", "tracker.wandb.mode=offline",
+)  # fmt: skip
+
+
+def started(*arguments: str) -> "subprocess.Popen[str]":
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "main.py", *arguments], cwd=ROOT, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
+def groups(sweep: Path) -> set[str]:
+    """Under which groups wandb has the runs of a sweep."""
+    found = set()
+    for path in sweep.glob("*/wandb/offline-run-*/*.wandb"):
+        found |= set(re.findall(rb"[\w-]+/" + sweep.name.encode(), path.read_bytes()))
+    return {one.decode() for one in found}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_killed_sweep_goes_on_side_by_side(tmp_path: Path) -> None:
+    """Its driver is killed amidst, and started again at once; one after another is the same."""
+    two = (*SWEEP, "sweep.jobs=2", f"hydra.sweep.dir={tmp_path / 'two'}")
+    process = started(*two)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "two" / "1" / "checkpoint" / "000004").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    num_finished = len(list((tmp_path / "two").glob("*/summary.json")))
+    again = started(*two, "resume=true")
+    out, err = again.communicate(timeout=900)
+    assert again.returncode == 0, err
+    assert num_finished <= err.count("finished already") <= num_finished + 2
+    assert "continued after round" in err and "the same experiment as job" in err
+    one = started(*SWEEP, f"hydra.sweep.dir={tmp_path / 'one'}")
+    expected, _ = one.communicate(timeout=900)
+    for number in range(8):
+        assert_same_run(tmp_path / "one" / str(number), tmp_path / "two" / str(number))
+    assert rows(out) == rows(expected) and len(rows(out)) == 8
+    assert groups(tmp_path / "two") == {f"{tmp_path.name}/two"}
+    assert len(list((tmp_path / "two").glob("*/wandb/offline-run-*"))) == 8
+
+
+def rows(out: str) -> list[list[str]]:
+    """The rows of the table, without seconds."""
+    cells = [line.split() for line in out.splitlines() if line.strip()[:1].isdigit()]
+    return [[cell for cell in row if not re.fullmatch(r"\d+\.\d", cell)] for row in cells]
