@@ -305,32 +305,32 @@ class JobPool:
             with signals.shielded():  # as `app.engine.Workers.start` says
                 self._session = ray_session.start(how.jobs or how.workers, how.address)
         self._busy: dict[Any, tuple[Job, Any]] = {}  # by the reference of its result
-        self._free: list[Any] = []
+        self._idle: list[Any] = []  # started, without a job
         self._mail: Any = None
         try:
             nodes = [one["Resources"] for one in ray.nodes() if one["Alive"]]
             num_cpus = [int(one.get("CPU", 0)) for one in nodes]
             memory = [int(one.get("memory", 0)) for one in nodes]
-            size, self._options = _size(how, num_jobs, job_bytes, num_cpus, memory)
+            self._size, self._options = _size(how, num_jobs, job_bytes, num_cpus, memory)
             if how.jobs is None:
                 say(
-                    f"sweep.jobs={AUTO}: {size} side by side ({sum(num_cpus)} CPUs; a job takes "
-                    f"about {job_bytes / 2**30:.1f} of {sum(memory) / 2**30:.1f} GiB)"
+                    f"sweep.jobs={AUTO}: {self._size} side by side ({sum(num_cpus)} CPUs; a job "
+                    f"takes about {job_bytes / 2**30:.1f} of {sum(memory) / 2**30:.1f} GiB)"
                 )
             self._mail = ray.remote(num_cpus=0)(Mailbox).remote()
             self._taking = self._mail.take.remote()
-            self._free = [self._new() for _ in range(size)]
+            self._idle = [self._new() for _ in range(self._size)]
         except BaseException:
             self.close()
             raise
 
     def room(self) -> int:
         """How many more jobs can begin."""
-        return len(self._free)
+        return self._size - len(self._busy)
 
     def begin(self, job: Job) -> None:
         """Begin a job; there is room."""
-        actor = self._free.pop(0)
+        actor = self._idle.pop(0) if self._idle else self._new()
         self._busy[actor.run.remote(job)] = (job, actor)
 
     def news(self, timeout_s: float | None) -> Sequence[Event | Ended]:
@@ -368,7 +368,7 @@ class JobPool:
             self._session.close()
             self._session = None
             return
-        actors = [*self._free, *(actor for _, actor in self._busy.values()), self._mail]
+        actors = [*self._idle, *(actor for _, actor in self._busy.values()), self._mail]
         for actor in filter(None, actors if ray.is_initialized() else []):
             ray.kill(actor)
 
@@ -391,15 +391,14 @@ class JobPool:
         return events
 
     def _ended(self, reference: Any) -> Ended:
-        """Take a job's end; where its process died, another takes the process's place."""
+        """Take a job's end; where its process died, the next job gets a new one."""
         job, actor = self._busy.pop(reference)
         try:
             ended: Ended = ray.get(reference)
         except RayError as error:
             ray.kill(actor)
-            self._free.append(self._new())
             return Ended(job.number, failure=said(_died(error), job.folder))
-        self._free.append(actor)
+        self._idle.append(actor)
         return ended
 
 
