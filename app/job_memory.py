@@ -10,8 +10,8 @@ from app.experiment import Experiment, dataset
 from models.cost import Cost
 from strategies.server.workload import cost_at
 
-PROCESS_BYTES = 400 * 2**20  # of an idle one with torch, Flower and Ray
-MODELS = 8  # the global one, a client's, its answer, their sum, a checkpoint, the average
+PROCESS_BYTES = 512 * 2**20  # of one with torch, Flower and Ray, and of wandb's
+MODELS = 12  # the global one, a client's, its answer, their sum, a checkpoint: measured
 SPOOLED_BYTES = 256 * 2**20  # of a round's updates at most, before they wait in a file
 
 
@@ -41,9 +41,11 @@ def _batch_bytes(chosen: Experiment, model: nn.Module, model_bytes: int) -> int:
         found: Cost = cost_at(model, chosen.network.inputs)
     except (ValueError, RuntimeError, TypeError):  # a network that cannot be counted
         return 4 * model_bytes
-    training = found.peak_train_bytes(chosen.train.batch_size, chosen.train.optimizer_slots)
-    largest = max((math.prod(layer.output_shape) for layer in found.layers), default=0)
-    return max(training, EVALUATION_BATCH * 3 * 4 * largest)
+    train = chosen.train
+    largest = 4 * max((math.prod(layer.output_shape) for layer in found.layers), default=0)
+    # Gradients of activations, which `models.cost` leaves out, are there for a layer at a time.
+    training = found.peak_train_bytes(train.batch_size, train.optimizer_slots)
+    return max(training + train.batch_size * 2 * largest, EVALUATION_BATCH * 3 * largest)
 
 
 def fitting(num_cpus: Sequence[int], memory: Sequence[int], one: int) -> int:

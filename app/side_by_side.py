@@ -152,6 +152,9 @@ class Pool(Protocol):
     def news(self, timeout_s: float | None) -> Sequence[Event | Ended]:
         """What happened since the last call; waits for something to happen."""
 
+    def release(self) -> None:
+        """End the processes that have no job."""
+
     def stop(self) -> None:
         """Have all jobs stop where they can be continued from."""
 
@@ -214,6 +217,10 @@ class SideBySide:
         """Run all jobs that are still there to their ends."""
         with self._stopping():
             while self._broken is None and (self._waiting or self._running):
+                assert self._pool is not None
+                self._fill()
+                if not self._ready():
+                    self._pool.release()
                 self._advance(None)
 
     def close(self) -> None:
@@ -344,6 +351,14 @@ class JobPool:
         elif ready:
             found += self._mailed()
         return found
+
+    def release(self) -> None:
+        """End the processes that have no job.
+
+        In a cluster that has become smaller, a process that has one may wait for their places.
+        """
+        while self._idle:
+            ray.kill(self._idle.pop())
 
     def stop(self) -> None:
         """Have all jobs stop where they can be continued from; those that do not are ended."""

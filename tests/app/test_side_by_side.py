@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import run
 from conftest import FAULTS, ROOT, SMALL, assert_same_run, simulate
 from rich.console import Console
 
@@ -61,7 +63,7 @@ class Scripted:
     def __init__(self, size: int, failing: Sequence[int] = (), stopped_at: int = 0) -> None:
         self.begun: list[Job] = []
         self.calls: list[str] = []
-        self._free, self._running = size, deque[Job]()
+        self._size, self._free, self._running = size, size, deque[Job]()
         self._failing, self._stopped_at = failing, stopped_at
 
     def room(self) -> int:
@@ -81,6 +83,9 @@ class Scripted:
             raise signals.Stopped(signal.SIGTERM)
         self._free += 1
         return [Ended(one.number, failure="broken" if one.number in self._failing else "")]
+
+    def release(self) -> None:
+        assert not self._free or len(self._running) < self._size
 
     def stop(self) -> None:
         self.calls.append("stop")
@@ -347,3 +352,59 @@ def rows(out: str) -> list[list[str]]:
     """The rows of the table, without seconds."""
     cells = [line.split() for line in out.splitlines() if line.strip()[:1].isdigit()]
     return [[cell for cell in row if not re.fullmatch(r"\d+\.\d", cell)] for row in cells]
+
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+node = cluster.add_node(num_cpus=1)
+print(cluster.address, flush=True)
+sys.stdin.readline()
+cluster.remove_node(node)
+print("gone", flush=True)
+sys.stdin.readline()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_two_machines_of_which_one_goes(tmp_path: Path) -> None:
+    """Its job fails, the others run where there is room, as they do here."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    cluster = subprocess.Popen([sys.executable, "-c", CLUSTER], text=True, env=env, **pipes)  # type: ignore[call-overload]
+    try:
+        address = cluster.stdout.readline().strip()
+        jobs = ("-m", "seed=0,1,2,3", *SMALL, "engine=ray", "rounds=12")
+        there = (*jobs, "sweep.jobs=2", f"engine.address={address}")
+        many = run(*there, "sweep.jobs=3", f"hydra.sweep.dir={tmp_path / 'many'}")
+        assert many.stderr.count("sweep.jobs=3: the cluster has 2 CPUs") == 8
+        process = started(*there, f"hydra.sweep.dir={tmp_path / 'two'}")
+        deadline = time.monotonic() + 300
+        while len(list((tmp_path / "two").glob("*/checkpoint/*"))) < 2:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        cluster.stdin.write("\n")
+        cluster.stdin.flush()
+        out, err = process.communicate(timeout=900)
+        assert process.returncode == 1
+        assert [row[-1] for row in rows(out)].count("failed") == 1, err
+        assert "the job's process died" in err
+        again = started(*there, "resume=true", f"hydra.sweep.dir={tmp_path / 'two'}")
+        out, err = again.communicate(timeout=900)
+        # There is one CPU left.
+        assert again.returncode == 1 and "sweep.jobs=2: the cluster has 1 CPUs" in err
+        last = (*there, "sweep.jobs=auto", "resume=true", f"hydra.sweep.dir={tmp_path / 'two'}")
+        ended = started(*last)
+        out, err = ended.communicate(timeout=900)
+        assert ended.returncode == 0, err
+    finally:
+        cluster.communicate("\n", timeout=60)
+    one = started(*jobs, "engine=serial", f"hydra.sweep.dir={tmp_path / 'one'}")
+    one.communicate(timeout=900)
+    for number in range(4):
+        assert_same_run(tmp_path / "one" / str(number), tmp_path / "two" / str(number))
