@@ -25,7 +25,7 @@ lint: .venv/dev
 bench: .venv/dev
 	@$(BIN)/python -m benchmarks.machine
 	@for name in $(BENCHMARKS); do echo; echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
-BENCHMARKS := wire codec quant networks fleet hierarchical split engine
+BENCHMARKS := wire codec quant networks fleet hierarchical split sweep engine
 
 install: .venv/dev
 

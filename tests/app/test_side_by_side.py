@@ -282,6 +282,30 @@ def test_all_is_as_one_after_another(pool: JobPool, tmp_path: Path) -> None:
     assert any("job 4/6" in one and "WARNING: round 1: client" in one for one in lines)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_client_that_cannot_be_interrupted_ends_its_job_alone(
+    pool: JobPool, tmp_path: Path
+) -> None:
+    """One that sleeps is left out, as it is in the driver's process."""
+    faulty = (
+        "strategy=fedavg", "strategy._target_=tests.app.faulty.Faulty", "engine.client_timeout_s=3"
+    )  # fmt: skip
+    failed: dict[int, str] = {}
+    beside = SideBySide(
+        lambda: pool, view(2)[0], lambda one, failure: failed.update({one.number: failure})
+    )
+    for number, fault in enumerate(("1 hang-in-c", "1 hang")):
+        FAULTS.write_text(fault)
+        try:
+            beside.submit(job(number, tmp_path, *faulty, f"seed={number}"))
+            beside.drain()
+        finally:
+            FAULTS.write_text("")
+    assert failed.keys() == {0} and "the job's process died" in failed[0]
+    assert json.loads((tmp_path / "1" / "summary.json").read_text())["num_failed"] == 2
+
+
 @pytest.mark.timeout(600)
 def test_a_job_that_is_stopped_keeps_its_last_round(pool: JobPool, tmp_path: Path) -> None:
     """The last test here: after it the processes run nothing more."""
