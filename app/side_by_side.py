@@ -131,13 +131,11 @@ class Ended:
         number: of the job.
         outcome: why it was not run; empty where it was.
         failure: one line for what went wrong, or empty.
-        is_stopped: whether it was told to stop, and did.
     """
 
     number: int
     outcome: str = ""
     failure: str = ""
-    is_stopped: bool = False
 
 
 class Pool(Protocol):
@@ -210,8 +208,13 @@ class SideBySide:
                 self._advance(None)
 
     def settle(self, key: str, folder: Path) -> None:
-        """Take note of a job that need not be run, because it has finished."""
-        self._finished.setdefault(key, folder)
+        """Take note of a job that need not be run, because it has finished.
+
+        An identical one that came before is to have the name under which others copy from it.
+        """
+        before = [*self._waiting, *(one.job for one in self._running.values())]
+        if all(job.key != key for job in before):
+            self._finished.setdefault(key, folder)
 
     def drain(self) -> None:
         """Run all jobs that are still there to their ends."""
@@ -514,7 +517,7 @@ class JobProcess:
 
     def run(self, job: Job) -> Ended:
         """Run a job to its end, whatever that is."""
-        ended = Ended(job.number, is_stopped=True)
+        ended = Ended(job.number, failure="was told to stop")
         with suppress(signals.Stopped), self._stoppable():
             ended = run_job(job, self._post)
         if self._posted is not None:  # it is there before the driver hears of the end

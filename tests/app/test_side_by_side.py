@@ -131,6 +131,19 @@ def test_where_the_first_of_identical_jobs_fails_the_next_runs() -> None:
     assert failed == {1: "broken", 2: "broken"}
 
 
+def test_what_has_finished_already_is_copied() -> None:
+    pool = Scripted(1)
+    beside = SideBySide(lambda: pool, view(3)[0], lambda *_: None)
+    beside.settle("a", Path("/sweep/1"))
+    beside.submit(named(2, "b"))
+    beside.settle("b", Path("/sweep/3"))  # after one that is the same, and runs
+    for number, key in ((4, "a"), (5, "b")):
+        beside.submit(named(number, key))
+    beside.drain()
+    copied = {one.number: one.before and one.before.name for one in pool.begun}
+    assert copied == {2: None, 4: "1", 5: "2"}
+
+
 def test_one_job_is_prepared_ahead_and_not_more() -> None:
     pool = Scripted(2)
     shown, _ = view(5)
