@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=24, help="half fedavg, half oqfl")
     parser.add_argument("--at-once", type=int, default=2, help="sweep.jobs of the arm beside")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=0, help="of all clients; 0: all there are")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--repeats", type=int, default=1, help="the ratio is the median of these")
