@@ -21,11 +21,11 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 # The benchmarks that need no data of the user's; `binary`, `privacy` and `steps` do (docs/BINARIZED.md). On two
-# busy cores all but the last take 17 minutes.
+# busy cores all but the last two take 17 minutes, and `sweep` some 10 to 20.
 bench: .venv/dev
 	@$(BIN)/python -m benchmarks.machine
 	@for name in $(BENCHMARKS); do echo; echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
-BENCHMARKS := wire codec quant evaluation networks fleet hierarchical split engine
+BENCHMARKS := wire codec quant evaluation networks fleet hierarchical split sweep engine
 
 install: .venv/dev
 

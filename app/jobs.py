@@ -1,26 +1,27 @@
-"""The jobs of one command line: checked before the first, run one after another, then compared."""
+"""The jobs of one command line: checked before the first, run, then compared.
+
+They run one after another, or several at a time where sweep.jobs says so (`app.side_by_side`).
+"""
 
 import itertools
 import json
 import logging
 import os
-import shutil
 import socket
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from app import experiment, signals
 from app.config.composition import NOT_HASHED, compose, from_omegaconf, open_keys
@@ -28,33 +29,26 @@ from app.config.composition import parsed as read_overrides
 from app.config.schema import CONF, Config
 from app.engine import Simulator
 from app.experiment import Experiment, Prepared, resolve
-from app.run_folder import (
-    CONFIG,
-    SUMMARY,
-    FolderTakenError,
-    claim,
-    close,
-    is_finished,
-    is_of,
-    locked,
-)
-from app.sinks import tracker_sink
+from app.job_memory import job_bytes
+from app.one_job import carry_out, said
+from app.provenance import COMMAND, command
+from app.run_folder import CONFIG, claim, is_finished, is_of, locked
+from app.wanted_jobs import Wanted, wanted
 from strategies.server.cuts import AUTO
 from tracking.checksums import read_json
 from tracking.collect import common, find, natural
-from tracking.files import CannotWriteError, DamagedError, FolderGoneError, whole, writing
-from tracking.jsonl import ROUNDS, read
-from tracking.live import SweepView
+from tracking.files import DamagedError, writing
+from tracking.live import JobView, SweepView
 from tracking.progress import ProgressSink
-from tracking.record import RoundRecord
 from tracking.report import print_tables, write_report
-from tracking.summary import summarise
 from tracking.text import line
 from tracking.wandb_sink import check_online
 
+if TYPE_CHECKING:
+    from app.side_by_side import SideBySide
+
 RUNS = Path("runs")
 MOST_JOBS = 10_000
-COPIED = ("rounds.jsonl", "clients.jsonl", "model.safetensors", "config.json")
 
 log = logging.getLogger(__name__)
 
@@ -63,19 +57,22 @@ class Jobs:
     """Runs jobs as Hydra calls for them, and keeps what failed."""
 
     def __init__(self) -> None:
-        self.failed: list[str] = []
+        self.failed: dict[int, str] = {}  # by the number of the job
         self._is_sweep = False
         self._num_jobs = 1
         self._names: set[str] = set()
         self._view: SweepView | None = None  # of a sweep, from its first job on
         self._shared: list[str] = []  # overrides that all jobs have
         self._simulator = Simulator()
+        self._wanted: Wanted | None = None  # how jobs run side by side, where they do
+        self._job_bytes = 0  # about what one of them takes
+        self._side_by_side: SideBySide | None = None  # from the first job on
         self._locks = ExitStack()
         self._locked: set[Path] = set()  # by this process, until its end
         self._finished: dict[str, Path] = {}  # by this process
         self._beside: dict[str, list[Path]] | None = None  # before it, in folders beside this one's
         self._folder: Path | None = None  # of the sweep, or of the one run
-        self._resolved: dict[tuple[str, ...], Experiment] = {}  # by the overrides of the job
+        self._checked: dict[tuple[str, ...], tuple[Config, Experiment]] = {}  # by its overrides
         self._prepared: Prepared | None = None  # of the one run: of a sweep it would be too many
 
     def check(self, overrides: Sequence[str], is_sweep: bool) -> list[str]:
@@ -87,19 +84,24 @@ class Jobs:
             ValueError: one line that names the key.
             FileNotFoundError: the data are not there.
         """
+        refuse_plugins(overrides)
         overrides = [*preset(overrides, is_sweep), *overrides]
         open_jobs = [open_keys(job) for job in expand(overrides, is_sweep)]
         configs = [compose(job) for job in open_jobs]
+        self._wanted = wanted(configs, is_sweep)
         found = [resolve(config) for config in configs]
         for first, *others in alike(configs):
             prepared = experiment.check(found[first])
             for other in others:
                 experiment.check_drawn(found[other], prepared.strategy)
             self._prepared = None if is_sweep else prepared
+            if self._wanted is not None and self._wanted.jobs is None:
+                self._job_bytes = max(self._job_bytes, job_bytes(found[first], prepared.model))
         for one in found:
             check_online(one.wandb)
             check_address(one.engine.address)
-        self._resolved = {of_task(job): one for job, one in zip(open_jobs, found, strict=True)}
+        checked = zip(configs, found, strict=True)
+        self._checked = {of_task(job): one for job, one in zip(open_jobs, checked, strict=True)}
         self._num_jobs, self._is_sweep = len(found), is_sweep
         self._names = {one.name for one in found}
         self._shared = common(open_jobs)
@@ -136,43 +138,61 @@ class Jobs:
         return list(overrides)
 
     def job(self, node: DictConfig) -> None:
-        """Run one job; an error is shown, kept, and does not stop the jobs after it."""
+        """Run one job; an error is shown, kept, and does not stop the jobs after it.
+
+        Where jobs run side by side, it returns once there is room for another.
+        """
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
         self._folder = Path(hydra.sweep.dir).absolute() if self._is_sweep else folder
-        number, what = 1, ""
+        number, what, view = 1, "", None
         if self._is_sweep:
             number = int(hydra.job.num) + 1
             what = " ".join(text for text in hydra.overrides.task if text not in self._shared)
             self._view = self._view or SweepView(self._num_jobs)
-            self._view.begin(number, what)
+            view = self._view.begin(number, what) if self._wanted is None else None
+        outcome = ""
         try:
             self._lock(self._folder)
-            known = self._resolved.get(of_task(hydra.overrides.task))
-            chosen = known or resolve(from_omegaconf(node))
+            known = self._checked.get(of_task(hydra.overrides.task))
+            config = known[0] if known else from_omegaconf(node)
+            chosen = known[1] if known else resolve(config)
+            if self._wanted is not None:
+                self._submit(number, what, config, chosen, folder)
+                return
             with nullcontext() if folder.resolve() in self._locked else locked(folder):
-                outcome = self._run(chosen, folder)
+                outcome = self._run(chosen, folder, view)
         except (Exception, SystemExit) as error:  # a job's exit must not end the others
             signals.check()  # unless it is what became of a signal
             log.info("failed", exc_info=True)  # to the log file; the terminal gets one line
             failure = said(error, folder)
+            self._fail(number, what, failure)
             if self._view is None:
-                self.failed.append(failure)
                 sys.stderr.write(f"error: {failure}\n")
             else:
-                self.failed.append(f"job {number}/{self._num_jobs} {line(what)}: {failure}")
-                self._view.end(f"error: {failure}", failed=True)
+                view = view or self._view.begin(number, what)
+                view.end(f"error: {failure}", failed=True)
         else:
-            if self._view is not None:
-                self._view.end(outcome)
+            if view is not None:
+                view.end(outcome)
             elif outcome:
                 sys.stderr.write(f"{line(folder)}: {line(outcome)}\n")
 
     def finish(self) -> None:
-        """Print the tables, write a sweep's report, and end the workers."""
+        """Wait for what still runs, print the tables, write a sweep's report, and end the workers.
+
+        Raises:
+            Stopped: jobs that ran side by side were stopped.
+        """
         try:
-            self._report()
+            try:
+                if self._side_by_side is not None:
+                    self._side_by_side.drain()
+            finally:
+                self._report()
         finally:
+            if self._side_by_side is not None:
+                self._side_by_side.close()
             self._simulator.close()
             self._locks.close()
 
@@ -187,8 +207,13 @@ class Jobs:
             report = folder / "report.html"
             sys.stdout.write(line(report if self._is_sweep else folder, None) + "\n")
         finally:
-            for failure in self.failed if self._is_sweep else []:
+            for _, failure in sorted(self.failed.items()) if self._is_sweep else []:
                 sys.stderr.write(f"failed: {failure}\n")
+
+    def _fail(self, number: int, what: str, failure: str) -> None:
+        """Keep what went wrong with a job."""
+        job = f"job {number}/{self._num_jobs} {line(what)}: " if self._is_sweep else ""
+        self.failed[number] = job + failure
 
     def _lock(self, folder: Path) -> None:
         """Keep others from the folder of the run or sweep until the end.
@@ -200,28 +225,64 @@ class Jobs:
             self._locks.enter_context(locked(folder))
             self._locked.add(folder.resolve())
 
-    def _run(self, chosen: Experiment, folder: Path) -> str:
+    def _run(self, chosen: Experiment, folder: Path, view: JobView | None) -> str:
         """Run a job, or return why it need not be run."""
-        assert self._folder is not None
-        group = "/".join(self._folder.parts[-2:]) if self._is_sweep else ""
-        claim(folder, chosen)
-        (folder / "error.txt").unlink(missing_ok=True)
-        # The engine does not change results, but who sweeps over it wants to see just that.
-        key = chosen.hash + json.dumps(asdict(chosen.engine)) + chosen.data.settings.root
-        outcome = ""
-        if chosen.resume and is_finished(folder, chosen.rounds):
-            outcome = "finished already"
-        elif before := self._finished.get(key) or self._earlier(chosen):
-            copy_results(before, folder, chosen.target_accuracy)
-            publish(chosen, folder, group)
-            job = f"job {before.name}" if before.parent == folder.parent else str(before)
-            outcome = f"the same experiment as {job}, not run again"
-        else:
-            show = ProgressSink if self._view is None else self._view.progress
+        key, group = key_of(chosen), self._group if self._is_sweep else ""
+        show = ProgressSink if view is None else view.progress
+
+        def run() -> None:
             prepared, self._prepared = self._prepared, None
             self._simulator.run(chosen, folder, group, show, prepared)
+
+        def before() -> Path | None:
+            return self._finished.get(key) or self._earlier(chosen)
+
+        outcome = carry_out(chosen, folder, group, before, run)
         self._finished.setdefault(key, folder)
         return outcome
+
+    def _submit(
+        self, number: int, what: str, config: Config, chosen: Experiment, folder: Path
+    ) -> None:
+        """Have a job run beside others."""
+        from app.side_by_side import Job, JobPool, SideBySide  # brings Ray
+
+        assert self._view is not None and self._wanted is not None and self._folder is not None
+        how, view, key = self._wanted, self._view, key_of(chosen)
+        self._side_by_side = self._side_by_side or SideBySide(
+            lambda: JobPool(how, self._num_jobs, self._job_bytes, view.say),
+            view,
+            lambda job, failure: self._fail(job.number, job.what, failure),
+        )
+        if chosen.resume and is_finished(folder, chosen.rounds):
+            claim(folder, chosen)
+            view.begin(number, what).end("finished already")
+            self._side_by_side.settle(key, folder)
+            return
+        hydra = HydraConfig.get()
+        environment = {name: text for name, text in os.environ.items() if name.startswith("WANDB")}
+        environment[COMMAND] = command()
+        job = Job(
+            number=number,
+            what=what,
+            config=config,
+            folder=folder.absolute(),
+            sweep=self._folder,
+            group=self._group,
+            key=key,
+            before=self._earlier(chosen),
+            logs=OmegaConf.to_container(hydra.job_logging, resolve=True),
+            verbose=hydra.verbose,
+            environment=environment | {n: str(value) for n, value in hydra.job.env_set.items()},
+            cwd=Path.cwd(),
+        )
+        self._side_by_side.submit(job)
+
+    @property
+    def _group(self) -> str:
+        """The sweep's name for wandb."""
+        assert self._folder is not None
+        return "/".join(self._folder.parts[-2:])
 
     def _earlier(self, chosen: Experiment) -> Path | None:
         """Return a finished run of the same experiment from beside this sweep, if one will do."""
@@ -232,6 +293,33 @@ class Jobs:
             self._beside = finished(self._folder.parent)
         there = self._beside.get(chosen.hash, [])
         return next((folder for folder in reversed(there) if is_finished(folder)), None)
+
+
+def key_of(chosen: Experiment) -> str:
+    """What is equal where one job's results are another's.
+
+    The engine does not change results, but who sweeps over it wants to see just that.
+    """
+    return chosen.hash + json.dumps(asdict(chosen.engine)) + chosen.data.settings.root
+
+
+def refuse_plugins(overrides: Sequence[str]) -> None:
+    """Refuse launchers and sweepers of Hydra's: jobs are checked, run and compared by our own.
+
+    Raises:
+        ValueError: names the key and what to use instead.
+    """
+    instead = {
+        "launcher": "takes basic; sweep.jobs=2 or sweep.jobs=auto runs jobs side by side",
+        "sweeper": "takes basic, which runs every combination of the values that are given",
+    }
+    for override in read_overrides(overrides):
+        for name, text in instead.items():
+            keys = (f"hydra/{name}", f"hydra.{name}", f"hydra.{name}._target_")
+            key = override.key_or_group
+            value = None if override.is_delete() else override.value()
+            if key in keys and value != "basic":
+                raise ValueError(f"{key}={line(value, 80)}: {text}")
 
 
 def of_task(overrides: Sequence[str]) -> tuple[str, ...]:
@@ -392,19 +480,6 @@ def quoted(path: Path) -> str:
     return f"'{escaped}'"
 
 
-def said(error: BaseException, folder: Path) -> str:
-    """Return one line for what ended a job, and leave its traceback in the job's folder."""
-    first = line((str(error).strip().splitlines() or [""])[0])
-    if isinstance(error, FolderGoneError | FolderTakenError):
-        return first  # there is no folder, or what is there is not ours to mark
-    with suppress(OSError):
-        (folder / "error.txt").write_text("".join(traceback.format_exception(error)), "utf-8")
-    if isinstance(error, CannotWriteError):
-        return f"{first}; with that mended, the same command with resume=true continues"
-    kind = "" if first and isinstance(error, Exception) else f"{type(error).__name__} "
-    return f"{kind}{first} ({line(folder / 'error.txt')}, cutbit.log)"
-
-
 def finished(above: Path) -> dict[str, list[Path]]:
     """Return the runs with a summary among the runs and sweeps in a folder, by their config_hash.
 
@@ -416,25 +491,6 @@ def finished(above: Path) -> dict[str, list[Path]]:
             summary = read_json(path)
             found.setdefault(str(summary.get("config_hash")), []).append(path.parent)
     return found
-
-
-def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> None:
-    """Give an identical job the results of the one that ran; the target may be another."""
-    for name in COPIED:
-        with whole(folder / name) as part:
-            shutil.copy2(before / name, part)
-    summary = read_json(before / SUMMARY)
-    kept = {name: found for name, found in summary.items() if "target" not in name}
-    same_as = os.path.relpath(before, folder.parent)
-    target = summarise(folder, target_accuracy)
-    close(folder, kept | target | {"same_as": same_as})
-
-
-def publish(chosen: Experiment, folder: Path, group: str) -> None:
-    """Give copied results a wandb run of their own, so that the sweep's group is whole."""
-    done = [RoundRecord.from_dict(row) for row in read(folder / ROUNDS)]
-    sink = tracker_sink(chosen, folder, group, done)
-    sink.finish(read_json(folder / SUMMARY))
 
 
 def check_address(address: str | None) -> None:

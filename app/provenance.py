@@ -23,6 +23,7 @@ from tracking.text import line
 
 PACKAGE = "cutbit"
 GIT_S = 5.0  # that git may take; on a slow disk it is not waited for
+COMMAND = "CUTBIT_COMMAND"  # in a job's process beside the driver: the driver's command line
 LONGEST = 2000
 
 
@@ -40,7 +41,7 @@ def provenance() -> dict[str, Any]:
         found |= {"own_commit": own["commit"], "own_dirty": own["dirty"]}
     return {
         **found,
-        "command": line(shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]), LONGEST),
+        "command": os.environ.get(COMMAND) or command(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "packages": packages(),
@@ -57,6 +58,11 @@ def said(found: dict[str, Any]) -> str:
     return (
         f"cutbit {found['version']}, {code}; {found['command']}; {place['cpu']} of {place['name']}"
     )
+
+
+def command() -> str:
+    """Return the command line of this process."""
+    return line(shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]), LONGEST)
 
 
 @functools.cache

@@ -2,18 +2,19 @@
 
 The first is raised as `Stopped` in the main thread, as Python does for Ctrl-C, so that what was
 begun is ended in order; a second ends the process at once. One that the process was told to ignore
-(nohup) stays ignored.
+(nohup) stays ignored. A job in a process of its own, which hears none of them, is told by `INNER`.
 """
 
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+INNER = "SIGUSR1"  # by which a process raises Stopped in its own main thread
 # `timeout`, shells and Slurm may send one twice: to the process, and to its group.
 TOGETHER_S = 1.0
 
@@ -50,10 +51,10 @@ class _Handler:
             raise self.came
 
 
-def install() -> None:
+def install(names: Sequence[str] = NAMES) -> None:
     """Handle the signals from now on, in the main thread."""
     handler = _Handler()
-    for number in _numbers():
+    for number in _numbers(names):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
@@ -68,7 +69,7 @@ def held() -> Iterator[None]:
     Raises:
         Stopped: one came.
     """
-    before = {number: signal.getsignal(number) for number in _numbers()}
+    before = {number: signal.getsignal(number) for number in _numbers((*NAMES, INNER))}
     ours = {number: one for number, one in before.items() if isinstance(one, _Handler)}
     handlers = set(ours.values())
     for handler in handlers:
@@ -111,12 +112,12 @@ def shielded() -> Iterator[None]:
 
 def check() -> None:
     """Raise `Stopped` if a signal came, also where somebody swallowed it."""
-    for number in _numbers():
+    for number in _numbers((*NAMES, INNER)):
         handler = signal.getsignal(number)
         if isinstance(handler, _Handler) and handler.came is not None and not handler.holds:
             raise handler.came
 
 
-def _numbers() -> list[signal.Signals]:
+def _numbers(names: Sequence[str] = NAMES) -> list[signal.Signals]:
     """Those that this system knows."""
-    return [signal.Signals[name] for name in NAMES if name in signal.Signals.__members__]
+    return [signal.Signals[name] for name in names if name in signal.Signals.__members__]

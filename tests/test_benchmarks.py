@@ -23,6 +23,7 @@ from benchmarks import (
     quant,
     split,
     steps,
+    sweep,
     wire,
 )
 from models.cost import cost
@@ -43,7 +44,7 @@ PARTS = {
 }
 TESTED = {
     "binary", "codec", "engine", "evaluation", "fleet", "hierarchical", "networks", "privacy",
-    "quant", "split", "steps", "wire",
+    "quant", "split", "steps", "sweep", "wire",
 }  # fmt: skip
 
 Rows = list[dict[str, str]]
@@ -217,6 +218,17 @@ def test_engine() -> None:
     for row in rows:
         assert number(row["samples/s"]) > 0 < number(row["of the plain loop"])
         assert 100 < number(row["peak MB"]) < 20_000
+
+
+def test_sweep(printed: Callable[[], str]) -> None:
+    """Jobs at once are tested in tests/app/test_side_by_side.py, which starts Ray."""
+    small = ["--jobs", "2", "--rounds", "1", "--samples", "40", "--at-once", "1"]
+    sweep.main([*small, "--arms", "beside"])
+    ((row,),) = tables(printed())
+    assert number(row["seconds"]) > 0
+    assert (row["arm"], row["of sweep.jobs=1"], row["jobs with equal files"]) == (
+        "sweep.jobs=1", "1.00", "2 of 2",
+    )  # fmt: skip
 
 
 def test_binary(printed: Callable[[], str]) -> None:

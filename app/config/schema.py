@@ -29,6 +29,8 @@ from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
 from tracking.wandb_sink import WandbSettings
 
+AUTO = "auto"
+MOST_JOBS = 1000  # side by side: more processes than any one user has cores
 LONGEST_S = 1e7  # of a client; alarms take no more than some such number
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -87,6 +89,15 @@ class SweepSettings:
         default=False,
         metadata={"help": "reuse finished runs of other sweeps in the same folder"},
     )
+    jobs: Any = field(
+        default=1,
+        metadata={"help": "jobs that run side by side, each in a process: 1, a number, auto"},
+    )
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.jobs, int) and not isinstance(self.jobs, bool)
+        if self.jobs != AUTO and not (is_number and 1 <= self.jobs <= MOST_JOBS):
+            raise ValueError(f"sweep.jobs={self.jobs}: takes 1 to {MOST_JOBS}, or {AUTO}")
 
 
 @dataclass(frozen=True)

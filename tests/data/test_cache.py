@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 
 from data import cache
-from data.cache import cache_folder, cached
+from data.cache import cached
+from data.cache_folder import cache_folder
 
 
 @pytest.fixture(autouse=True)

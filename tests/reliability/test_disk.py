@@ -13,7 +13,8 @@ from conftest import assert_same_run
 from lives import live, tiny
 
 from app import server
-from app.jobs import finished, fresh, newest, said
+from app.jobs import finished, fresh, newest
+from app.one_job import said
 from app.run_folder import FolderTakenError, claim
 from strategies.server import checkpoint
 from strategies.server.loop import FederatedStrategy

@@ -79,26 +79,31 @@ def test_a_sweep_is_stopped_and_another_is_refused(tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 @pytest.mark.parametrize("to_all", [False, True], ids=["process", "all its processes"])
-def test_nothing_of_ray_is_left(name: str, to_all: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_sweep", [False, True], ids=["run", "jobs side by side"])
+def test_nothing_of_ray_is_left(name: str, to_all: bool, is_sweep: bool, tmp_path: Path) -> None:
     psutil = pytest.importorskip("psutil")  # which Ray brings
-    on_ray = (
-        "rounds=2000",
-        "engine=ray",
-        "engine.workers=2",
-        "engine.fork=false",
-        f"hydra.run.dir={tmp_path}",
-    )
-    process = started(*QUIET, *on_ray)
-    wait_for_rounds(process, tmp_path, 3)
+    on_ray = ("rounds=2000", "engine=ray", "engine.workers=2", "engine.fork=false")
+    if is_sweep:
+        on_ray = (*on_ray, "sweep.jobs=2", "seed=0,1,2", "tracker.wandb.mode=offline")
+        folders = [tmp_path / "0", tmp_path / "1"]
+    else:
+        folders = [tmp_path]
+    folder = f"hydra.{'sweep' if is_sweep else 'run'}.dir={tmp_path}"
+    process = started(*(["-m"] if is_sweep else []), *QUIET, *on_ray, folder)
+    for one in folders:
+        wait_for_rounds(process, one, 3)
     below = psutil.Process(process.pid).children(recursive=True)
     began = time.monotonic()
     for one in [*below, process] if to_all else [process]:
         one.send_signal(signal.Signals[name])
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     print(f"\n{name}: ended within {time.monotonic() - began:.1f} s")
     assert process.returncode == 128 + signal.Signals[name]
     assert f"stopped by {name}" in err and "Traceback" not in err
-    assert len(list((tmp_path / "checkpoint").glob("*"))) == 1
+    assert out.count("unfinished") == len(folders)
+    for one in folders:
+        assert len(list((one / "checkpoint").glob("*"))) == 1
+        assert not (one / "error.txt").exists()
     time.sleep(1)
     assert [one for one in below if one.is_running() and one.status() != "zombie"] == []
 
