@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def test_a_run_says_where_it_is_from(tmp_path: Path) -> None:
     simulate(folder, "strategy=fedavg", "rounds=1")
     found = json.loads((folder / "summary.json").read_text())["provenance"]
     assert found["version"] == "0.1.0"
-    assert found["command"].split()[-1] == sys.orig_argv[-1]
+    assert shlex.split(found["command"])[1:] == sys.orig_argv[1:]
     assert (
         found["packages"]["torch"]
         == json.loads((folder / "summary.json").read_text())["versions"]["torch"]
