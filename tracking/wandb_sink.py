@@ -116,10 +116,9 @@ def check_online(settings: WandbSettings) -> None:
 
 def missing_key() -> tuple[str, str | None]:
     """Return wandb's server, and why there is no key for it: None where there is one."""
+    import wandb
     from wandb.sdk import wandb_setup
     from wandb.sdk.lib.wbauth import authenticate_session  # `wandb.login` would print
-
-    import wandb
 
     host = str(wandb_setup.singleton().settings.base_url)
     try:

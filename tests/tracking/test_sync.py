@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 import wandb_reader
 from test_wandb_sink import CONFIG, SETTINGS, record
 from wandb_reader import offline_runs, read_only_run
 from wandb_server import Server, serving
 
-import wandb
 from tracking import sync, wandb_file, wandb_names
 from tracking.files import DamagedError
 from tracking.sync import Place, Seen, main

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
 from test_wandb_sink import CONFIG, SETTINGS, client, record
 from wandb_reader import offline_runs, read_only_run
 from wandb_server import serving
 
-import wandb
 from tracking import wandb_names
 from tracking.wandb_sink import Inputs, WandbSettings, WandbSink, check_online, resolved
 
