@@ -201,9 +201,10 @@ def test_split(printed: Callable[[], str]) -> None:
 
 
 @pytest.mark.timeout(600)  # starts Ray twice
+@pytest.mark.long  # it starts and ends Ray, and Flower's simulation
 def test_engine() -> None:
     sizes = ["--clients", "4", "--samples", "128", "--rounds", "2", "--cores", "1"]
-    command = [sys.executable, "-m", "benchmarks.engine", *sizes]  # it starts and ends Ray itself
+    command = [sys.executable, "-m", "benchmarks.engine", *sizes]
     found = subprocess.run(
         command,
         cwd=ROOT,

@@ -88,7 +88,14 @@ def test_splitfed_v1_is_fedavg(network: tuple[str, ...], tmp_path: Path) -> None
     assert_same_but_for_bytes(tmp_path / "fedavg", tmp_path / "u")
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "oqfl", "splitfed_v2", "splitfed_v3"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "fedavg",
+        "splitfed_v3",
+        *(pytest.param(s, marks=pytest.mark.long) for s in ("oqfl", "splitfed_v2")),
+    ],
+)
 def test_any_number_of_workers(strategy: str, tmp_path: Path, ray_simulator: Simulator) -> None:
     chosen = (f"strategy={strategy}", "clients.total=25", "clients.per_round=0.8")
     simulate(tmp_path / "serial", *chosen)

@@ -69,7 +69,7 @@ def test_a_run_that_fails_says_so_in_its_exit_code(tmp_path: Path) -> None:
     "strategy",
     [
         "oqfl",
-        "splitfed_v3",
+        pytest.param("splitfed_v3", marks=pytest.mark.long),
         pytest.param("fedavg", marks=pytest.mark.long),
         pytest.param("fedavg strategy.server_optimizer=fedyogi", marks=pytest.mark.long),
     ],

@@ -372,7 +372,7 @@ def test_availability_cuts_links_the_same_on_ray(ray_simulator, tmp_path) -> Non
     assert {row["status"] for row in clients(tmp_path / "ray")} == {"ok", "alone"}
 
 
-LOST = ["strategy.outage=[2,3]", "fleet.availability=0.5"]
+LOST = ["strategy.outage=[2,3]", pytest.param("fleet.availability=0.5", marks=pytest.mark.long)]
 
 
 @pytest.mark.parametrize("lost", LOST)

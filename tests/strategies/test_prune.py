@@ -92,7 +92,9 @@ def test_who_hands_on_what_is_the_bases(base) -> None:
 # Bytes --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ratio", "active"), [(0, 16), (0.75, 4), (0.95, 1)])
+@pytest.mark.parametrize(
+    ("ratio", "active"), [pytest.param(0, 16, marks=pytest.mark.long), (0.75, 4), (0.95, 1)]
+)
 @pytest.mark.parametrize(
     "method", [("deprune", "prune.schedule=fixed"), ("prune", "prune.stages=1")], ids=lambda m: m[0]
 )

@@ -150,7 +150,15 @@ class Unknown(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-@pytest.mark.parametrize("cut", ["conv1", "layer1.0", "layer1", "layer2", "0.5"])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        "conv1",
+        "layer1.0",
+        "0.5",
+        *(pytest.param(c, marks=pytest.mark.long) for c in ("layer1", "layer2")),
+    ],
+)
 def test_a_network_of_the_users_needs_no_change(cut, tmp_path: Path) -> None:
     chosen = (
         "model._target_=tests.strategies.test_split_methods.Unknown",
@@ -348,7 +356,9 @@ def test_quantized_splitfed_v1_is_oqfl(tmp_path: Path) -> None:
     [
         ("cnn", "head", "stage3"),
         ("resnet8", "head", "stage3"),
-        ("mobilenetv2", "head", "classifier.0"),  # before its last layer
+        pytest.param(
+            "mobilenetv2", "head", "classifier.0", marks=pytest.mark.long
+        ),  # its last layer
         ("densenet121", "classifier", "avgpool+flatten"),
     ],
 )
@@ -568,8 +578,14 @@ NETWORKS_ELSEWHERE = [
 ]
 
 
-@pytest.mark.parametrize("network", NETWORKS_ELSEWHERE)
-@pytest.mark.parametrize("strategy", ELSEWHERE)
+ELSEWHERE_CASES = [
+    pytest.param(s, *n.values, id=f"{s}-{n.id}", marks=pytest.mark.long if (i + j) % 2 else ())
+    for i, s in enumerate(ELSEWHERE)
+    for j, n in enumerate(NETWORKS_ELSEWHERE)
+]
+
+
+@pytest.mark.parametrize(("strategy", "network"), ELSEWHERE_CASES)
 def test_a_half_in_another_process_trains_the_same_bits(strategy, network, other_process) -> None:
     run = Round(strategy, *network)
     for link in LINKS_ELSEWHERE:
