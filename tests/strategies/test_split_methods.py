@@ -579,7 +579,9 @@ NETWORKS_ELSEWHERE = [
 
 
 ELSEWHERE_CASES = [
-    pytest.param(s, *n.values, id=f"{s}-{n.id}", marks=pytest.mark.long if (i + j) % 2 else ())
+    pytest.param(
+        *s.values, *n.values, id=f"{s.id}-{n.id}", marks=pytest.mark.long if (i + j) % 2 else ()
+    )
     for i, s in enumerate(ELSEWHERE)
     for j, n in enumerate(NETWORKS_ELSEWHERE)
 ]
