@@ -152,6 +152,7 @@ def test_fleet(printed: Callable[[], str]) -> None:
     assert all(number(row["plan"]) > 0 for row in rows)
 
 
+@pytest.mark.long  # half a minute of traces; the curves are drawn by the next one
 def test_hierarchical(printed: Callable[[], str]) -> None:
     hierarchical.main(["--models", "resnet18", "--rates", "0.1", "100"])
     *savings, limits = tables(printed())

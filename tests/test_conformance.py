@@ -70,6 +70,15 @@ ROWS: dict[str, list[tuple[str, ...]]] = {
 CASES = [pytest.param(s, o, id=" ".join((s, *o))) for s, rows in ROWS.items() for o in rows]
 
 
+def every_other_long(cases: list[Any]) -> Iterator[Any]:
+    """The first case of each method, and every other one after it, runs always."""
+    before, number = "", 0
+    for case in cases:
+        number = number + 1 if case.values[0] == before else 0
+        before = case.values[0]
+        yield pytest.param(*case.values, id=case.id, marks=pytest.mark.long if number % 2 else ())
+
+
 def test_every_method_has_a_row_a_page_a_file_and_a_place_in_the_sweep() -> None:
     assert sorted(ROWS) == strategies()
     over = OmegaConf.load(ROOT / "conf/sweep/methods.yaml").over
@@ -104,7 +113,7 @@ def simulate_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dic
     return run
 
 
-@pytest.mark.parametrize(("strategy", "overrides"), CASES)
+@pytest.mark.parametrize(("strategy", "overrides"), list(every_other_long(CASES)))
 def test_two_rounds(
     strategy: str,
     overrides: tuple[str, ...],
@@ -133,7 +142,7 @@ def test_two_rounds(
         assert summary[f"total_{direction}"] == sum(by_round)
 
 
-@pytest.mark.parametrize(("strategy", "overrides"), CASES)
+@pytest.mark.parametrize(("strategy", "overrides"), list(every_other_long(CASES)))
 def test_names_and_types_stay_those_of_the_model(
     strategy: str,
     overrides: tuple[str, ...],

@@ -51,6 +51,7 @@ def test_simulation(home: FlowerHome, expected: Path, tmp_path: Path) -> None:
     assert_same_run(expected, tmp_path / "run")
 
 
+@pytest.mark.long  # starts a SuperLink; test_flower_start.py has the refusal itself
 def test_superlink_refuses(home: FlowerHome, tmp_path: Path) -> None:
     """A run that cannot start says why, counts as failed, and leaves no folder."""
     link, folder = home.superlink(), tmp_path / "run"

@@ -2,15 +2,13 @@
 
 import json
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from conftest import cut_network, phases_of, rounds, simulate, small, works_of
 from safetensors.numpy import load_file
-from test_conformance import ROWS
+from test_conformance import CASES, every_other_long
 
 from app import build_fleet as fleets
 from app import experiment
@@ -20,8 +18,6 @@ from fleet.clock import parallel
 from fleet.devices import tables
 from fleet.traces import match
 from strategies.client.training import LocalTraining, batch_sizes, batches
-
-CASES = [pytest.param(s, o, id=" ".join((s, *o))) for s, rows in ROWS.items() for o in rows]
 
 
 def clients(folder: Path) -> list[dict]:
@@ -33,15 +29,6 @@ def prepared(*overrides):
     strategy = experiment.strategy(config)
     experiment.prepare(config, strategy)
     return strategy
-
-
-def every_other_long(cases: list[Any]) -> Iterator[Any]:
-    """The first case of each method, and every other one after it, runs always."""
-    before, number = "", 0
-    for case in cases:
-        number = number + 1 if case.values[0] == before else 0
-        before = case.values[0]
-        yield pytest.param(*case.values, id=case.id, marks=pytest.mark.long if number % 2 else ())
 
 
 @pytest.mark.parametrize(("strategy", "overrides"), list(every_other_long(CASES)))
