@@ -26,7 +26,7 @@ from tracking.progress import ProgressSink, Show
 if TYPE_CHECKING:
     from app.actors import Actors
 
-RAY_AFTER_S = 10.0  # of work: about what Ray and its actors cost until they are there
+RAY_AFTER_S = 60.0  # of work: Ray takes the processors from the clients while it starts
 
 
 class SerialGrid(LocalGrid):

@@ -1,6 +1,6 @@
 """The first workers of a run: processes forked from the driver, which are there at once.
 
-Ray and its actors need some ten seconds of processor time before the first client trains, most of
+Ray and its actors need tens of seconds of processor time before the first client trains, most of
 it to import what the driver has imported already. A forked process has all of it, and the data as
 well, in a hundredth of a second. So clients train here until Ray's actors have answered, and a run
 that is over by then never starts Ray. Who trains a client does not change what comes of it.
