@@ -17,11 +17,9 @@ import ray
 from flwr.app import Message
 from ray.exceptions import RayError, RayTaskError
 
-from app import ray_session, runtime, signals
-from app.calls import CALLS_IN_FLIGHT, MAX_DEATHS, START_S, Call, Round
+from app import ray_session, runtime
+from app.calls import CALLS_IN_FLIGHT, MAX_DEATHS, Call, Round
 from app.local_grid import node_of
-from app.ray_session import RaySession
-from app.time_limit import GRACE_S
 from app.worker import Worker
 from strategies import messages
 
@@ -40,11 +38,8 @@ class Actors:
     """
 
     def __init__(self, count: int | None = None, address: str | None = None) -> None:
-        self._session: RaySession | None = None  # where Ray was started here
         self.actors: list[Any] = []  # handles, which know no methods
-        if not ray.is_initialized():
-            with signals.shielded():  # Ray puts handlers of its own in the place of ours
-                self._session = ray_session.start(count, address)
+        self._session = ray_session.start_once(count, address)
         available = int(ray.cluster_resources().get("CPU", 1))
         wanted = count or max(1, available)
         if wanted > available:
@@ -127,7 +122,7 @@ class Actors:
                 call = state.queue.popleft()
                 reference = actor.handle.remote(
                     {state.keys[i]: state.references[state.keys[i]] for i in call.indices},
-                    [(state.keys[i], state.sent[i].metadata) for i in call.indices],
+                    state.jobs(call),
                     state.num_nodes,
                     state.run_config,
                 )
@@ -164,11 +159,7 @@ class Actors:
         if state.limit_s is None:
             return {}
         first = dict(reversed(state.flying.values()))  # of each actor's calls
-        per_client = state.limit_s + 2 * GRACE_S
-        return {
-            index: state.heard[index] + START_S + len(call.indices) * per_client
-            for index, call in first.items()
-        }
+        return {index: state.heard[index] + state.longest_s(call) for index, call in first.items()}
 
     def _recover(self, state: Round, index: int) -> None:
         """Replace a dead actor; of its calls the first without replies is suspect.

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from app import signals
+
 CLONE_FS = 0x200
 Found = TypeVar("Found")
 
@@ -25,8 +27,7 @@ def in_background(act: Callable[[], Found]) -> "Future[Found]":
         try:
             if ctypes.CDLL(None, use_errno=True).unshare(CLONE_FS):
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "unshare")
-            numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+            signal.pthread_sigmask(signal.SIG_BLOCK, signals.numbers())
             future.set_result(act())
         except BaseException as error:
             future.set_exception(error)

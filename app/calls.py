@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, Metadata, RecordDict
 
+from app.time_limit import GRACE_S
 from strategies import messages
 
 CLIENTS_PER_CALL = 10  # measured.md: beyond this nothing is gained
@@ -56,6 +57,16 @@ class Round:
     replies: deque[Message] = field(default_factory=deque)
     flying: dict[Any, tuple[int, Call]] = field(default_factory=dict)
     heard: dict[int, float] = field(default_factory=dict)
+
+    def jobs(self, call: Call) -> list[tuple[str, Metadata]]:
+        """Key of the content and metadata of each of a call's messages."""
+        return [(self.keys[i], self.sent[i].metadata) for i in call.indices]
+
+    def longest_s(self, call: Call) -> float:
+        """Seconds a worker may have a call before it is ended, as it does not even end itself."""
+        if self.limit_s is None:
+            return math.inf
+        return START_S + len(call.indices) * (self.limit_s + 2 * GRACE_S)
 
 
 def plan(sent: Sequence[Message], token: str, num_workers: int) -> Round:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,18 @@ class SerialGrid(LocalGrid):
                 yield messages.error_reply(message, error)
 
 
+def serial_grid(chosen: Experiment, ends_process: bool = False) -> SerialGrid:
+    """Return the grid of an experiment whose clients run in this process.
+
+    Args:
+        chosen: the experiment.
+        ends_process: whether a client that cannot be interrupted ends it.
+    """
+    limit = TimeLimit(chosen.engine.client_timeout_s, ends_process)
+    run_config = {**experiment.run_config(chosen), client.LIMIT: limit}
+    return SerialGrid(chosen.data.num_clients, run_config)
+
+
 class Workers:
     """A pool of workers, started when first used: the first ones forked, and then Ray's actors.
 
@@ -58,6 +71,7 @@ class Workers:
     def __init__(
         self, count: int | None = None, address: str | None = None, fork: bool = False
     ) -> None:
+        self.wanted = (count, address, fork)
         self.count = count
         self.address = address
         self.fork = fork and CAN_FORK and address is None
@@ -152,11 +166,13 @@ class RayGrid(LocalGrid):
 
     def _execute(self, sent: Sequence[Message], timeout: float | None) -> Iterator[Message]:
         token = f"{self._run.run_id}/{sent[0].metadata.message_id}" if sent else ""
-        state = plan(sent, token, self._workers.size)
-        state.num_nodes, state.run_config = self._num_nodes, self._run_config
-        state.limit_s = self._limit_s
-        if timeout is not None:
-            state.deadline = time.monotonic() + timeout
+        state = replace(
+            plan(sent, token, self._workers.size),
+            num_nodes=self._num_nodes,
+            run_config=self._run_config,
+            limit_s=self._limit_s,
+            deadline=math.inf if timeout is None else time.monotonic() + timeout,
+        )
         return self._workers.run(state)
 
 
@@ -190,13 +206,12 @@ class Simulator:
             self._workers.close()
 
     def _grid(self, chosen: Experiment) -> LocalGrid:
-        num_clients, engine = chosen.data.num_clients, chosen.engine
-        run_config = experiment.run_config(chosen)
+        engine = chosen.engine
         if engine.name == "serial":
-            limit = TimeLimit(engine.client_timeout_s)
-            return SerialGrid(num_clients, {**run_config, client.LIMIT: limit})
-        wanted = (engine.workers, engine.address)
-        if self._workers is None or (self._workers.count, self._workers.address) != wanted:
+            return serial_grid(chosen)
+        wanted = (engine.workers, engine.address, engine.fork)
+        if self._workers is None or self._workers.wanted != wanted:
             self.close()
-            self._workers = Workers(*wanted, fork=engine.fork)
-        return RayGrid(num_clients, run_config, self._workers, engine.client_timeout_s)
+            self._workers = Workers(*wanted)
+        run_config = experiment.run_config(chosen)
+        return RayGrid(chosen.data.num_clients, run_config, self._workers, engine.client_timeout_s)

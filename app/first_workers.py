@@ -24,10 +24,9 @@ from pathlib import Path
 import torch
 from flwr.app import Message
 
-from app import runtime
-from app.calls import MAX_DEATHS, START_S, Call, Round
+from app import runtime, signals
+from app.calls import MAX_DEATHS, Call, Round
 from app.local_grid import node_of
-from app.time_limit import GRACE_S
 from app.worker import Worker
 
 NICENESS = 15  # as Ray gives its workers, so that the driver goes first
@@ -116,13 +115,10 @@ class FirstWorkers:
         fork.given, fork.deaths = list(call.indices), call.deaths
         keys = frozenset(state.keys[i] for i in call.indices)
         contents = {key: None if key in fork.known else state.contents[key] for key in keys}
-        jobs = [(state.keys[i], state.sent[i].metadata) for i in call.indices]
         fork.known = keys
-        if state.limit_s is not None:
-            per_client = state.limit_s + 2 * GRACE_S
-            fork.due = time.monotonic() + START_S + len(call.indices) * per_client
+        fork.due = time.monotonic() + state.longest_s(call)
         with contextlib.suppress(OSError):  # it is dead, which the next look at its pipe shows
-            fork.pipe.send((contents, jobs, state.num_nodes, state.run_config))
+            fork.pipe.send((contents, state.jobs(call), state.num_nodes, state.run_config))
 
     def _take(self, fork: _Fork, state: Round) -> None:
         """Take a reply, or note that the process has ended."""
@@ -202,17 +198,17 @@ def _fork() -> _Fork:
 
 def _become_worker(driver: int, pipe: Connection) -> None:
     """Let go of what is the driver's: its files, locks, output, signals and log."""
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(one, signal.SIG_IGN)  # the driver hears them, and ends its workers
+    for number in signals.numbers():
+        signal.signal(number, signal.SIG_IGN)  # the driver hears them, and ends its workers
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != driver:
         os._exit(1)
     silence = os.open(os.devnull, os.O_RDWR)
     open_ones = {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
-    for number in open_ones - {silence, pipe.fileno()}:
+    for descriptor in open_ones - {silence, pipe.fileno()}:
         # Not closed: who holds the number would close what has it by then.
         with contextlib.suppress(OSError):
-            os.dup2(silence, number, inheritable=number < 3)
+            os.dup2(silence, descriptor, inheritable=descriptor < 3)
     logging.getLogger().handlers[:] = [logging.NullHandler()]
     with contextlib.suppress(OSError):
         os.nice(NICENESS)

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from app import experiment, signals
 from app.config.composition import NOT_HASHED, compose, from_omegaconf, open_keys
 from app.config.composition import parsed as read_overrides
+from app.config.quoting import quoted
 from app.config.schema import CONF, Config
 from app.engine import Simulator
 from app.experiment import Experiment, Prepared, resolve
@@ -115,7 +116,7 @@ class Jobs:
                 what = f"there is no run of this experiment under runs/{found[0].name}"
                 sys.stderr.write(f"resume=true: {what}; a new one begins\n")
             else:
-                overrides.append(f"{folder_key(is_sweep)}={quoted(given)}")
+                overrides.append(f"{folder_key(is_sweep)}={quoted(str(given))}")
         return overrides
 
     def begin(self, overrides: Sequence[str]) -> list[str]:
@@ -132,7 +133,7 @@ class Jobs:
         given, names = given_folder(overrides, self._is_sweep), self._names
         if given is None and len(names) == 1 and not is_folder_named(overrides):
             given = fresh(RUNS / next(iter(names)))
-            overrides = [*overrides, f"{folder_key(self._is_sweep)}={quoted(given)}"]
+            overrides = [*overrides, f"{folder_key(self._is_sweep)}={quoted(str(given))}"]
         if given is not None:
             self._lock(given)
         return list(overrides)
@@ -472,12 +473,6 @@ def fresh(runs: Path) -> Path:
                 folder.mkdir()
                 return folder
     raise AssertionError("unreachable")
-
-
-def quoted(path: Path) -> str:
-    """Return a path as Hydra's command line takes it, whatever it is called."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def finished(above: Path) -> dict[str, list[Path]]:

@@ -26,7 +26,7 @@ from ray._private import ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
-from app import ROOT
+from app import ROOT, signals
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 OWN_TOKEN = Path(".ray") / "auth_token"  # in a home folder, where Ray looks last
@@ -58,6 +58,14 @@ class RaySession:
         _restore(self.before)
         if self.folder is not None:
             self.folder.remove()
+
+
+def start_once(count: int | None, address: str | None) -> RaySession | None:
+    """Do as `start`, unless this process uses a Ray already: then there is nothing to close."""
+    if ray.is_initialized():
+        return None
+    with signals.shielded():  # Ray puts handlers of its own in the place of ours
+        return start(count, address)
 
 
 def start(count: int | None, address: str | None) -> RaySession:

@@ -26,15 +26,13 @@ from hydra.core.utils import configure_log
 from omegaconf import OmegaConf
 from ray.exceptions import RayError
 
-from app import client, experiment, ray_session, server, signals
+from app import experiment, ray_session, server, signals
 from app.config.schema import AUTO, Config
-from app.engine import SerialGrid
+from app.engine import serial_grid
 from app.job_memory import fitting
 from app.mailbox import Begun, Event, Mailbox, RoundDone, Said
 from app.one_job import carry_out, said
-from app.ray_session import RaySession
 from app.run_folder import LOCK, FolderTakenError, locked
-from app.time_limit import TimeLimit
 from app.wanted_jobs import Wanted
 from tracking.live import JobView, SweepView
 from tracking.progress import ConsoleHandler
@@ -266,10 +264,7 @@ class JobPool:
         self, how: Wanted, num_jobs: int, job_bytes: int, say: Callable[[str], None]
     ) -> None:
         self._say = say
-        self._session: RaySession | None = None
-        if not ray.is_initialized():
-            with signals.shielded():  # as `app.engine.Workers.start` says
-                self._session = ray_session.start(how.jobs or how.workers, how.address)
+        self._session = ray_session.start_once(how.jobs or how.workers, how.address)
         self._busy: dict[Any, tuple[Job, Any]] = {}  # by the reference of its result
         self._idle: list[Any] = []  # started, without a job
         self._mail: Any = None
@@ -448,9 +443,7 @@ def _simulate(job: Job, chosen: experiment.Experiment, post: Callable[[Event], N
 
     experiment.division(chosen)
     # The process is this job's: a client that cannot be interrupted ends it.
-    limit = TimeLimit(chosen.engine.client_timeout_s, ends_process=True)
-    run_config = {**experiment.run_config(chosen), client.LIMIT: limit}
-    grid = SerialGrid(chosen.data.num_clients, run_config)
+    grid = serial_grid(chosen, ends_process=True)
     server.run(chosen, grid, job.folder, job.group, show, timeout_s=math.inf)
 
 

@@ -54,7 +54,7 @@ class _Handler:
 def install(names: Sequence[str] = NAMES) -> None:
     """Handle the signals from now on, in the main thread."""
     handler = _Handler()
-    for number in _numbers(names):
+    for number in numbers(names):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
@@ -69,7 +69,7 @@ def held() -> Iterator[None]:
     Raises:
         Stopped: one came.
     """
-    before = {number: signal.getsignal(number) for number in _numbers((*NAMES, INNER))}
+    before = {number: signal.getsignal(number) for number in numbers((*NAMES, INNER))}
     ours = {number: one for number, one in before.items() if isinstance(one, _Handler)}
     handlers = set(ours.values())
     for handler in handlers:
@@ -103,7 +103,7 @@ def shielded() -> Iterator[None]:
             yield
         return
     with held():
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _numbers())
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers())
         try:
             yield
         finally:
@@ -112,12 +112,12 @@ def shielded() -> Iterator[None]:
 
 def check() -> None:
     """Raise `Stopped` if a signal came, also where somebody swallowed it."""
-    for number in _numbers((*NAMES, INNER)):
+    for number in numbers((*NAMES, INNER)):
         handler = signal.getsignal(number)
         if isinstance(handler, _Handler) and handler.came is not None and not handler.holds:
             raise handler.came
 
 
-def _numbers(names: Sequence[str] = NAMES) -> list[signal.Signals]:
+def numbers(names: Sequence[str] = NAMES) -> list[signal.Signals]:
     """Those that this system knows."""
     return [signal.Signals[name] for name in names if name in signal.Signals.__members__]

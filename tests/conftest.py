@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from strategies.server.planner import Planner
 ROOT = Path(__file__).resolve().parent.parent
 # Small enough for a test, large enough for everything to happen: several clients, batches, rounds.
 SMALL = (
-    "engine=serial", "rounds=2", "clients.total=6", "data.max_train=240", "train.epochs=1",
-    "train.batch_size=16", "tracker.wandb.mode=disabled", "checkpoint.every=1",
+    "engine=serial", "engine.fork=false", "rounds=2", "clients.total=6", "data.max_train=240",
+    "train.epochs=1", "train.batch_size=16", "tracker.wandb.mode=disabled", "checkpoint.every=1",
 )  # fmt: skip
 
 
@@ -47,6 +47,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def faults() -> Iterator[Callable[..., None]]:
+    """Says which clients of tests/app/faulty.py have which fault: ``faults(c3="raise")``."""
+
+    def say(**kinds: str) -> None:
+        FAULTS.write_text("\n".join(f"{k.removeprefix('c')} {v}" for k, v in kinds.items()))
+
+    for marker in FAULTS.parent.glob("faults.*"):
+        marker.unlink()
+    yield say
+    FAULTS.write_text("")
 
 
 @pytest.fixture(scope="session")

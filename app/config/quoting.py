@@ -20,6 +20,7 @@ from app.config.schema import Config, walk
 TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "model.weights")
 OPEN = ("data.options.", "model.", "strategy.")
 MOST_NESTED = 100  # brackets in an override; Hydra follows some hundreds
+_DIVIDES_MORE = re.compile(r"['\"\[({]")  # than commas do
 _OVERRIDE = re.compile(r"(?P<key>[+~]{0,2}[\w.@/-]+)=(?P<value>.+)", re.S)
 
 
@@ -39,17 +40,16 @@ def _as_typed(text: str) -> str:
     override = _read(text)
     if override is None:
         # Commas divide a sweep's values, but not within brackets, which a sweep's have not.
-        parts = [value] if re.search(r"['\"\[({]", value) else value.split(",")
+        parts = [value] if _DIVIDES_MORE.search(value) else value.split(",")
     elif not is_text:
         return text
     elif override.is_sweep_override():
         sweep = override.value()
         if not (isinstance(sweep, ChoiceSweep) and sweep.simple_form):
             return text
-        is_plain = not re.search(r"['\"\[({]", value)
-        parts = value.split(",") if is_plain else [value]
-        if not is_plain:
+        if _DIVIDES_MORE.search(value):
             return text
+        parts = value.split(",")
     else:
         parts = [value]
     return f"{key}={','.join(_literal(part, is_text) for part in parts)}"

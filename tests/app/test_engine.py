@@ -4,13 +4,13 @@ import json
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
-from conftest import FAULTS, assert_same_run, rounds, simulate
+from conftest import assert_same_run, rounds, simulate
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from ray.exceptions import RayError
@@ -24,23 +24,12 @@ from strategies import messages
 from strategies.server.results import AllClientsFailedError
 
 FAULTY = ("strategy=fedavg", "strategy._target_=tests.app.faulty.Faulty", "clients.total=12")
-ON_RAY = ("engine=ray", "engine.workers=2", "engine.fork=false")
+ON_RAY = ("engine=ray", "engine.workers=2")
 
 
 @pytest.fixture
 def simulator(ray_simulator: Simulator) -> Simulator:
     return ray_simulator
-
-
-@pytest.fixture
-def faults() -> Iterator[Callable[..., None]]:
-    def say(**kinds: str) -> None:
-        FAULTS.write_text("\n".join(f"{k.removeprefix('c')} {v}" for k, v in kinds.items()))
-
-    for marker in FAULTS.parent.glob("faults.*"):
-        marker.unlink()
-    yield say
-    FAULTS.write_text("")
 
 
 def statuses(folder: Path) -> dict[tuple[int, int], str]:

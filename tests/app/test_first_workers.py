@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FAULTS, ROOT, assert_same_run, simulate, small
+from conftest import ROOT, assert_same_run, simulate, small
 
 from app import engine
 from app.actors import Actors
@@ -22,18 +22,7 @@ from app.first_workers import CAN_FORK, FirstWorkers
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="forked on Linux alone")
 FAULTY = ("strategy=fedavg", "strategy._target_=tests.app.faulty.Faulty", "clients.total=12")
-FORKED = ("engine=ray", "engine.workers=3")
-
-
-@pytest.fixture
-def faults() -> Iterator[Callable[..., None]]:
-    def say(**kinds: str) -> None:
-        FAULTS.write_text("\n".join(f"{k.removeprefix('c')} {v}" for k, v in kinds.items()))
-
-    for marker in FAULTS.parent.glob("faults.*"):
-        marker.unlink()
-    yield say
-    FAULTS.write_text("")
+FORKED = ("engine=ray", "engine.workers=3", "engine.fork=true")
 
 
 @pytest.fixture
@@ -57,6 +46,18 @@ def test_the_same_as_in_one_process(method: str, tmp_path: Path, forked: Simulat
     simulate(tmp_path / "serial", f"strategy={method}")
     simulate(tmp_path / "forked", f"strategy={method}", *FORKED, simulator=forked)
     assert_same_run(tmp_path / "serial", tmp_path / "forked")
+
+
+def test_a_sweep_over_the_key_gets_the_pool_that_each_job_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Workers, "start", lambda _: None)
+    simulator, found = Simulator(), []
+    for fork in ("true", "false", "false"):
+        simulator._grid(small(*FORKED, f"engine.fork={fork}"))
+        found.append(simulator._workers)
+    assert [workers.fork for workers in found if workers] == [True, False, False]
+    assert found[0] is not found[1] is found[2]
 
 
 def test_clients_that_raise_end_their_process_or_take_too_long(
@@ -113,7 +114,7 @@ def test_where_all_of_them_are_gone_ray_runs_the_rest(
     monkeypatch.setattr(Workers, "_new_actors", lambda _: actors)
     simulate(tmp_path / "well", *FAULTY)
     faults(c2="die-once", c3="die-once")
-    options = (*FAULTY, "engine=ray", "engine.workers=2")
+    options = (*FAULTY, *FORKED, "engine.workers=2")
     simulate(tmp_path / "died", *options, simulator=Simulator())
     assert_same_run(tmp_path / "well", tmp_path / "died")
 
