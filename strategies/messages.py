@@ -20,7 +20,6 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Error,
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.objective import Objective, TaskSettings
+from strategies.array_bytes import packed, unpacked
 from strategies.contract import Settings, Streams, Task, Update
 
 ARRAYS = "arrays"
@@ -57,12 +57,16 @@ Group = TypeVar("Group")
 
 def to_record(arrays: Mapping[str, Tensor | NDArray[Any]]) -> ArrayRecord:
     """Turn named tensors or numpy arrays into a record, in the same order."""
-    return ArrayRecord({name: Array(_as_numpy(value)) for name, value in arrays.items()})
+    return ArrayRecord({name: packed(_as_numpy(value)) for name, value in arrays.items()})
 
 
 def to_arrays(record: ArrayRecord) -> dict[str, NDArray[Any]]:
-    """Inverse of `to_record`, as numpy arrays."""
-    return {name: array.numpy() for name, array in record.items()}
+    """Inverse of `to_record`, as numpy arrays.
+
+    Raises:
+        ValueError: what came is no array.
+    """
+    return {name: unpacked(array) for name, array in record.items()}
 
 
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
