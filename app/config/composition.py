@@ -13,9 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -26,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from app import build_fleet as fleets
 from app import data_sources as sources
 from app.config import methods
+from app.config.choices import composed
 from app.config.errors import explain, nearest
 from app.config.quoting import MOST_NESTED, as_typed
 from app.config.retired import RETIRED
@@ -87,10 +85,7 @@ def compose(overrides: Sequence[str]) -> Config:
         refuse_additions(overrides)
         opened = open_keys(overrides)
         methods.register()
-        if GlobalHydra.instance().is_initialized():  # inside @hydra.main
-            return from_omegaconf(hydra_compose("config", opened))
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return from_omegaconf(hydra_compose("config", opened))
+        return from_omegaconf(composed(opened))
     except (HydraException, OmegaConfBaseException) as error:
         text = explain(error)
         keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
