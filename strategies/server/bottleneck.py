@@ -246,7 +246,8 @@ class NarrowNetwork:
 
     def for_clients(self, clients: Clients) -> "NarrowNetwork":
         """The same network with other clients."""
-        return replace(self, plain=self.plain.for_clients(clients), made={})
+        made = {active: network.for_clients(clients) for active, network in self.made.items()}
+        return replace(self, plain=self.plain.for_clients(clients), made=made)
 
     def enter(self, state: ServerState, server_round: int) -> ServerState:
         """Change the bottleneck's width where the round has another one."""

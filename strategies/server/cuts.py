@@ -129,6 +129,7 @@ class CutNetwork:
         tested_alone: what a device has without a network, tested; None where it has nothing.
         whole_cost: what the whole of it costs.
         objective: what its outputs are for.
+        counted: what it costs as one network, once that was asked for.
     """
 
     model: nn.Module
@@ -144,6 +145,7 @@ class CutNetwork:
     tested_alone: "Tested | None" = None
     whole_cost: "Callable[[CutNetwork], Cost]" = lambda network: network.uncut_cost
     objective: Objective = field(default_factory=Classification)
+    counted: list[Cost] = field(default_factory=list, repr=False)
 
     def place(self, partition: int) -> Place:
         """Where a client's network is cut."""
@@ -167,7 +169,7 @@ class CutNetwork:
     def with_parts(self, model: nn.Module, place: Place, **changes: Any) -> "CutNetwork":
         """Return the network with other parts at its only place, of another global model."""
         places = dict.fromkeys(self.places, place)
-        return replace(self, model=model, places=places, **changes)
+        return replace(self, model=model, places=places, counted=[], **changes)
 
     def variant(self, partition: int) -> Variant:
         """Where this client's network is cut."""
@@ -216,10 +218,13 @@ class CutNetwork:
         """Of the whole network."""
         return self.whole_cost(self)
 
-    @functools.cached_property
+    @property
     def uncut_cost(self) -> Cost:
-        """Of the global model as one network."""
-        return cost_at(self.model, next(iter(self.places.values())).input_shape)
+        """Of the global model as one network, counted once, whoever the clients are."""
+        if not self.counted:
+            place = next(iter(self.places.values()))
+            self.counted.append(cost_at(self.model, place.input_shape))
+        return self.counted[0]
 
     def describe(self, train: LocalTraining) -> dict[str, float]:
         """Bytes that cross the cut per sample and step, and what the method says.

@@ -36,6 +36,7 @@ class WholeNetwork:
         clients: who there is.
         settings: what a client needs to build the same from the user's network.
         described: what summary.json says of it.
+        counted: what it costs, once that was asked for.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class WholeNetwork:
     clients: Clients
     settings: Settings = field(default_factory=dict)
     described: Mapping[str, float] = field(default_factory=dict)
+    counted: list[Cost] = field(default_factory=list, repr=False)
 
     def variant(self, partition: int) -> Variant:
         """Nothing: all train the same."""
@@ -74,12 +76,10 @@ class WholeNetwork:
         return [self.cost()]
 
     def cost(self) -> Cost:
-        """Of the network."""
-        return self._cost
-
-    @functools.cached_property
-    def _cost(self) -> Cost:
-        return cost_at(self.model, self.input_shape)
+        """Of the network, counted once, whoever the clients are."""
+        if not self.counted:
+            self.counted.append(cost_at(self.model, self.input_shape))
+        return self.counted[0]
 
     def describe(self, train: LocalTraining) -> dict[str, float]:
         """Bit widths, where it is quantized."""
