@@ -33,13 +33,13 @@ install: .venv/dev
 .venv/demo: pyproject.toml
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --editable .
 	touch $@
 
 .venv/dev: pyproject.toml
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --editable ".[dev]"
 	touch $@ .venv/demo
 
 CHECK_PYTHON = found=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \

@@ -10,15 +10,15 @@ the fp32 network without channels_last, which is how PyTorch would lay it out.
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from benchmarks.table import table
 from models.cnn import CNN
 from models.lenet5 import LeNet5
+from quant.at_once import at_once
 from quant.layers import QuantSpec, quantize
 
 CASES = {
@@ -29,7 +29,10 @@ CASES = {
 
 
 def step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor
+    model: Callable[..., torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    x: torch.Tensor,
+    y: torch.Tensor,
 ) -> float:
     started = time.perf_counter()
     loss = F.cross_entropy(model(x), y)
@@ -49,12 +52,13 @@ def measure(case: str, steps: int) -> dict[str, tuple[float, float]]:
         "4 bits per tensor": quantize(plain, QuantSpec()),
         "4 bits per channel": quantize(plain, QuantSpec(per_channel=True)),
     }
+    runs = {variant: at_once(model) for variant, model in variants.items()}  # as clients train
     optimizers = {v: torch.optim.SGD(m.parameters(), 0.01, fused=True) for v, m in variants.items()}
     x, y = torch.randn(32, *shape), torch.randint(10, (32,))
     times: dict[str, list[float]] = {variant: [] for variant in variants}
     for turn in range(steps + 5):
-        for variant, model in variants.items():
-            seconds = step(model, optimizers[variant], x, y)
+        for variant, run in runs.items():
+            seconds = step(run, optimizers[variant], x, y)
             if turn >= 5:
                 times[variant].append(seconds)
     return {

@@ -5,7 +5,7 @@ integers below a vocabulary's size; several inputs are given to ``forward`` one 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +124,7 @@ def remembered(model: nn.Module) -> InputSpec | None:
     return spec if isinstance(spec, InputSpec) else None
 
 
-def call(model: nn.Module, x: Tensor | tuple[Tensor, ...]) -> Any:
+def call(model: Callable[..., Any], x: Tensor | tuple[Tensor, ...]) -> Any:
     """Run ``model`` on one input, or on several."""
     return model(x) if isinstance(x, Tensor) else model(*x)
 

@@ -4,9 +4,9 @@
     ∂v̂/∂v = 1 inside the clip range, 0 outside             straight-through
     ∂v̂/∂s = round(v/s) − v/s inside, qn or qp outside, times `scale` = 1/√(N·qp)
 
-The backward pass is written with hardtanh's, three passes over the data instead of the textbook
-form's seven; the two agree everywhere but exactly at the clip bounds, where both gradients are
-those of the outside here.
+The backward pass is written with hardtanh's and two sums of products, three passes over the data
+instead of the textbook form's seven; the two agree everywhere but exactly at the clip bounds, where
+both gradients are those of the outside here.
 """
 
 import math
@@ -93,14 +93,33 @@ class _PerTensor(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, quantized, step = ctx.saved_tensors  # type: ignore[attr-defined]
         qn, qp, scale = ctx.constants  # type: ignore[attr-defined]
-        s = float(step)
-        grad_x = _hardtanh_backward(grad, x, qn * s, qp * s)
+        grad_x = clipped(grad, x, step, qn, qp)
         if not ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
             return grad_x, None, None, None, None
-        # v̂ − x inside and v̂ outside, both s times what the step's derivative is there.
-        residual = quantized - _hardtanh_backward(x, x, qn * s, qp * s)
-        grad_step = _dot(grad, residual) * (scale / s)
-        return grad_x, grad_step.reshape(step.shape), None, None, None
+        return grad_x, of_step(grad, grad_x, x, quantized, step, scale), None, None, None
+
+
+def clipped(grad: Tensor, x: Tensor, step: Tensor, qn: int, qp: int) -> Tensor:
+    """Gradient of ``x`` quantized with one step: ``grad`` inside the clip range, 0 outside."""
+    if not x.is_cpu:  # where reading a number would wait for the device
+        return grad * ((x > qn * step) & (x < qp * step))
+    s = float(step)
+    grad_x: Tensor = _hardtanh_backward(grad, x, qn * s, qp * s)
+    return grad_x
+
+
+def of_step(
+    grad: Tensor, grad_x: Tensor, x: Tensor, quantized: Tensor, step: Tensor, scale: float
+) -> Tensor:
+    """Gradient of the one step with which ``x`` was quantized, of what `clipped` returned.
+
+    v̂ is round(v/s)·s inside and qn·s or qp·s outside, so that s·∂v̂/∂s is v̂ − v inside and v̂
+    outside: summed over all values g·v̂, less g·v inside, which is ∂L/∂v · v.
+    """
+    total = _dot(grad, quantized), _dot(grad_x, x)
+    if not x.is_cpu:
+        return ((total[0] - total[1]) * scale / step).reshape(step.shape)
+    return torch.full_like(step, (float(total[0]) - float(total[1])) * scale / float(step))
 
 
 class _PerChannel(torch.autograd.Function):

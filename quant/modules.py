@@ -184,6 +184,7 @@ class Weighted(Quantized):
     input_quantizer: Quantizer | None
     weight_quantizer: Quantizer | None
     has_channels = True
+    READY = "weight_of_this_call"  # the weight of this call, where `quant.at_once` has quantized it
 
     def equip(self, recipe: Recipe) -> None:
         """One quantizer for the weight, or the value computed for it, and one for the input."""
@@ -197,7 +198,12 @@ class Weighted(Quantized):
 
     def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input and weight as they are multiplied."""
-        return apply(self.input_quantizer, x), apply(self.weight_quantizer, self.weight)
+        return apply(self.input_quantizer, x), self.quantized_weight()
+
+    def quantized_weight(self) -> Tensor:
+        """The weight as it is multiplied."""
+        ready: Tensor | None = self.__dict__.get(self.READY)
+        return apply(self.weight_quantizer, self.weight) if ready is None else ready
 
 
 @torch.no_grad()
@@ -308,7 +314,9 @@ class QuantEmbedding(Weighted, nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…) → (…, D)."""
-        weight = apply(self.weight_quantizer, self.weight)
         return F.embedding(
-            input, weight, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq
+            input,
+            self.quantized_weight(),
+            self.padding_idx,
+            scale_grad_by_freq=self.scale_grad_by_freq,
         )

@@ -1,6 +1,7 @@
 """One quantizer with a learned step, as a module: LSQ (quant/functional.py has the formulas)."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +48,14 @@ class Quantizer(nn.Module):
         else:
             self.register_buffer("step", step)
         self.register_buffer("initialised", torch.tensor(False))
+        self._read: tuple[Tensor, int, bool] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x``; an unset step is set from ``x`` in training, else ``x`` passes."""
-        if not self.initialised and self.training:
-            self.initialise(initial_step(x, self.qp, self.channel_axis))
-        if not self.initialised:
-            return x
+        if not self.is_set:
+            is_set = self.training and self.initialise(initial_step(x, self.qp, self.channel_axis))
+            if not is_set:
+                return x
         if not self.step.requires_grad:
             # A buffer, or a frozen parameter: the weights still need straight-through gradients.
             return lsq(x, self.step.detach(), self.qn, self.qp, 1.0)
@@ -61,6 +63,21 @@ class Quantizer(nn.Module):
             self.step.data.clamp_(min=MIN_STEP)
         shared = math.prod(x.shape[1:]) if self.per_sample else x.numel() // self.step.numel()
         return lsq(x, self.step, self.qn, self.qp, 1 / math.sqrt(max(shared, 1) * self.qp))
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the step has been set; the flag is read anew only after it was written to."""
+        flag = self._buffers["initialised"]
+        assert flag is not None
+        if flag.is_inference():  # which count no writes
+            return bool(flag)
+        if self._read is None or self._read[0] is not flag or self._read[1] != flag._version:
+            self._read = (flag, flag._version, bool(flag))
+        return self._read[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was read: a copy's flag counts its own writes."""
+        return {**self.__dict__, "_read": None}
 
     @torch.no_grad()
     def initialise(self, step: Tensor) -> bool:

@@ -17,6 +17,7 @@ The client never sees where the server's half runs: it has its own end of the li
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from models.crossing import answer, receive
 from models.objective import Loss
 from models.split import cut_many
+from quant.at_once import at_once
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec, quantize, without_quantizers
 from quant.link import End
@@ -247,7 +249,7 @@ def train_device(
     optimizer = make_optimizer(device, settings)
     objective = objective_of(task.settings)
     loss_of, label_dtype = objective.loss, objective.label_dtype(data.num_classes)
-    first, *last = device
+    first, *last = (at_once(part) for part in device)
     total, count = 0.0, 0
     server.begin(task)
     for x, y in samples(data, settings, task.streams):
@@ -275,7 +277,7 @@ def train_device(
 
 
 def _around(
-    last: nn.Module, server: ServerHalf, end: End, z: Packet, y: Tensor, loss_of: Loss
+    last: Callable[..., Any], server: ServerHalf, end: End, z: Packet, y: Tensor, loss_of: Loss
 ) -> tuple[Packet, float]:
     """The loss on the device: forward through the server, backward through it again."""
     received, gradients = receive(end.receive(server.forward(z)))

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.inputs import call
 from models.objective import Loss
+from quant.at_once import at_once
 from quant.functional import MIN_STEP
 from quant.quantizer import is_step
 from strategies.client.proximal import Proximal
@@ -332,12 +333,12 @@ def train_epochs(
     optimizer = make_optimizer([model], settings)
     proximal = Proximal(model, proximal_mu) if proximal_mu > 0 else None
     total, count = 0.0, 0
+    forward: Callable[..., Any] = at_once(model)
     if isinstance(data.x, Tensor):
         found: Iterable[tuple[Any, Tensor]] = samples(data, settings, streams)
-        forward: Callable[[Any], Any] = model
     else:
         found = samples_of_several(data, settings, streams)
-        forward = functools.partial(call, model)
+        forward = functools.partial(call, forward)
     for x, y in found:
         loss = loss_of(forward(x), y)
         optimizer.zero_grad()

@@ -7,6 +7,7 @@ half begins at the same stream, the draws are the same if the device's part has 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from models.crossing import answer, receive
 from models.objective import Loss
+from quant.at_once import at_once
 from quant.link import End, receive_labels
 from quant.packet import Packet
 from strategies.client.training import (
@@ -59,6 +61,7 @@ class LocalHalf:
         self._packed = packed
         self._loss_of = loss_of
         self._optimizer: torch.optim.Optimizer
+        self._run: Callable[..., Any]  # the part, from begin() on
         self._pending: tuple[list[Tensor], Tensor] | None = None
         self._random: Tensor  # where dropout is in `learn`
         # torch 2.13 crashes in group norm's backward pass in channels_last where the gradient of
@@ -82,6 +85,7 @@ class LocalHalf:
     def begin(self, task: Task) -> None:
         """Put the part into training, with a new optimizer, and dropout at the round's start."""
         begin_training([self._part], task.num_examples)
+        self._run = at_once(self._part)
         self._optimizer = make_optimizer([self._part], self._settings.of_server())
         task.streams.seed_dropout()
         self._random = task.streams.generator("dropout.cloud").get_state()
@@ -89,7 +93,7 @@ class LocalHalf:
     def step(self, z: Packet, y: Tensor) -> tuple[Packet, float]:
         """Forward, loss, backward, step."""
         received, gradients = receive(self._end.receive(z))
-        loss = self._loss_of(self._part(received), receive_labels(y))
+        loss = self._loss_of(self._run(received), receive_labels(y))
         self._train(loss)
         return self._end.send_gradient(gradients.pop()), float(loss.detach())
 
@@ -98,7 +102,7 @@ class LocalHalf:
         device_random = torch.default_generator.get_state()
         torch.default_generator.set_state(self._random)
         received = self._end.receive(z).detach().requires_grad_(self._asks)
-        outputs = self._part(received)
+        outputs = self._run(received)
         self._random = torch.default_generator.get_state()
         torch.default_generator.set_state(device_random)
         loss = self._loss_of(outputs, receive_labels(y))
@@ -108,7 +112,7 @@ class LocalHalf:
     def forward(self, z: Packet) -> Packet:
         """Forward alone."""
         received, gradients = receive(self._end.receive(z))
-        h = self._part(received)
+        h = self._run(received)
         self._pending = gradients, h
         return self._end.send(h)
 
