@@ -19,7 +19,7 @@ from app.calls import Round, plan
 from app.experiment import Experiment, Prepared
 from app.first_workers import CAN_FORK, FirstWorkers
 from app.local_grid import LocalGrid, node_of
-from app.time_limit import TimeLimit, TimeLimitError
+from app.time_limit import TimeLimit, TimeLimitError, series
 from app.worker import answer
 from strategies import messages
 from tracking.progress import ProgressSink, Show
@@ -40,11 +40,12 @@ class SerialGrid(LocalGrid):
         self._app = app
 
     def _execute(self, sent: Sequence[Message], timeout: float | None) -> Iterator[Message]:
-        for message in sent:
-            try:
-                yield answer(self._app, message, self._context(node_of(message)))
-            except TimeLimitError as error:
-                yield messages.error_reply(message, error)
+        with series():
+            for message in sent:
+                try:
+                    yield answer(self._app, message, self._context(node_of(message)))
+                except TimeLimitError as error:
+                    yield messages.error_reply(message, error)
 
 
 def serial_grid(chosen: Experiment, ends_process: bool = False) -> SerialGrid:

@@ -298,17 +298,23 @@ def client_data(parts: Parts, client: int) -> ClientData:
     Raises:
         ValueError: there is no such client.
     """
-    rows = division(parts)
+    whole, rows = _divided(parts)
     if not 0 <= client < len(rows):
         raise ValueError(f"clients.total={len(rows)}: there is no client {client}")
-    whole = dataset(parts)
     return ClientData(whole.train_x, whole.train_y, rows[client], whole.num_classes)
 
 
 def forget_data() -> None:
     """Read data and divisions anew when they are next asked for: what is in memory was spoilt."""
+    _divided.cache_clear()
     _dataset.cache_clear()
     _division.cache_clear()
+
+
+@functools.lru_cache(maxsize=2)
+def _divided(parts: Parts) -> tuple[Dataset, list[Tensor]]:
+    """Data set and division, found by the parts' key: each message of each client asks for them."""
+    return dataset(parts), division(parts)
 
 
 def division(parts: Parts) -> list[Tensor]:

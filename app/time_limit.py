@@ -16,10 +16,62 @@ from dataclasses import dataclass
 
 GRACE_S = 5.0  # at most, from the alarm until the process is ended
 REPEAT_S = 1.0  # between alarms: code that catches everything may miss one
+SLACK_S = 1.0  # for which a long limit's end of the process may serve the clients that follow
+SHORT_S = 10.0  # a limit below which each client has its own
 
 
 class TimeLimitError(BaseException):
     """A client did not end in time. No ``except Exception`` of its own code keeps it."""
+
+
+class _LastResort:
+    """The one timer of faulthandler's, which ends the process or shows its stack.
+
+    It is a thread: to set it anew waits until the thread has seen that it is to end, which on busy
+    processors costs more than a small client's training. So in a series it stays as it is for
+    ``SLACK_S``, by which it is set the later.
+    """
+
+    def __init__(self) -> None:
+        self.series = 0
+        self._is_set_for: tuple[float, bool] | None = None
+        self._at = 0.0
+
+    def set(self, seconds: float, ends_process: bool) -> None:
+        """For a client that begins now."""
+        if sys.__stderr__ is None:
+            return
+        now, what = time.monotonic(), (seconds, ends_process)
+        is_kept = self.series > 0 and seconds >= SHORT_S
+        if is_kept and self._is_set_for == what and now < self._at + SLACK_S:
+            return
+        faulthandler.dump_traceback_later(
+            seconds + min(seconds, GRACE_S) + is_kept * SLACK_S,
+            exit=ends_process,
+            file=sys.__stderr__,
+        )
+        self._is_set_for, self._at = what, now
+
+    def end(self) -> None:
+        """After a client; within a series the timer of a long limit stays."""
+        if self._is_set_for is None or (self.series and self._is_set_for[0] >= SHORT_S):
+            return
+        faulthandler.cancel_dump_traceback_later()
+        self._is_set_for = None
+
+
+_last_resort = _LastResort()
+
+
+@contextlib.contextmanager
+def series() -> Iterator[None]:
+    """Within, clients run one after another and nothing else takes long."""
+    _last_resort.series += 1
+    try:
+        yield
+    finally:
+        _last_resort.series -= 1
+        _last_resort.end()
 
 
 @dataclass(frozen=True)
@@ -53,12 +105,7 @@ class TimeLimit:
         started = time.monotonic()
         before = signal.signal(signal.SIGALRM, alarm)
         left, interval = signal.setitimer(signal.ITIMER_REAL, self.seconds, REPEAT_S)
-        if sys.__stderr__ is not None:
-            faulthandler.dump_traceback_later(
-                self.seconds + min(self.seconds, GRACE_S),
-                exit=self.ends_process,
-                file=sys.__stderr__,
-            )
+        _last_resort.set(self.seconds, self.ends_process)
         try:
             try:
                 yield
@@ -66,7 +113,7 @@ class TimeLimit:
                 is_over = True
         finally:  # also if the alarm came in the line before
             signal.setitimer(signal.ITIMER_REAL, 0)
-            faulthandler.cancel_dump_traceback_later()
+            _last_resort.end()
             signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
             if left:
                 rest = max(0.001, left - (time.monotonic() - started))

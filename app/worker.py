@@ -7,7 +7,7 @@ from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
 from app import client, runtime
-from app.time_limit import TimeLimitError
+from app.time_limit import TimeLimitError, series
 from strategies import messages
 
 
@@ -89,14 +89,15 @@ class Worker:
             key: self._contents[key] if key in self._contents else self._fetch(reference)
             for key, reference in contents.items()
         }
-        for key, metadata in jobs:
-            if self.is_spent:
-                return
-            message = runtime.rebuild(self._contents[key], metadata)
-            context = make_context(metadata.run_id, metadata.dst_node_id, num_nodes, run_config)
-            try:
-                reply = answer(client.app, message, context)
-            except (TimeLimitError, KeyboardInterrupt) as error:  # a worker's user is elsewhere
-                self.is_spent = isinstance(error, TimeLimitError)
-                reply = messages.error_reply(message, error)
-            yield reply
+        with series():
+            for key, metadata in jobs:
+                if self.is_spent:
+                    return
+                message = runtime.rebuild(self._contents[key], metadata)
+                context = make_context(metadata.run_id, metadata.dst_node_id, num_nodes, run_config)
+                try:
+                    reply = answer(client.app, message, context)
+                except (TimeLimitError, KeyboardInterrupt) as error:  # a worker's user is elsewhere
+                    self.is_spent = isinstance(error, TimeLimitError)
+                    reply = messages.error_reply(message, error)
+                yield reply

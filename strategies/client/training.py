@@ -380,10 +380,8 @@ def end_training(models: Sequence[nn.Module], loss: float | None, settings: Loca
         for name, parameter in model.named_parameters():
             if is_step(name):
                 parameter.data.clamp_(min=MIN_STEP)
-    finite = (loss is None or math.isfinite(loss)) and all(
-        bool(torch.isfinite(p.detach().sum())) for model in models for p in model.parameters()
-    )
-    if not finite:
+    weights = [parameter.detach() for model in models for parameter in model.parameters()]
+    if not (loss is None or math.isfinite(loss)) or not _are_finite(weights):
         what = "a weight of the server model is not finite" if loss is None else f"loss {loss}"
         rates = f"train.lr={settings.lr}"
         if settings.server_lr:
@@ -391,3 +389,13 @@ def end_training(models: Sequence[nn.Module], loss: float | None, settings: Loca
         raise FloatingPointError(
             f"training diverged: {what} with {rates}, train.optimizer={settings.optimizer}"
         )
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether all values are finite numbers, in one operation for those of float32."""
+    usual = [tensor for tensor in tensors if tensor.dtype == torch.float32]
+    sums = torch._foreach_norm(usual, 1) if usual else []  # of absolute values
+    others = (tensor for tensor in tensors if tensor.dtype != torch.float32)
+    return all(math.isfinite(float(one)) for one in sums) and all(
+        bool(torch.isfinite(tensor.sum())) for tensor in others
+    )

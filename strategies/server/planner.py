@@ -1,13 +1,12 @@
 """Selects the clients of a round from shapes alone, before any client trains."""
 
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fleet.phases import Phases
 from fleet.plan import RoundPlan, num_asked
 from fleet.selection import num_selected, select
-from strategies.server.method import Clients, Method, Network, RoundSettings
+from strategies.server.method import Clients, Method, Network, RoundSettings, Variant
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,14 @@ class Planner:
         """Each client's round on its device and link; made once for each network."""
         assert self.clients.fleet is not None
         if (network, False) not in self.made:
-            sent = functools.partial(self.method.wire.num_bytes, network)
+            sizes: dict[Variant, tuple[int, int]] = {}  # alike for all that train the same
+
+            def sent(partition: int) -> tuple[int, int]:
+                variant = network.variant(partition)
+                if variant not in sizes:
+                    sizes[variant] = self.method.wire.num_bytes(network, partition)
+                return sizes[variant]
+
             works = network.works(self.rounds.train, sent)
             self.made[network, False] = self.clients.fleet.phases(works)
         return self.made[network, False]

@@ -1,5 +1,6 @@
 """A limit on a client interrupts it, whatever it catches, and leaves the process as it was."""
 
+import faulthandler
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from app.time_limit import TimeLimit, TimeLimitError
+from app.time_limit import SHORT_S, TimeLimit, TimeLimitError, series
 
 
 def test_what_takes_too_long_is_interrupted_and_what_does_not_is_not() -> None:
@@ -73,3 +74,51 @@ except BaseException:
     )
     assert done.returncode == code
     assert "Timeout" in done.stderr and 'File "<string>"' in done.stderr  # where it hangs
+
+
+def test_a_series_sets_the_last_resort_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: calls.append("set"))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: calls.append("end"))
+    with series():
+        for _ in range(20):
+            with TimeLimit(SHORT_S).watch():
+                pass
+    assert calls == ["set", "end"]
+    calls.clear()
+    with series():  # short limits are kept to the moment
+        for _ in range(2):
+            with TimeLimit(SHORT_S / 2).watch():
+                pass
+    assert calls == ["set", "end"] * 2
+    calls.clear()
+    with TimeLimit(SHORT_S).watch():
+        pass
+    assert calls == ["set", "end"]
+
+
+def test_in_a_series_too_what_cannot_be_interrupted_is_ended() -> None:
+    text = """
+import time
+from app import time_limit
+time_limit.SHORT_S, time_limit.SLACK_S = 0.1, 0.5
+limit = time_limit.TimeLimit(0.2, ends_process=True)
+with time_limit.series():
+    for _ in range(3):
+        with limit.watch():
+            time.sleep(0.01)
+    try:
+        with limit.watch():
+            while True:
+                try:
+                    time.sleep(0.1)
+                except BaseException:
+                    pass
+    except BaseException:
+        pass
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
