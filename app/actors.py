@@ -32,19 +32,34 @@ class Actors:
     Args:
         count: how many; None takes one per core of the machine or cluster.
         address: of an existing Ray cluster; None starts one here.
+        gpus: share of a GPU that each takes; None shares all that there are.
 
     Raises:
-        ValueError: there are fewer processors, or the cluster does not take us; names the key.
+        ValueError: there are fewer processors or GPUs, or the cluster does not take us; names
+            the key.
     """
 
-    def __init__(self, count: int | None = None, address: str | None = None) -> None:
+    def __init__(
+        self, count: int | None = None, address: str | None = None, gpus: float | None = 0.0
+    ) -> None:
         self.actors: list[Any] = []  # handles, which know no methods
         self._session = ray_session.start_once(count, address)
-        available = int(ray.cluster_resources().get("CPU", 1))
+        resources = ray.cluster_resources()
+        available = int(resources.get("CPU", 1))
         wanted = count or max(1, available)
         if wanted > available:
             self.close()
             raise ValueError(f"engine.workers={count}: the cluster has {available} CPUs")
+        there = float(resources.get("GPU", 0))
+        self._gpus = there / wanted if gpus is None else gpus
+        if self._gpus * wanted > there + 1e-6 and count is None and there >= self._gpus:
+            wanted = int(there / self._gpus)  # as many as have room
+        if self._gpus * wanted > there + 1e-6:
+            self.close()
+            raise ValueError(
+                f"engine.gpus_per_worker={gpus}: {wanted} workers take {self._gpus * wanted:g} "
+                f"GPUs, the cluster has {there:g}"
+            )
         self.actors = [self._new_actor() for _ in range(wanted)]
         self._coming = [actor.is_there.remote() for actor in self.actors]
 
@@ -79,7 +94,7 @@ class Actors:
             self._session = None
 
     def _new_actor(self) -> Any:
-        return ray.remote(num_cpus=1)(Worker).remote(ray.get)
+        return ray.remote(num_cpus=1, num_gpus=self._gpus)(Worker).remote(ray.get)
 
     def _advance(self, state: Round) -> bool:
         """Wait for a call to end, and take what it answers; whether it is before the deadline."""

@@ -8,6 +8,7 @@ once per process and round.
 import functools
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from app import experiment, isolation
+from app import device, experiment, isolation
 from app.config.composition import from_run_config
 from app.experiment import PARTS, Parts
 from app.time_limit import TimeLimit
@@ -23,7 +24,7 @@ from strategies import messages
 from strategies.client.simulated import train_simulated
 from strategies.contract import ClientData, Task, Update, check_arrays, check_report
 
-LIMIT = "limit"  # in the run config of our own engine
+LIMIT, DEVICE = "limit", "device"  # in the run config of our own engine
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -50,15 +51,17 @@ def train(message: Message, context: Context) -> Message:
     torch.set_num_threads(1)
     try:
         parts, partition = _parts(_key(context.run_config)), _partition(context)
+        where = _device(_key(context.run_config))
         record, settings, server_round = messages.read_request(message)
-        data = experiment.client_data(parts, partition)
+        data = _data(parts, partition, where)
         update = _train(
-            _prepared(parts, _key(messages.of_network(settings))),
-            _latest.tensors(record),
+            _prepared(parts, _key(messages.of_network(settings)), where),
+            _latest.tensors(record, where),
             data,
             messages.task_of(settings, server_round, partition, len(data)),
             _limit(context),
         )
+        update = device.on_host(update)
         check_report(update, len(data))
         check_arrays(update.arrays)
         return messages.reply(message, update)
@@ -90,6 +93,7 @@ def _train(
         is_spoilt = isolation.glance(data) != seen
         if is_spoilt:
             experiment.forget_data()
+            _samples.cache_clear()
     if is_spoilt:
         raise ValueError("the client wrote into its data, which all clients of a process share")
     return update
@@ -132,6 +136,32 @@ def _parts(run: tuple[tuple[str, Any], ...]) -> Parts:
     return experiment.parts_of(from_run_config(given))
 
 
+@functools.lru_cache(maxsize=4)
+def _device(run: tuple[tuple[str, Any], ...]) -> torch.device:
+    """Where this process trains."""
+    given = dict(run)
+    if DEVICE not in given:
+        given[DEVICE] = from_run_config(given).engine.device if PARTS not in given else device.CPU
+    return device.find(str(given[DEVICE]))
+
+
+def _data(parts: Parts, partition: int, where: torch.device) -> ClientData:
+    """One client's samples, in tensors that are copied to the device once per process."""
+    data = experiment.client_data(parts, partition)
+    if where.type == device.CPU:
+        return data
+    x, y = _samples(parts, where)
+    return replace(data, x=x, y=y)
+
+
+@functools.lru_cache(maxsize=1)
+def _samples(parts: Parts, where: torch.device) -> tuple[Any, Tensor]:
+    whole = experiment.dataset(parts)
+    x = whole.train_x
+    moved = x.to(where) if isinstance(x, Tensor) else tuple(one.to(where) for one in x)
+    return moved, whole.train_y.to(where)
+
+
 class _Prepared:
     """The one model of this process, which every client loads its arrays into.
 
@@ -141,19 +171,22 @@ class _Prepared:
     Args:
         parts: how to build the network.
         settings: what came with the message, but for those of the training.
+        where: it trains.
     """
 
-    def __init__(self, parts: Parts, settings: Mapping[str, Any]) -> None:
+    def __init__(self, parts: Parts, settings: Mapping[str, Any], where: torch.device) -> None:
         self.client = experiment.method_class(parts).client
         self._parts = parts
         self._settings = settings
+        self._where = where
         self._model: Any = None
         self._structure: tuple[Any, ...] = ()
 
     def model(self) -> Any:
         """Return it."""
         if self._model is None:
-            self._model = self.client.prepare(experiment.network(self._parts), dict(self._settings))
+            made = self.client.prepare(experiment.network(self._parts), dict(self._settings))
+            self._model = device.place(made, self._where)
             self._structure = isolation.structure(self._model)
         return self._model
 
@@ -165,8 +198,10 @@ class _Prepared:
 
 
 @functools.lru_cache(maxsize=8)
-def _prepared(parts: Parts, settings: tuple[tuple[str, Any], ...]) -> _Prepared:
-    return _Prepared(parts, dict(settings))
+def _prepared(
+    parts: Parts, settings: tuple[tuple[str, Any], ...], where: torch.device
+) -> _Prepared:
+    return _Prepared(parts, dict(settings), where)
 
 
 class _Latest:
@@ -176,10 +211,11 @@ class _Latest:
         self._record: ArrayRecord | None = None
         self._tensors: dict[str, Tensor] = {}
 
-    def tensors(self, record: ArrayRecord) -> Mapping[str, Tensor]:
-        """Unpack ``record``, or return what it was unpacked to a moment ago."""
+    def tensors(self, record: ArrayRecord, where: torch.device) -> Mapping[str, Tensor]:
+        """Unpack ``record`` to a device, or return what it was unpacked to a moment ago."""
         if record is not self._record:
-            self._record, self._tensors = record, messages.to_tensors(record)
+            unpacked = messages.to_tensors(record)
+            self._record, self._tensors = record, {n: t.to(where) for n, t in unpacked.items()}
         return self._tensors
 
     def forget(self) -> None:

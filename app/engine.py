@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from app import client, experiment, server
+from app import client, device, experiment, server
 from app.background import in_background
 from app.calls import Round, plan
+from app.config.schema import EngineSettings
 from app.experiment import Experiment, Prepared
 from app.first_workers import CAN_FORK, FirstWorkers
 from app.local_grid import LocalGrid, node_of
@@ -56,7 +57,7 @@ def serial_grid(chosen: Experiment, ends_process: bool = False) -> SerialGrid:
         ends_process: whether a client that cannot be interrupted ends it.
     """
     limit = TimeLimit(chosen.engine.client_timeout_s, ends_process)
-    run_config = {**experiment.run_config(chosen), client.LIMIT: limit}
+    run_config = {**in_process(chosen), client.LIMIT: limit}
     return SerialGrid(chosen.data.num_clients, run_config)
 
 
@@ -67,13 +68,19 @@ class Workers:
         count: how many; None takes one per core of the machine or cluster.
         address: of an existing Ray cluster; None starts one here.
         fork: whether clients run in forked processes until Ray is there.
+        gpus: share of a GPU that each takes, as Ray counts them; None shares all that there are.
     """
 
     def __init__(
-        self, count: int | None = None, address: str | None = None, fork: bool = False
+        self,
+        count: int | None = None,
+        address: str | None = None,
+        fork: bool = False,
+        gpus: float | None = 0.0,
     ) -> None:
-        self.wanted = (count, address, fork)
+        self.wanted = (count, address, fork, gpus)
         self.count = count
+        self.gpus = gpus
         self.address = address
         self.fork = fork and CAN_FORK and address is None
         self.first: FirstWorkers | None = None
@@ -139,7 +146,7 @@ class Workers:
     def _new_actors(self) -> "Actors":
         from app.actors import Actors  # brings Ray, for which short runs need not wait
 
-        return Actors(self.count, self.address)
+        return Actors(self.count, self.address, self.gpus)
 
 
 class RayGrid(LocalGrid):
@@ -177,6 +184,20 @@ class RayGrid(LocalGrid):
         return self._workers.run(state)
 
 
+def in_process(chosen: Experiment) -> dict[str, Any]:
+    """What a client's process gets of an experiment."""
+    return {**experiment.run_config(chosen), client.DEVICE: chosen.engine.device}
+
+
+def pool_of(engine: EngineSettings) -> tuple[int | None, str | None, bool, float | None]:
+    """How `Workers` are wanted: none is forked where a GPU may be used, which takes no forks."""
+    is_cpu = engine.device == device.CPU
+    if engine.device == device.AUTO and engine.address is None:
+        is_cpu = device.find(device.AUTO).type == device.CPU
+    gpus = engine.gpus_per_worker if engine.device in (device.AUTO, device.CUDA) else 0.0
+    return engine.workers, engine.address, engine.fork and is_cpu, 0.0 if is_cpu else gpus
+
+
 # A whole run --------------------------------------------------------------------------------------
 
 
@@ -210,9 +231,9 @@ class Simulator:
         engine = chosen.engine
         if engine.name == "serial":
             return serial_grid(chosen)
-        wanted = (engine.workers, engine.address, engine.fork)
+        wanted = pool_of(engine)
         if self._workers is None or self._workers.wanted != wanted:
             self.close()
             self._workers = Workers(*wanted)
-        run_config = experiment.run_config(chosen)
+        run_config = in_process(chosen)
         return RayGrid(chosen.data.num_clients, run_config, self._workers, engine.client_timeout_s)

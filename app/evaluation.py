@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from app import device
 from data.dataset import Dataset
 from models.inputs import call
 from models.objective import Classification, Objective
 
 EVALUATION_BATCH = 64
+HERE = torch.device(device.CPU)
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,24 @@ class EvaluateSettings:
 
 
 def on_test_set(
-    data: Dataset, objective: Objective | None = None
+    data: Dataset, objective: Objective | None = None, where: torch.device = HERE
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """Return what tests a network on the held-out test set; without a task, for classes."""
-    chosen = objective or Classification()
-    return lambda network: measure(network, data.test_x, data.test_y, chosen)
+    """Return what tests a network on the held-out test set, which is copied to a device once.
+
+    Args:
+        data: holds the test set.
+        objective: what outputs are for; None for classes.
+        where: the device.
+    """
+    chosen, x = objective or Classification(), data.test_x
+    x = x.to(where) if isinstance(x, Tensor) else tuple(one.to(where) for one in x)
+    y = data.test_y.to(where)
+
+    def test(network: nn.Module) -> dict[str, float]:
+        with device.placed(network, where):
+            return measure(network, x, y, chosen)
+
+    return test
 
 
 def test(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:

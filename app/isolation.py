@@ -227,7 +227,7 @@ def structure(model: Any) -> tuple[Any, ...]:
             ),
             tuple((n, b.shape, b.dtype) for n, b in one.named_buffers(recurse=False)),
         )
-        for whole in _modules(model)
+        for whole in modules(model)
         for one in whole.modules()
     )
 
@@ -235,7 +235,7 @@ def structure(model: Any) -> tuple[Any, ...]:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _modules(value: Any, depth: int = 4) -> Iterator[nn.Module]:
+def modules(value: Any, depth: int = 4) -> Iterator[nn.Module]:
     """The modules that something holds: itself, in containers, or in its attributes."""
     if isinstance(value, nn.Module):
         yield value
@@ -248,7 +248,7 @@ def _modules(value: Any, depth: int = 4) -> Iterator[nn.Module]:
     elif not isinstance(value, type):
         held = getattr(value, "__dict__", {}).values()
     for one in held if depth else ():
-        yield from _modules(one, depth - 1)
+        yield from modules(one, depth - 1)
 
 
 def versions(arrays: Mapping[str, Tensor]) -> list[int]:
@@ -263,5 +263,5 @@ def glance(data: ClientData) -> tuple[Any, ...]:
     named = {f"x{index}": tensor for index, tensor in enumerate(inputs)}
     return (
         versions({**named, "y": data.y, "rows": data.rows}),
-        *(tensor[rows].numpy().tobytes() for tensor in (*inputs, data.y)),
+        *(tensor[rows.to(tensor.device)].cpu().numpy().tobytes() for tensor in (*inputs, data.y)),
     )

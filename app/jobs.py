@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
-from app import experiment, signals
+from app import device, experiment, signals
 from app.config.composition import NOT_HASHED, compose, from_omegaconf, open_keys
 from app.config.composition import parsed as read_overrides
 from app.config.quoting import quoted
@@ -101,6 +101,8 @@ class Jobs:
         for one in found:
             check_online(one.wandb)
             check_address(one.engine.address)
+            if one.engine.address is None:  # else the cluster's machines may have others
+                device.find(one.engine.device)
         checked = zip(configs, found, strict=True)
         self._checked = {of_task(job): one for job, one in zip(open_jobs, checked, strict=True)}
         self._num_jobs, self._is_sweep = len(found), is_sweep

@@ -12,7 +12,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from app import experiment, provenance, run_folder, runtime, signals
+from app import device, experiment, provenance, run_folder, runtime, signals
 from app.config.composition import from_run_config
 from app.config.errors import explain
 from app.evaluation import on_test_set
@@ -133,6 +133,7 @@ def run(
     """
     torch.set_num_threads(1)
     started = time.perf_counter()
+    where = device.find(device.AUTO if chosen.engine.address else chosen.engine.device)
     origin = provenance.provenance()  # now: the files may change while the run goes on
     log.info("setting up: %s", provenance.said(origin))
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +167,7 @@ def run(
             messages.to_record(model.state_dict()),
             num_rounds=chosen.rounds,
             timeout=timeout_s,
-            test=on_test_set(data, chosen.task.objective()),
+            test=on_test_set(data, chosen.task.objective(), where),
             sinks=sinks,
             checkpoints=checkpoints,
             resume_from=resume_from,
@@ -175,7 +176,7 @@ def run(
         with whole(folder / MODEL) as part:
             save_arrays(messages.to_arrays(result.arrays), part)
         described = describe(chosen, strategy, folder)
-        described |= {"wall_setup_s": setup_s, "provenance": origin}
+        described |= {"wall_setup_s": setup_s, "device": str(where), "provenance": origin}
         close(folder, described)
         summary = described
         if not any(row["num_clients"] for row in read(folder / ROUNDS)):

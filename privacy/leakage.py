@@ -89,9 +89,7 @@ def laplace_noise(z: Tensor, epsilon: float, generator: torch.Generator) -> Tens
         scale = (z.amax(0) - z.amin(0)) / epsilon
         # The difference of two exponential variables is a Laplace variable.
         one, other = (
-            torch.empty_like(z, memory_format=torch.contiguous_format).exponential_(
-                generator=generator
-            )
+            torch.empty(z.shape, dtype=z.dtype).exponential_(generator=generator).to(z.device)
             for _ in range(2)
         )
         noise = (one - other) * scale

@@ -57,7 +57,7 @@ def at_once(model: nn.Module) -> Callable[..., Any]:
 
 def _is_plain(quantizer: Quantizer) -> bool:
     is_learned = isinstance(quantizer.step, nn.Parameter) and quantizer.step.requires_grad
-    return is_learned and quantizer.step.numel() == 1 and bool(quantizer.initialised)
+    return is_learned and quantizer.step.numel() == 1 and quantizer.is_set
 
 
 def _scale(quantizer: Quantizer, weight: Tensor) -> float:

@@ -82,7 +82,7 @@ class Fp16(Dense):
 
     def _halves(self, x: Tensor) -> Tensor:
         low, high = ends(x, "fp16")
-        if max(-float(low), float(high)) > FP16_MAX:
+        if not x.is_cpu or max(-float(low), float(high)) > FP16_MAX:
             x = x.clamp(-FP16_MAX, FP16_MAX)
         return x.half()
 
@@ -155,7 +155,8 @@ class Affine(Dense):
         if generator is None or not self.stochastic:
             return codes.round_()
         below = codes.floor()
-        noise = torch.empty_like(codes).uniform_(generator=generator)
+        noise = torch.empty_like(codes, device="cpu").uniform_(generator=generator)
+        noise = noise.to(codes.device)
         # Rounding errors may have put the largest value just above the last code.
         return below.add_(noise < codes.sub_(below)).clamp_(max=2**self.bits - 1)
 
@@ -167,8 +168,11 @@ class Affine(Dense):
         return values
 
     def _working_dtype(self, step: Tensor, low: Tensor) -> torch.dtype:
-        """Of what the receiver knows too, so that both ends take the same."""
-        if low.numel() == 0:
+        """Of what the receiver knows too, so that both ends take the same.
+
+        On a GPU float32, as to look would wait for it: what overflows comes out as NaN.
+        """
+        if low.numel() == 0 or not low.is_cpu:
             return torch.float32
         reach = float(low.abs().max()) + float(step.max()) * (2**self.bits - 1)
         return torch.float64 if reach > WIDE else torch.float32

@@ -208,6 +208,9 @@ def shaped(values: Tensor, packet: Packet) -> Tensor:
 def ends(x: Tensor, name: str, channels: bool = False) -> tuple[Tensor, Tensor]:
     """Smallest and largest value, or of each channel (C,); zeros where there is none.
 
+    On a GPU nothing is looked at, as that would wait for it: what is not finite comes out as NaN,
+    which the end of the client's round refuses.
+
     Raises:
         FloatingPointError: one is not finite.
     """
@@ -220,6 +223,8 @@ def ends(x: Tensor, name: str, channels: bool = False) -> tuple[Tensor, Tensor]:
         low, high = x.amin((0, 2)), x.amax((0, 2))
     else:
         low, high = torch.aminmax(flat(x))
+    if not x.is_cpu:
+        return low, high
     lowest, highest = float(low.min()), float(high.max())
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise FloatingPointError(

@@ -101,13 +101,13 @@ class TopK:
         if generator is None or self.alpha == 0 or batch == 0:
             return support
         others = rows.shape[1] - k
-        chance = torch.rand(batch, k, generator=generator, device=rows.device)
+        chance = torch.rand(batch, k, generator=generator).to(rows.device)
         dropped = chance < self.alpha
         if k > others:  # more may be drawn than there are: the first to be drawn, in random order
             dropped &= chance.argsort(1).argsort(1) < others
         num_dropped = dropped.sum(1, keepdim=True)
         most = int(num_dropped.max())
-        order = torch.rand(rows.shape, generator=generator, device=rows.device)
+        order = torch.rand(rows.shape, generator=generator).to(rows.device)
         newcomers = order.masked_fill_(kept, -1.0).topk(most, dim=1).indices  # (B, most)
         kept.scatter_(1, support, ~dropped)
         kept.scatter_(1, newcomers, torch.arange(most, device=rows.device) < num_dropped)

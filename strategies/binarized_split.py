@@ -359,7 +359,7 @@ class Observed(Joined):
             self.x, self.z = x[:0], z[:0]
         tickets = torch.cat([self._tickets, torch.rand(len(x), generator=self._generator)])
         rows = tickets.argsort()[:most]
-        self._tickets = tickets[rows]
+        self._tickets, x, z = tickets[rows], x.cpu(), z.cpu()
         self.x, self.z = picked(self.x, x, rows), picked(self.z, z, rows)
 
 

@@ -20,6 +20,9 @@ from quant.packet import Packet
 # What came with a train message, under flat keys such as ``train.lr``.
 Settings = Mapping[str, bool | int | float | str]
 
+# The mean loss of a batch: a number, or one that is on a device still.
+MeanLoss = float | Tensor
+
 M = TypeVar("M")
 
 
@@ -66,6 +69,8 @@ class Streams:
         """Put torch's default generator, which dropout uses, at the start of this stream."""
         # torch.manual_seed would also take a stack trace for each accelerator that is not there.
         torch.default_generator.manual_seed(self.number("dropout"))
+        if torch.cuda.is_initialized():  # dropout draws where it runs
+            torch.cuda.manual_seed(self.number("dropout"))
 
     def number(self, purpose: str) -> int:
         """Return the seed of the stream called ``purpose``."""
@@ -168,7 +173,7 @@ class ServerHalf(Protocol):
     def begin(self, task: Task) -> None:
         """Start the client's round."""
 
-    def step(self, z: Packet, y: Tensor) -> tuple[Packet, float]:
+    def step(self, z: Packet, y: Tensor) -> tuple[Packet, MeanLoss]:
         """Train on one batch.
 
         Args:
@@ -176,10 +181,11 @@ class ServerHalf(Protocol):
             y: (B, …) labels, as the device's end of the link sends them.
 
         Returns:
-            Gradient of the loss at ``z``, and the mean loss.
+            Gradient of the loss at ``z``, and the mean loss: a number, or a tensor () of one that
+            is on a device still.
         """
 
-    def learn(self, z: Packet, y: Tensor) -> float:
+    def learn(self, z: Packet, y: Tensor) -> MeanLoss:
         """Hierarchical: train on one batch as `step` does; nothing but the mean loss comes back."""
 
     def forward(self, z: Packet) -> Packet:

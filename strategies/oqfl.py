@@ -197,7 +197,7 @@ def encode_weights(model: nn.Module, generator: torch.Generator) -> dict[str, Te
     for name, quantizer in weight_quantizers(model).items():
         if not quantizer.initialised:  # a weight that was all zeros when the step was to be set
             quantizer.initialise(initial_step(state[name], quantizer.qp, quantizer.channel_axis))
-        noise = torch.rand(state[name].shape, generator=generator)
+        noise = torch.rand(state[name].shape, generator=generator).to(state[name].device)
         state[name] = pack(quantizer.codes(state[name], noise) - quantizer.qn, quantizer.bits)
     return state
 

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from app import device
 from app.evaluation import EvaluateSettings
 from data.settings import DataSettings
 from fleet.selection import ClientsSettings
@@ -31,6 +32,7 @@ from tracking.wandb_sink import WandbSettings
 
 AUTO = "auto"
 MOST_JOBS = 1000  # side by side: more processes than any one user has cores
+MOST_GPUS = 64  # of one worker
 LONGEST_S = 1e7  # of a client; alarms take no more than some such number
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -53,6 +55,17 @@ class EngineSettings:
             "start Ray, see docs/ARCHITECTURE.md"
         },
     )
+    device: str = field(
+        default="auto",
+        metadata={
+            "help": "where clients train and the server tests: auto (cuda where there is one), "
+            "cpu, cuda, cuda:1, mps"
+        },
+    )
+    gpus_per_worker: float | None = field(
+        default=None,
+        metadata={"help": "share of a GPU that a worker takes; null: the workers share all"},
+    )
     client_timeout_s: float | None = field(
         default=3600.0,
         metadata={"help": "seconds that a client may train in a round; null: no limit"},
@@ -61,6 +74,15 @@ class EngineSettings:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"engine.workers={self.workers}: takes 1 or more")
+        if not device.is_name(self.device):
+            raise ValueError(f"engine.device={self.device}: takes {device.ACCEPTED}")
+        if self.device.startswith("cuda:") and self.name == "ray":
+            raise ValueError(
+                f"engine.device={self.device}: with engine=ray, which gives each worker its GPU, "
+                "takes cuda; CUDA_VISIBLE_DEVICES says which there are"
+            )
+        if (share := self.gpus_per_worker) is not None and not 0 < share <= MOST_GPUS:
+            raise ValueError(f"engine.gpus_per_worker={share}: takes more than 0, or null")
         seconds = self.client_timeout_s
         if seconds is not None and not 0 < seconds <= LONGEST_S:
             raise ValueError(

@@ -37,9 +37,10 @@ from strategies.client.training import (
     end_training,
     load_arrays,
     make_optimizer,
+    mean_of,
     samples,
 )
-from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
+from strategies.contract import ClientData, MeanLoss, ServerHalf, Settings, Task, Update
 from strategies.messages import objective_of, unpack_settings
 from strategies.server.half import AfterStep, LocalHalf, nothing
 
@@ -250,7 +251,8 @@ def train_device(
     objective = objective_of(task.settings)
     loss_of, label_dtype = objective.loss, objective.label_dtype(data.num_classes)
     first, *last = (at_once(part) for part in device)
-    total, count = 0.0, 0
+    losses: list[MeanLoss] = []
+    counts: list[int] = []
     server.begin(task)
     for x, y in samples(data, settings, task.streams):
         activations = first(x)
@@ -264,23 +266,24 @@ def train_device(
         if z.requires_grad:  # not where the user froze the device's part
             gradients, extra = [end.receive_gradient(packet)], hooks.extra_loss(x, activations)
             del packet  # the gradient is held by the list alone
-            losses = [answer(z, gradients)] if extra is None else [answer(z, gradients), extra]
-            torch.autograd.backward(losses)
+            own = [] if extra is None else [extra]
+            torch.autograd.backward([answer(z, gradients), *own])
         optimizer.step()
         for part in device:
             hooks.after_step(part)
-        total += loss * len(y)
-        count += len(y)
+        losses.append(loss)
+        counts.append(len(y))
     server.end()
-    end_training(device, total / count, settings)
-    return total / count
+    mean = mean_of(losses, counts)
+    end_training(device, mean, settings)
+    return mean
 
 
 def _around(
     last: Callable[..., Any], server: ServerHalf, end: End, z: Packet, y: Tensor, loss_of: Loss
-) -> tuple[Packet, float]:
+) -> tuple[Packet, MeanLoss]:
     """The loss on the device: forward through the server, backward through it again."""
     received, gradients = receive(end.receive(server.forward(z)))
     loss = loss_of(last(received), y)
     loss.backward()
-    return server.backward(end.send_gradient(gradients.pop())), float(loss.detach())
+    return server.backward(end.send_gradient(gradients.pop())), loss.detach()

@@ -24,9 +24,10 @@ from strategies.client.training import (
     end_training,
     load_arrays,
     make_optimizer,
+    mean_of,
     samples,
 )
-from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
+from strategies.contract import ClientData, MeanLoss, ServerHalf, Settings, Task, Update
 from strategies.messages import ALONE, objective_of, under, unpack_settings
 from strategies.server.half import LocalHalf
 
@@ -143,21 +144,25 @@ def train_tiers(
     loss_of, label_dtype = objective.loss, objective.label_dtype(data.num_classes)
     if cloud is not None:
         cloud.begin(task)
-    edge_total, cloud_total, count = 0.0, 0.0, 0
+    of_edge: list[MeanLoss] = []
+    of_cloud: list[MeanLoss] = []
+    counts: list[int] = []
     for x, y in samples(data, settings, task.streams):
         z = device(x)
         loss = loss_of(head(z), y)
         if cloud is not None:
             labels = end.send_labels(y, label_dtype)
-            cloud_total += cloud.learn(end.send(z), labels) * len(y)
+            of_cloud.append(cloud.learn(end.send(z), labels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        edge_total += float(loss.detach()) * len(y)
-        count += len(y)
-    end_training(edge, edge_total / count, settings)
+        of_edge.append(loss.detach())
+        counts.append(len(y))
+    edge_loss = mean_of(of_edge, counts)
+    end_training(edge, edge_loss, settings)
     if cloud is None:
-        return edge_total / count, None
+        return edge_loss, None
     cloud.end()
-    end_training((), cloud_total / count, settings)
-    return edge_total / count, cloud_total / count
+    cloud_loss = mean_of(of_cloud, counts)
+    end_training((), cloud_loss, settings)
+    return edge_loss, cloud_loss

@@ -18,7 +18,7 @@ from quant.functional import MIN_STEP
 from quant.quantizer import is_step
 from strategies.client.proximal import Proximal
 from strategies.client.steps import begin_momentum, bound_steps, step_group
-from strategies.contract import ClientData, Streams
+from strategies.contract import ClientData, MeanLoss, Streams
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine")
@@ -218,6 +218,7 @@ def samples(
     if not isinstance(inputs, Tensor):
         raise ValueError(f"takes one input, the data have {len(inputs)}")
     for rows in batches(data.rows, settings, streams.generator("batches")):
+        rows = rows.to(inputs.device, non_blocking=True)
         x = inputs[rows]
         yield x if generator is None else crop_flip(x, generator), data.y[rows]
 
@@ -227,6 +228,7 @@ def samples_of_several(
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
     """Yield the same where a sample has several inputs."""
     for rows in batches(data.rows, settings, streams.generator("batches")):
+        rows = rows.to(data.y.device, non_blocking=True)
         yield tuple(x[rows] for x in data.x), data.y[rows]
 
 
@@ -251,7 +253,7 @@ def crop_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     rows = down + torch.arange(height)  # (B, H)
     columns = right + torch.where(mirrored, across.flip(0), across)  # (B, W)
     pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (B, H, W)
-    pixels = pixels.reshape(count, 1, -1).expand(-1, channels, -1)
+    pixels = pixels.reshape(count, 1, -1).to(x.device).expand(-1, channels, -1)
     return padded.reshape(count, channels, -1).gather(2, pixels).reshape(x.shape)
 
 
@@ -332,7 +334,8 @@ def train_epochs(
     begin_training([model], len(data))
     optimizer = make_optimizer([model], settings)
     proximal = Proximal(model, proximal_mu) if proximal_mu > 0 else None
-    total, count = 0.0, 0
+    losses: list[MeanLoss] = []
+    counts: list[int] = []
     forward: Callable[..., Any] = at_once(model)
     if isinstance(data.x, Tensor):
         found: Iterable[tuple[Any, Tensor]] = samples(data, settings, streams)
@@ -346,10 +349,25 @@ def train_epochs(
         if proximal is not None:
             proximal.add_gradient()
         optimizer.step()
-        total += float(loss.detach()) * len(y)
-        count += len(y)
-    end_training([model], total / count, settings)
-    return total / count
+        losses.append(loss.detach())
+        counts.append(len(y))
+    mean = mean_of(losses, counts)
+    end_training([model], mean, settings)
+    return mean
+
+
+def mean_of(losses: Sequence[MeanLoss], counts: Sequence[int]) -> float:
+    """Mean loss per sample of batches of ``counts`` samples.
+
+    Losses that lie on a device are fetched together: one by one, each batch would wait for it.
+    """
+    values: Sequence[Any] = losses
+    if losses and isinstance(losses[0], Tensor) and not losses[0].is_cpu:
+        values = torch.stack([loss for loss in losses if isinstance(loss, Tensor)]).tolist()
+    total = 0.0
+    for value, count in zip(values, counts, strict=True):
+        total += float(value) * count
+    return total / sum(counts)
 
 
 def begin_training(models: Iterable[nn.Module], num_examples: int) -> None:

@@ -63,7 +63,8 @@ class LocalHalf:
         self._optimizer: torch.optim.Optimizer
         self._run: Callable[..., Any]  # the part, from begin() on
         self._pending: tuple[list[Tensor], Tensor] | None = None
-        self._random: Tensor  # where dropout is in `learn`
+        self._generator: torch.Generator  # dropout's
+        self._random: Tensor  # where it is in `learn`
         # torch 2.13 crashes in group norm's backward pass in channels_last where the gradient of
         # its input is not asked for.
         self._asks = any(isinstance(module, nn.GroupNorm) for module in part.modules())
@@ -88,26 +89,29 @@ class LocalHalf:
         self._run = at_once(self._part)
         self._optimizer = make_optimizer([self._part], self._settings.of_server())
         task.streams.seed_dropout()
-        self._random = task.streams.generator("dropout.cloud").get_state()
+        self._generator = _dropout_of(self._part)
+        kept = self._generator.get_state()
+        self._random = self._generator.manual_seed(task.streams.number("dropout.cloud")).get_state()
+        self._generator.set_state(kept)
 
-    def step(self, z: Packet, y: Tensor) -> tuple[Packet, float]:
+    def step(self, z: Packet, y: Tensor) -> tuple[Packet, Tensor]:
         """Forward, loss, backward, step."""
         received, gradients = receive(self._end.receive(z))
         loss = self._loss_of(self._run(received), receive_labels(y))
         self._train(loss)
-        return self._end.send_gradient(gradients.pop()), float(loss.detach())
+        return self._end.send_gradient(gradients.pop()), loss.detach()
 
-    def learn(self, z: Packet, y: Tensor) -> float:
+    def learn(self, z: Packet, y: Tensor) -> Tensor:
         """As `step`, with dropout in a stream of its own: nothing of it is felt on the device."""
-        device_random = torch.default_generator.get_state()
-        torch.default_generator.set_state(self._random)
+        device_random = self._generator.get_state()
+        self._generator.set_state(self._random)
         received = self._end.receive(z).detach().requires_grad_(self._asks)
         outputs = self._run(received)
-        self._random = torch.default_generator.get_state()
-        torch.default_generator.set_state(device_random)
+        self._random = self._generator.get_state()
+        self._generator.set_state(device_random)
         loss = self._loss_of(outputs, receive_labels(y))
         self._train(loss)
-        return float(loss.detach())
+        return loss.detach()
 
     def forward(self, z: Packet) -> Packet:
         """Forward alone."""
@@ -135,3 +139,12 @@ class LocalHalf:
         loss.backward()
         self._optimizer.step()
         self._after_step(self._part)
+
+
+def _dropout_of(part: nn.Module) -> torch.Generator:
+    """The generator that dropout in ``part`` draws from."""
+    device = next((p.device for p in part.parameters()), torch.device("cpu"))
+    if device.type != "cuda":
+        return torch.default_generator
+    torch.cuda.init()
+    return torch.cuda.default_generators[device.index or 0]
