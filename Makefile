@@ -25,7 +25,7 @@ lint: .venv/dev
 bench: .venv/dev
 	@$(BIN)/python -m benchmarks.machine
 	@for name in $(BENCHMARKS); do echo; echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
-BENCHMARKS := wire codec quant evaluation networks fleet hierarchical split sweep engine
+BENCHMARKS := wire codec quant evaluation networks fleet hierarchical split scale sweep engine
 
 install: .venv/dev
 

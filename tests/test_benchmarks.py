@@ -21,6 +21,7 @@ from benchmarks import (
     networks,
     privacy,
     quant,
+    scale,
     split,
     steps,
     sweep,
@@ -44,7 +45,7 @@ PARTS = {
 }
 TESTED = {
     "binary", "codec", "engine", "evaluation", "fleet", "hierarchical", "networks", "privacy",
-    "quant", "split", "steps", "sweep", "wire",
+    "quant", "scale", "split", "steps", "sweep", "wire",
 }  # fmt: skip
 
 Rows = list[dict[str, str]]
@@ -83,6 +84,16 @@ def test_every_benchmark_is_tested_and_make_bench_runs_those_that_need_no_files(
         if line.startswith("BENCHMARKS")
     ]
     assert set(line.partition(":=")[2].split()) == TESTED - {"binary", "privacy", "steps"}
+
+
+def test_scale(printed: Callable[[], str]) -> None:
+    scale.main(["--clients", "6", "12", "--per-round", "8", "--rounds", "2"])
+    (rows,) = tables(printed())
+    assert [(row["clients"], row["a round"]) for row in rows] == [("6", "6"), ("12", "8")]
+    for row in rows:
+        assert number(row["round ms"]) > 0
+        assert number(row["ms a client"]) <= number(row["round ms"]) / 6 + 0.01
+        assert 100 < number(row["peak MiB"]) < 4000
 
 
 def test_wire(printed: Callable[[], str]) -> None:
