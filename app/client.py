@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from app import experiment, isolation
+from app import experiment, isolation, shipped_data
 from app.config.composition import from_run_config
 from app.experiment import PARTS, Parts
 from app.time_limit import TimeLimit
@@ -34,7 +34,8 @@ def query(message: Message, context: Context) -> Message:
     """Answer which partition this node holds and how many samples it has."""
     try:
         partition = _partition(context)
-        data = experiment.client_data(_parts(_key(context.run_config)), partition)
+        parts = _parts(_key(context.run_config))
+        data = shipped_data.client_data(context.run_config, parts, partition)
     except Exception as error:
         return messages.error_reply(message, error)
     return messages.introduction(message, partition, len(data))
@@ -51,7 +52,7 @@ def train(message: Message, context: Context) -> Message:
     try:
         parts, partition = _parts(_key(context.run_config)), _partition(context)
         record, settings, server_round = messages.read_request(message)
-        data = experiment.client_data(parts, partition)
+        data = shipped_data.client_data(context.run_config, parts, partition)
         update = _train(
             _prepared(parts, _key(messages.of_network(settings))),
             _latest.tensors(record),
@@ -90,6 +91,7 @@ def _train(
         is_spoilt = isolation.glance(data) != seen
         if is_spoilt:
             experiment.forget_data()
+            shipped_data.forget()
     if is_spoilt:
         raise ValueError("the client wrote into its data, which all clients of a process share")
     return update

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from app import client, experiment, server
+from app import client, experiment, server, shipped_code
 from app.background import in_background
 from app.calls import Round, plan
 from app.experiment import Experiment, Prepared
@@ -66,12 +66,17 @@ class Workers:
         count: how many; None takes one per core of the machine or cluster.
         address: of an existing Ray cluster; None starts one here.
         fork: whether clients run in forked processes until Ray is there.
+        code: names the code that a cluster's workers are started with.
     """
 
     def __init__(
-        self, count: int | None = None, address: str | None = None, fork: bool = False
+        self,
+        count: int | None = None,
+        address: str | None = None,
+        fork: bool = False,
+        code: str = "",
     ) -> None:
-        self.wanted = (count, address, fork)
+        self.wanted = (count, address, fork, code)
         self.count = count
         self.address = address
         self.fork = fork and CAN_FORK and address is None
@@ -209,7 +214,11 @@ class Simulator:
         engine = chosen.engine
         if engine.name == "serial":
             return serial_grid(chosen)
-        wanted = (engine.workers, engine.address, engine.fork)
+        code = ""
+        if engine.address is not None:
+            experiment.strategy(chosen), experiment.network(chosen)  # loads what is the user's
+            code = shipped_code.digest(shipped_code.users())
+        wanted = (engine.workers, engine.address, engine.fork, code)
         if self._workers is None or self._workers.wanted != wanted:
             self.close()
             self._workers = Workers(*wanted)
