@@ -27,6 +27,7 @@ from app.worker import Worker
 from strategies import messages
 
 LOOK_S = 1.0  # how often somebody looks for machines while no actor has one
+HEAD_LOOK_S = 10.0  # and whether a cluster's head is there
 SAID_S = 30.0  # after which waiting for one is said
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,8 @@ class Actors:
 
     def close(self) -> None:
         """End the actors, and Ray if it is ours."""
-        for actor in self.actors if ray.is_initialized() else []:
+        is_headless = self._machines is not None and self._machines.is_headless
+        for actor in self.actors if ray.is_initialized() and not is_headless else []:
             ray.kill(actor)
         self.actors = []
         if self._session is not None:
@@ -147,6 +149,8 @@ class Actors:
         until = min([state.deadline, *due.values()])
         if not state.flying:
             until = min(until, time.monotonic() + LOOK_S)
+        if self._machines is not None:
+            until = min(until, time.monotonic() + HEAD_LOOK_S)
         ready, _ = ray.wait(
             [*state.flying, *self._coming.values()],
             num_returns=1,
@@ -168,26 +172,26 @@ class Actors:
             if time.monotonic() >= when:
                 ray.kill(self.actors[index])
                 self._recover(state, index)
-        self._wait(is_idle=not state.flying)
+        if self._machines is not None:
+            self._machines.require_head()
+            self._wait(self._machines, is_idle=not state.flying)
         return True
 
-    def _wait(self, is_idle: bool) -> None:
+    def _wait(self, machines: Machines, is_idle: bool) -> None:
         """Where no actor has started, see that there is a machine to wait for.
 
         Raises:
             NoMachineError: there is none.
         """
-        if not is_idle or self._machines is None:
+        if not is_idle:
             self._waits_since = None
             return
-        self._machines.require()
+        machines.require()
         now = time.monotonic()
         if self._waits_since is None:
             self._waits_since = now
         elif self._waits_since + SAID_S < now < math.inf:
-            log.warning(
-                "engine.address=%s: others use all CPUs; waiting for one", self._machines.address
-            )
+            log.warning("engine.address=%s: others use all CPUs; waiting", machines.address)
             self._waits_since = math.inf  # said
 
     def _fill(self, state: Round) -> None:

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 COMPARED = ("torch", "flwr", "numpy", "safetensors")
 ANSWER_S = 300.0  # that a machine may take to unpack our code and to start a process
 CONNECT_S = 2.0
+HEAD_S = 45.0  # that a head may be away; one that is restarted by then goes on
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,10 @@ class Machines:
     def __init__(self, address: str) -> None:
         self.address = address
         self.lost: list[str] = []  # ids of those that went away while they had workers of ours
+        self.is_headless = False  # for good
         self._checked: set[str] = set()
+        self._head = ray.get_runtime_context().gcs_address
+        self._away_since: float | None = None
 
     def check(self) -> None:
         """Refuse machines whose libraries are not this one's; those checked before are not asked.
@@ -64,7 +68,8 @@ class Machines:
         """Whether a machine is no longer there; asks it, as Ray needs a while to notice."""
         for one in ray.nodes():
             if one["NodeID"] == node:
-                return not (one["Alive"] and _answers(one))
+                where = (one["NodeManagerAddress"], one["NodeManagerPort"])
+                return not (one["Alive"] and _answers(*where))
         return node is not None
 
     def is_lost(self, node: str) -> bool:
@@ -90,6 +95,24 @@ class Machines:
             raise NoMachineError(
                 f"engine.address={self.address}: no machine with a CPU is left; the same command "
                 "with resume=true continues"
+            )
+
+    def require_head(self) -> None:
+        """Ask whether the head, without which Ray does nothing, is still there.
+
+        Raises:
+            NoMachineError: it has been away for long; names engine.address.
+        """
+        host, _, port = self._head.rpartition(":")
+        if _answers(host, int(port)):
+            self._away_since = None
+            return
+        self._away_since = self._away_since or time.monotonic()
+        if time.monotonic() - self._away_since > HEAD_S:
+            self.is_headless = True
+            raise NoMachineError(
+                f"engine.address={self.address}: its head is gone; the same command with "
+                "resume=true continues"
             )
 
     def name(self, node: str) -> str:
@@ -151,10 +174,9 @@ def _ask(node: str) -> Any:
     return ray.remote(**options)(reader()).remote(COMPARED)
 
 
-def _answers(node: Mapping[str, Any]) -> bool:
+def _answers(host: str, port: int) -> bool:
     try:
-        where = (node["NodeManagerAddress"], node["NodeManagerPort"])
-        socket.create_connection(where, timeout=CONNECT_S).close()
+        socket.create_connection((host, port), timeout=CONNECT_S).close()
     except OSError:
         return False
     return True

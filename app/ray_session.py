@@ -139,11 +139,13 @@ def _end() -> None:
 
 def _join(address: str) -> RaySession:
     """Join a cluster with the user's token, or say that it asks for none."""
-    # The latter: what `ray job submit` sent along stays, but for the folder of the code.
     wanted = {
         MODE: "token",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # What `ray job submit` sent along stays, but for the folder of the code.
         "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
+        # Ray would end this process when the head is gone for a minute; app.cluster says so before.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
     }
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     where = "" if address.startswith("ray://") else _host_and_port(address)

@@ -1,8 +1,8 @@
 """A Ray cluster with several nodes on this machine, none of which sees the repository.
 
 It runs in a process of its own, by a Python that has our libraries and not our packages, in
-another folder, without PYTHONPATH, and asks for a token. Each node has a cache folder of its own, and
-no data.
+another folder, without PYTHONPATH, and asks for a token. Each node has a cache folder of its own,
+and no data.
 """
 
 import json
