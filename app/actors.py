@@ -274,6 +274,8 @@ class Actors:
         may be innocent: replies of a moment before the death are lost with it. So it runs again
         alone, where nobody else can end its actor.
         """
+        if self._machines is not None:
+            self._machines.require_head()
         lost: list[tuple[Call, RayError]] = []
         mine = [(ref, call) for ref, (owner, call) in state.flying.items() if owner == index]
         for reference, call in mine:

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 COMPARED = ("torch", "flwr", "numpy", "safetensors")
 ANSWER_S = 300.0  # that a machine may take to unpack our code and to start a process
 CONNECT_S = 2.0
-HEAD_S = 45.0  # that a head may be away; one that is restarted by then goes on
+HEAD_S = 30.0  # that a head may be away; one that is restarted by then goes on
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class Machines:
         self.is_headless = False  # for good
         self._checked: set[str] = set()
         self._head = ray.get_runtime_context().gcs_address
+        self._here = node_id()
         self._away_since: float | None = None
 
     def check(self) -> None:
@@ -98,22 +99,28 @@ class Machines:
             )
 
     def require_head(self) -> None:
-        """Ask whether the head, without which Ray does nothing, is still there.
+        """Ask whether head and this machine's own Ray, without which nothing works, are there.
 
         Raises:
-            NoMachineError: it has been away for long; names engine.address.
+            NoMachineError: the head has been away for long, or the own one is; names
+                engine.address.
         """
         host, _, port = self._head.rpartition(":")
-        if _answers(host, int(port)):
+        if not _answers(host, int(port)):
+            self._away_since = self._away_since or time.monotonic()
+            if time.monotonic() - self._away_since <= HEAD_S:
+                return
+            gone = "its head"
+        elif self.is_gone(self._here):
+            gone = "the Ray of this machine"
+        else:
             self._away_since = None
             return
-        self._away_since = self._away_since or time.monotonic()
-        if time.monotonic() - self._away_since > HEAD_S:
-            self.is_headless = True
-            raise NoMachineError(
-                f"engine.address={self.address}: its head is gone; the same command with "
-                "resume=true continues"
-            )
+        self.is_headless = True
+        raise NoMachineError(
+            f"engine.address={self.address}: {gone} is gone; the same command with resume=true "
+            "continues"
+        )
 
     def name(self, node: str) -> str:
         """What to call a machine: its name, and the begin of its id, as one may hold several."""

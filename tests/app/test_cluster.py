@@ -4,12 +4,31 @@ import json
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
-from conftest import ROOT, SMALL, assert_same_run, simulate
-from ray_cluster import RayCluster, joined
+import ray.cloudpickle
+from conftest import ROOT, SMALL, assert_same_run, simulate, small
+from flwr.app import Message, RecordDict
+from ray.exceptions import RayActorError
+from ray_cluster import RayCluster, joined, python
+from test_engine import bare
+
+import targets
+from app import actors, cluster, experiment, shipped_code, shipped_data
+from app.actors import Actors
+from app.calls import Call, Round
+from app.cluster import Machines, NoMachineError
+from app.local_grid import LocalGrid
+from app.shipped_data import DATA, Sender
+from app.worker import Worker
+from strategies import messages
 
 pytestmark = pytest.mark.timeout(900)
 ON = [one for one in SMALL if one != "engine=serial"]
@@ -132,10 +151,10 @@ def test_two_and_three_machines_give_what_one_process_gives(
             assert len(machines) == len(set(machines)) == count  # one worker on each
         for name in experiments:
             assert_same_run(tmp_path / "serial" / name, tmp_path / str(count) / name)
-    # Each machine was sent each of the three sets of data and divisions once at most.
+    # Each machine was sent each of the three data sets with their divisions once at most.
     for index in (1, 2, 3):
-        assert len(list(cluster.cache(index).glob("sent-*.safetensors"))) in (1, 2, 3)
-        assert not list(cluster.cache(index).glob("d*"))  # none prepared any
+        assert 1 <= len(list(cluster.cache(index).glob("*.safetensors"))) <= 3
+        assert all(path.name.startswith("sent-") for path in cluster.cache(index).iterdir())
 
 
 @pytest.mark.long
@@ -196,3 +215,206 @@ def test_all_machines_are_gone(
     monkeypatch.setenv("HOLD", str(tmp_path))
     simulate(tmp_path / "serial", *method)
     assert_same_run(tmp_path / "serial", tmp_path / "two")
+
+
+@pytest.mark.long
+def test_a_machine_with_another_torch_is_refused(
+    tmp_path: Path, start: Callable[..., RayCluster]
+) -> None:
+    other = tmp_path / "libraries"
+    (other / "torch-2.12.0.dist-info").mkdir(parents=True)
+    (other / "torch-2.12.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 2.12.0\n")
+    there = start(0, 1, 1, environments={2: {"PYTHONPATH": str(other)}})
+    run = Run(tmp_path / "run", "strategy=fedavg", f"engine.address={there.address}")
+    code, err = run.ended()
+    (error,) = err.splitlines()
+    assert code == 1
+    assert error.startswith(f"error: engine.address={there.address}: machine ")
+    assert "has torch 2.12.0, this machine 2." in error and "the same versions on all" in error
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+
+
+# Without Ray --------------------------------------------------------------------------------------
+
+
+def test_a_file_that_was_sent_takes_the_place_of_one_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nets, package = tmp_path / "nets", tmp_path / "path" / "sent_pkg"
+    nets.mkdir()
+    package.mkdir(parents=True)
+    (nets / "blocks.py").write_text(BLOCKS)
+    (nets / "mine.py").write_text(NET.format(imports="from .blocks import block"))
+    (nets / "secret.py").write_text("")  # nobody imports it
+    (package / "__init__.py").write_text("")
+    (package / "nets.py").write_text(BLOCKS)
+    monkeypatch.syspath_prepend(str(package.parent))
+    file = targets.pin(f"{nets}/mine.py:MyNet", "model._target_")
+    for target in (file, "sent_pkg.nets.block"):
+        targets.locate(target, "model._target_", "")
+    sent, own = shipped_code.ours(), shipped_code.users()
+    assert {"app/worker.py", "targets.py", "conf/config.yaml", "data/cache.py"} <= set(sent)
+    assert not any(name.startswith(("runs/", "tests/", "docs/", ".")) for name in sent)
+    assert sum(path.stat().st_size for path in sent.values()) < 3e6
+    assert {"sent_pkg/__init__.py", "sent_pkg/nets.py"} <= set(own)
+    assert [path.name for path in own.values() if path.parent == nets] == ["blocks.py", "mine.py"]
+    assert not any("site-packages" in str(path) for path in own.values())
+    with shipped_code.folder(own) as folder:
+        for path in nets.iterdir():
+            path.unlink()
+        for name in [name for name in sys.modules if name.startswith(shipped_code.FILES)]:
+            monkeypatch.delitem(sys.modules, name)
+        with pytest.raises(ValueError, match="no such file"):
+            targets.locate(file, "model._target_", "")
+        monkeypatch.setattr(targets, "SHIPPED", folder / "shipped")
+        net = targets.locate(file, "model._target_", "")
+    assert sum(p.numel() for p in net((1, 8, 8), 10).parameters()) == 16 * 65 + 170
+
+
+class Grid(LocalGrid):
+    def _execute(self, sent: Any, timeout: float | None) -> Any:
+        raise NotImplementedError
+
+
+def test_data_are_sent_once_to_a_machine_that_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients answer there as they do here, and the files are not asked for."""
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "mine.npz",
+        train_x=rng.random((60, 1, 8, 8), np.float32), train_y=np.arange(60) % 3,
+        test_x=rng.random((9, 1, 8, 8), np.float32), test_y=np.arange(9) % 3,
+    )  # fmt: skip
+    chosen = small("strategy=fedavg", "data=arrays", f"data.path={tmp_path / 'mine.npz'}")
+    sender, store = Sender(lambda content: content), list[int]()
+    here = {**experiment.run_config(chosen)}
+    there = sender.run_config(here)
+    assert sender.sent(chosen) is there[DATA]  # not put twice
+    assert there[DATA].num_bytes < 60 * 64 * 4 + 4000  # nothing of the test
+    other = replace(chosen.data, seed=1)
+    assert sender.sent(replace(chosen, data=other)).key != there[DATA].key  # another division
+
+    def fetch(content: Any) -> Any:
+        if isinstance(content, np.ndarray):
+            store.append(len(content))
+        return content
+
+    def numbers(run_config: Any) -> list[int]:
+        grid = Grid(6, run_config)
+        jobs = []
+        for node in range(6):
+            message = Message(RecordDict(), node, "query")
+            jobs.append(("key", message.metadata))
+        replies = Worker(fetch).replies({"key": RecordDict()}, jobs, 6, grid._run_config)
+        return [messages.read_introduction(reply)[1] for reply in replies]
+
+    expected = numbers(here)
+    experiment.forget_data()
+    (tmp_path / "mine.npz").unlink()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for _ in range(2):  # the second worker of the machine finds what the first one fetched
+        shipped_data.forget()
+        assert numbers(there) == expected
+    assert store == [there[DATA].num_bytes]
+    samples = shipped_data.client_data(there, chosen, 5)
+    assert len(samples) == expected[5]
+    with pytest.raises(ValueError, match=r"clients.total=6: there is no client 6"):
+        shipped_data.client_data(there, chosen, 6)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder: all works without
+    shipped_data.forget()
+    assert numbers(there) == expected and len(store) == 2
+    shipped_data.forget()
+
+
+def node(name: str, cpus: int = 1) -> dict[str, Any]:
+    return {
+        "NodeID": name, "Alive": True, "NodeManagerHostname": "host", "Resources": {"CPU": cpus},
+        "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": 1 if name == "head" else 2,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> Machines:
+    """Those of a cluster with a head and two others, `a` and `b`, all of which answer."""
+    context = SimpleNamespace(gcs_address="127.0.0.1:1", get_node_id=lambda: "head")
+    monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [node("head", 0), node("a"), node("b")])
+    monkeypatch.setattr(cluster, "_answers", lambda host, port: True)
+    return Machines("here:1")
+
+
+def test_calls_of_a_lost_machine_are_nobodys_fault(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They go back as they are, of all its workers, and it is said once."""
+
+    class Pool(Actors):
+        def replace(self, index: int) -> None:
+            self.machine_of.pop(index)
+
+    def get(reference: str, **_: object) -> object:
+        raise RayActorError
+
+    monkeypatch.setattr(actors.ray, "get", get)
+    pool = bare(Pool)
+    pool._machines, pool.machine_of = machines, {0: "a", 1: "b", 2: "b"}
+    state = Round(["m"] * 9, {}, [], deque([Call([8])]))
+    given = {"w": (0, [0, 1]), "x": (1, [2, 3]), "y": (1, [4, 5]), "z": (2, [6])}
+    state.flying = {name: (index, Call(of)) for name, (index, of) in given.items()}
+    monkeypatch.setattr(cluster, "_answers", lambda host, port: port == 1)
+    machines.lost.append("a")  # said before
+    for name in ("y", "z"):
+        pool._collect(state, name)
+    assert [(c.indices, c.deaths) for c in state.queue] == [
+        ([6], 0), ([2, 3], 0), ([4, 5], 0), ([8], 0)
+    ]  # fmt: skip
+    assert list(state.flying) == ["w"] and pool.machine_of == {0: "a"}
+    assert caplog.text.count("machine host (b) is gone (2 so far); its clients run on") == 1
+
+
+def test_an_actor_gets_work_when_it_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a cluster that became smaller it may wait for a machine for ever."""
+    pool = bare()
+    pool.actors = [SimpleNamespace(handle=SimpleNamespace(remote=lambda *_: "x")), None]
+    pool._coming = {1: "pending"}
+    state = Round(["m"] * 2, {}, ["k"] * 2, deque([Call([0]), Call([1])]), references={"k": None})
+    state.jobs = lambda call: []  # type: ignore[method-assign]
+    pool._fill(state)
+    assert {index for index, _ in state.flying.values()} == {0}
+
+
+def test_without_machines_nobody_waits(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines.require()
+    machines.lost += ["a", "b"]  # which Ray has not noticed
+    with pytest.raises(NoMachineError, match=r"^engine.address=here:1: no machine with a CPU is"):
+        machines.require()
+    assert not machines.is_gone("a") and machines.is_gone("c") and not machines.is_gone(None)
+    machines.require_head()
+    machines._here = "c"
+    with pytest.raises(NoMachineError, match=r"^engine.address=here:1: the Ray of this machine is"):
+        machines.require_head()
+    monkeypatch.setattr(cluster, "_answers", lambda host, port: False)
+    machines.require_head()  # it may come back
+    monkeypatch.setattr(cluster, "HEAD_S", -1.0)
+    with pytest.raises(NoMachineError, match=r"^engine.address=here:1: its head is gone; the same"):
+        machines.require_head()
+
+
+def test_versions_are_compared(tmp_path: Path) -> None:
+    mine = {"python": "3.11", "torch": "2.13.0", "flwr": "1.42.0"}
+    assert cluster.differences(mine, mine) == ""
+    assert cluster.differences(mine, mine | {"torch": "2.12.1", "flwr": ""}) == (
+        "torch 2.12.1, this machine 2.13.0; no flwr; takes the same versions on all"
+    )
+    found = cluster.reader()(["torch", "no-such-thing"])
+    assert "+" not in found["torch"] and found["no-such-thing"] == ""
+    # It runs where there is nothing of ours.
+    (tmp_path / "task").write_bytes(ray.cloudpickle.dumps(cluster.reader()))
+    code = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb'))(['numpy']))"
+    done = subprocess.run(
+        [python(tmp_path / "python"), "-c", code, str(tmp_path / "task")], text=True, check=True,
+        capture_output=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert f"'numpy': '{np.__version__}'" in done.stdout
