@@ -43,6 +43,7 @@ class RayCluster:
         folder: for what it needs.
         cpus: of each node.
         environments: further variables of nodes, by their number.
+        object_store_memory: bytes, of each node.
         variables: further ones of all.
     """
 
@@ -51,6 +52,7 @@ class RayCluster:
         folder: Path,
         cpus: Sequence[int],
         environments: Mapping[int, Mapping[str, str]] | None = None,
+        object_store_memory: int = 80 << 20,
         **variables: str,
     ) -> None:
         self.folder = folder
@@ -59,7 +61,7 @@ class RayCluster:
         nodes: list[dict[str, Any]] = [
             {
                 "num_cpus": count,
-                "object_store_memory": 80 << 20,
+                "object_store_memory": object_store_memory,
                 "env_vars": {
                     "XDG_CACHE_HOME": str(self.cache(index).parent),
                     **(environments or {}).get(index, {}),
