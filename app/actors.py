@@ -18,7 +18,7 @@ import ray
 from flwr.app import Message
 from ray.exceptions import RayError, RayTaskError
 
-from app import ray_session, runtime
+from app import ray_session, runtime, signals
 from app.calls import CALLS_IN_FLIGHT, MAX_DEATHS, Call, Round
 from app.cluster import Machines, node_id
 from app.local_grid import node_of
@@ -82,7 +82,12 @@ class Actors:
         state.references = {key: ray.put(content) for key, content in state.contents.items()}
         while state.queue or state.flying:
             self._fill(state)
-            if not self._advance(state):
+            try:
+                is_in_time = self._advance(state)
+            except KeyboardInterrupt:  # which Ray makes of any signal's exception
+                signals.check()
+                raise
+            if not is_in_time:
                 return
             while state.replies:
                 yield state.replies.popleft()

@@ -42,7 +42,7 @@ def users() -> dict[str, Path]:
     """
     found = {}
     for name, module in sorted(sys.modules.items()):
-        file = getattr(module, "__file__", None)
+        file = vars(module).get("__file__")  # not asked of it: some import more when they are asked
         if not file or not file.endswith(".py") or name == "__main__" or _is_installed(file):
             continue
         if name.split(".")[0] in (*OURS, "targets", "__mp_main__"):
@@ -90,13 +90,8 @@ def said(sent: Mapping[str, Path], own: Mapping[str, Path]) -> str:
 
 def _is_installed(file: str) -> bool:
     """Whether a module came with Python or was installed, so that the machines have it, too."""
-    places = [
-        sys.prefix,
-        sys.base_prefix,
-        *sysconfig.get_paths().values(),
-        site.getusersitepackages(),
-    ]
-    parts = Path(file).parts
-    return any(name in parts for name in INSTALLED) or any(
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    places = [*(sysconfig.get_path(name) for name in names), site.getusersitepackages()]
+    return not {*INSTALLED}.isdisjoint(Path(file).parts) or any(
         Path(file).is_relative_to(place) for place in places
     )

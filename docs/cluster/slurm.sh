@@ -24,8 +24,8 @@ raise SystemExit(sum(node["Alive"] for node in ray.nodes()) < int(os.environ["SL
 EOF
 do sleep 2; done 2>/dev/null
 
-python main.py engine.address="$HEAD:$PORT" "$@" checkpoint.every=5 resume=true \
-  hydra.run.dir="runs/slurm/$SLURM_JOB_ID" &
+python main.py engine.address="$HEAD:$PORT" checkpoint.every=5 resume=true \
+  hydra.run.dir="runs/slurm/$SLURM_JOB_ID" "$@" &
 run=$!
 trap 'kill -TERM $run' TERM
 wait $run; code=$?

@@ -1,6 +1,8 @@
 """Experiments on clusters of two and three Ray nodes, which have neither our code nor our data."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray.cloudpickle
+import yaml
 from conftest import ROOT, SMALL, assert_same_run, simulate, small
 from flwr.app import Message, RecordDict
 from ray.exceptions import RayActorError
@@ -21,10 +24,11 @@ from ray_cluster import RayCluster, joined, python
 from test_engine import bare
 
 import targets
-from app import actors, cluster, experiment, shipped_code, shipped_data
+from app import actors, cluster, experiment, ray_session, shipped_code, shipped_data, signals
 from app.actors import Actors
 from app.calls import Call, Round
 from app.cluster import Machines, NoMachineError
+from app.config.composition import compose
 from app.local_grid import LocalGrid
 from app.shipped_data import DATA, Sender
 from app.worker import Worker
@@ -234,6 +238,52 @@ def test_a_machine_with_another_torch_is_refused(
     assert not (tmp_path / "run" / "rounds.jsonl").exists()
 
 
+SRUN = """#!/bin/bash
+while [[ $1 == -* ]]; do shift; done
+trap 'kill $(jobs -p)' TERM
+for ((i = 0; i < SLURM_NNODES; i++)); do SLURM_PROCID=$i "$@" & done
+wait
+"""
+
+
+@pytest.mark.long
+def test_the_slurm_script(tmp_path: Path) -> None:
+    """Slurm's commands start both nodes on this machine; told to end, the job is queued again."""
+    commands, number = tmp_path / "bin", str(os.getpid())
+    commands.mkdir()
+    (commands / "srun").write_text(SRUN)
+    (commands / "scontrol").write_text('#!/bin/bash\necho "scontrol $*"\n')
+    for one in commands.iterdir():
+        one.chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {
+        "PATH": f"{commands}:{Path(sys.executable).parent}:{env['PATH']}", "HOME": str(tmp_path),
+        "SLURM_JOB_ID": number, "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "1",
+        "HOLD": str(tmp_path),
+    }  # fmt: skip
+    method = ("strategy=fedavg", "strategy._target_=tests.app.waiting.Waiting", "rounds=6")
+    command = ["bash", "docs/cluster/slurm.sh", *ON, *method, f"hydra.run.dir={tmp_path / 'run'}"]
+
+    def started() -> "subprocess.Popen[str]":
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+    first = started()
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "there").exists():
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    first.terminate()
+    out, _ = first.communicate(timeout=200)
+    assert first.returncode == 143 and f"scontrol requeue {number}" in out, out
+    (tmp_path / "go").touch()
+    again = started()
+    out, _ = again.communicate(timeout=400)
+    assert again.returncode == 0, out
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 6
+    assert "2 workers on 2 machines" in (tmp_path / "run" / "cutbit.log").read_text()
+
+
 # Without Ray --------------------------------------------------------------------------------------
 
 
@@ -385,6 +435,26 @@ def test_an_actor_gets_work_when_it_has_answered(monkeypatch: pytest.MonkeyPatch
     assert {index for index, _ in state.flying.values()} == {0}
 
 
+def test_a_signal_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises KeyboardInterrupt in the place of what a handler raised."""
+
+    def interrupted(self: object, state: object) -> None:
+        with pytest.raises(signals.Stopped):
+            signal.raise_signal(signal.SIGUSR1)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGUSR1)
+    signals.install(("SIGUSR1",))
+    try:
+        monkeypatch.setattr(Actors, "_advance", interrupted)
+        pool = bare()
+        pool.actors = []
+        with pytest.raises(signals.Stopped):
+            list(pool.run(Round([], {}, [], deque([Call([0])]))))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_without_machines_nobody_waits(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     machines.require()
     machines.lost += ["a", "b"]  # which Ray has not noticed
@@ -418,3 +488,32 @@ def test_versions_are_compared(tmp_path: Path) -> None:
         capture_output=True, cwd=tmp_path,
     )  # fmt: skip
     assert f"'numpy': '{np.__version__}'" in done.stdout
+
+
+def test_what_ray_says_of_a_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version of Python or Ray, or a machine that is none of the cluster's."""
+
+    def init(**_: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.50.0\n")
+
+    monkeypatch.setattr(ray_session.ray, "init", init)
+    monkeypatch.setattr(ray_session, "answers", lambda *_: True)
+    before = dict(os.environ)
+    with pytest.raises(
+        ValueError, match=r"=127\.0\.0\.1:1: Version mismatch: The .* Ray: 2\.50\.0$"
+    ):
+        ray_session.start(None, "127.0.0.1:1")
+    assert dict(os.environ) == before
+
+
+def test_the_manifest_starts_what_the_page_says() -> None:
+    manifest = yaml.safe_load((ROOT / "docs" / "cluster" / "kubernetes.yaml").read_text())
+    spec = manifest["spec"]
+    overrides = spec["entrypoint"].split()
+    assert overrides[:2] == ["python", "main.py"]
+    assert compose(overrides[2:-1]).engine.address == "auto"  # all but the folder
+    assert {"resume=true", "hydra.run.dir=/runs/oqfl"} <= set(overrides)
+    inner = spec["rayClusterSpec"]
+    assert inner["rayVersion"] == ray.__version__ and inner["authOptions"] == {"mode": "token"}
+    assert f"rayproject/ray:{ray.__version__}-" in (ROOT / "docs/cluster/Dockerfile").read_text()
+    assert inner["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
