@@ -28,6 +28,7 @@ from strategies import messages
 
 LOOK_S = 1.0  # how often somebody looks for machines while no actor has one
 HEAD_LOOK_S = 10.0  # and whether a cluster's head is there
+FAILING_S = 60.0  # in which no actor starts, before none is taken to
 SAID_S = 30.0  # after which waiting for one is said
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Actors:
         self.actors: list[Any] = []  # handles, which know no methods
         self.machine_of: dict[int, str] = {}  # of each actor that has started
         self._coming: dict[int, Any] = {}  # what each actor that has not will answer
-        self._failed_starts = 0  # in a row
+        self._failed_starts: list[float] = []  # when, in a row
         self._waits_since: float | None = None  # when no actor had anything to run
         self._is_said = False  # where they are
         self._machines: Machines | None = None  # of somebody else's cluster
@@ -121,6 +122,7 @@ class Actors:
 
         Raises:
             RuntimeError: none starts.
+            ValueError: one is on a machine with other libraries; names engine.address.
         """
         coming = list(self._coming.values())
         ready, _ = ray.wait(coming, num_returns=len(coming), timeout=timeout_s)
@@ -130,14 +132,19 @@ class Actors:
             del self._coming[index]
             try:
                 self.machine_of[index] = ray.get(reference)
-                self._failed_starts = 0
+                self._failed_starts = []
                 self._say_where()
             except RayError as error:
-                self._failed_starts += 1
-                if self._failed_starts > MAX_DEATHS * len(self.actors):
+                now = time.monotonic()
+                self._failed_starts.append(now)
+                many = len(self._failed_starts) > MAX_DEATHS * len(self.actors)
+                if many and now - self._failed_starts[0] > FAILING_S:
                     reason = str(error).strip().splitlines()[0]
                     raise RuntimeError(f"no worker can be started: {reason}") from error
                 self.replace(index)
+            else:
+                if self._machines is not None:  # it may have come after the others were checked
+                    self._machines.check([self.machine_of[index]])
 
     def _say_where(self) -> None:
         """Once all have started in somebody else's cluster: on how many machines they are."""
@@ -177,8 +184,7 @@ class Actors:
             if time.monotonic() >= when:
                 ray.kill(self.actors[index])
                 self._recover(state, index)
-        if self._machines is not None:
-            self._machines.require_head()
+        if self._machines is not None and self._machines.has_head():
             self._wait(self._machines, is_idle=not state.flying)
         return True
 
@@ -280,7 +286,7 @@ class Actors:
         alone, where nobody else can end its actor.
         """
         if self._machines is not None:
-            self._machines.require_head()
+            self._machines.wait_for_head()
         lost: list[tuple[Call, RayError]] = []
         mine = [(ref, call) for ref, (owner, call) in state.flying.items() if owner == index]
         for reference, call in mine:

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 COMPARED = ("torch", "flwr", "numpy", "safetensors")
 ANSWER_S = 300.0  # that a machine may take to unpack our code and to start a process
 CONNECT_S = 2.0
+LOOK_S = 1.0  # how often somebody looks whether the head is back
 HEAD_S = 30.0  # that a head may be away; one that is restarted by then goes on
 
 log = logging.getLogger(__name__)
@@ -40,14 +41,18 @@ class Machines:
         self._here = node_id()
         self._away_since: float | None = None
 
-    def check(self) -> None:
+    def check(self, nodes: Sequence[str] | None = None) -> None:
         """Refuse machines whose libraries are not this one's; those checked before are not asked.
+
+        Args:
+            nodes: their ids; None takes all that have CPUs.
 
         Raises:
             ValueError: names engine.address, the machine and both versions.
         """
-        new = [node["NodeID"] for node in alive() if num_cpus(node)]
-        asked = {node: _ask(node) for node in new if node not in self._checked}
+        if nodes is None:
+            nodes = [node["NodeID"] for node in alive() if num_cpus(node)]
+        asked = {node: _ask(node) for node in nodes if node not in self._checked}
         mine, until = reader()(COMPARED), time.monotonic() + ANSWER_S
         for node, reference in asked.items():
             try:
@@ -75,15 +80,14 @@ class Machines:
 
     def is_lost(self, node: str) -> bool:
         """As `is_gone`, of a machine that has workers of ours; says so the first time."""
-        if node in self.lost:
-            return True
         if not self.is_gone(node):
             return False
-        self.lost.append(node)
-        log.warning(
-            "engine.address=%s: %s is gone (%d so far); its clients run on the others",
-            self.address, self.name(node), len(self.lost),
-        )  # fmt: skip
+        if node not in self.lost:
+            self.lost.append(node)
+            log.warning(
+                "engine.address=%s: %s is gone (%d so far); its clients run on the others",
+                self.address, self.name(node), len(self.lost),
+            )  # fmt: skip
         return True
 
     def require(self) -> None:
@@ -98,8 +102,17 @@ class Machines:
                 "with resume=true continues"
             )
 
-    def require_head(self) -> None:
-        """Ask whether head and this machine's own Ray, without which nothing works, are there.
+    def wait_for_head(self) -> None:
+        """Wait while the head is away: until then each question to Ray waits, and says nothing.
+
+        Raises:
+            NoMachineError: as `has_head`.
+        """
+        while not self.has_head():
+            time.sleep(LOOK_S)
+
+    def has_head(self) -> bool:
+        """Whether head and this machine's own Ray, without which nothing works, are there.
 
         Raises:
             NoMachineError: the head has been away for long, or the own one is; names
@@ -109,13 +122,13 @@ class Machines:
         if not _answers(host, int(port)):
             self._away_since = self._away_since or time.monotonic()
             if time.monotonic() - self._away_since <= HEAD_S:
-                return
+                return False
             gone = "its head"
         elif self.is_gone(self._here):
             gone = "the Ray of this machine"
         else:
             self._away_since = None
-            return
+            return True
         self.is_headless = True
         raise NoMachineError(
             f"engine.address={self.address}: {gone} is gone; the same command with resume=true "

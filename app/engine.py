@@ -216,7 +216,8 @@ class Simulator:
             return serial_grid(chosen)
         code = ""
         if engine.address is not None:
-            experiment.strategy(chosen), experiment.network(chosen)  # loads what is the user's
+            experiment.strategy(chosen)  # loads what is the user's, as does the next line
+            experiment.network(chosen)
             code = shipped_code.digest(shipped_code.users())
         wanted = (engine.workers, engine.address, engine.fork, code)
         if self._workers is None or self._workers.wanted != wanted:

@@ -12,7 +12,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import filelock
 import numpy as np
 import torch
 from safetensors.torch import load, save
@@ -124,6 +123,8 @@ def forget() -> None:
 
 @functools.lru_cache(maxsize=2)
 def _loaded(sent: ShippedData) -> tuple[Dataset, list[Tensor]]:
+    import filelock  # here, as most processes have no need of it
+
     with ExitStack() as stack:
         # Without a folder that can be written to each worker has a copy of its own.
         with suppress(OSError):

@@ -5,10 +5,12 @@ another folder, without PYTHONPATH, and asks for a token. Each node has a cache 
 and no data.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sysconfig
+import tempfile
 import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,6 +71,8 @@ class RayCluster:
             }
             for index, count in enumerate(cpus)
         ]
+        self._sockets = tempfile.TemporaryDirectory(prefix="cutbit-cluster-")  # paths are short
+        nodes[0]["temp_dir"] = self._sockets.name
         env = {"PATH": os.environ["PATH"], "HOME": str(home), "RAY_AUTH_MODE": "token"}
         env |= {"RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
         env |= variables
@@ -96,6 +100,8 @@ class RayCluster:
             self.process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             self.process.kill()
+        with contextlib.suppress(OSError):
+            self._sockets.cleanup()
 
     def _line(self) -> str:
         assert self.process.stdout is not None

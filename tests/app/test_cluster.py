@@ -435,6 +435,46 @@ def test_an_actor_gets_work_when_it_has_answered(monkeypatch: pytest.MonkeyPatch
     assert {index for index, _ in state.flying.values()} == {0}
 
 
+def test_machines_are_compared_once_also_those_that_come_late(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    mine = cluster.reader()(cluster.COMPARED)
+
+    def get(node: str, timeout: float) -> dict[str, str]:
+        asked.append(node)
+        return mine | ({"flwr": "1.0"} if node == "b" else {})
+
+    monkeypatch.setattr(cluster, "_ask", lambda node: node)
+    monkeypatch.setattr(cluster.ray, "get", get)
+    for _ in range(2):
+        machines.check(["a"])
+    with pytest.raises(
+        ValueError, match=r"^engine.address=here:1: machine host \(b\) has flwr 1.0,"
+    ):
+        machines.check()
+    assert asked == ["a", "b"]  # not the head, which has no CPUs
+
+
+def test_workers_that_never_start_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pool(Actors):
+        def replace(self, index: int) -> None:
+            self._coming[index] = "again"
+
+    def get(reference: str) -> None:
+        raise RayActorError(error_msg="no such module")
+
+    monkeypatch.setattr(actors.ray, "wait", lambda all_of, **_: (all_of, []))
+    monkeypatch.setattr(actors.ray, "get", get)
+    monkeypatch.setattr(actors, "FAILING_S", 0.0)
+    pool = bare(Pool)
+    pool.actors, pool._failed_starts, pool._coming = [None], [], {0: "first"}
+    for _ in range(2):
+        pool._greet(0)  # it is tried again
+    with pytest.raises(RuntimeError, match=r"^no worker can be started: .*no such module"):
+        pool._greet(0)
+
+
 def test_a_signal_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray raises KeyboardInterrupt in the place of what a handler raised."""
 
@@ -461,15 +501,15 @@ def test_without_machines_nobody_waits(machines: Machines, monkeypatch: pytest.M
     with pytest.raises(NoMachineError, match=r"^engine.address=here:1: no machine with a CPU is"):
         machines.require()
     assert not machines.is_gone("a") and machines.is_gone("c") and not machines.is_gone(None)
-    machines.require_head()
+    assert machines.has_head()
     machines._here = "c"
     with pytest.raises(NoMachineError, match=r"^engine.address=here:1: the Ray of this machine is"):
-        machines.require_head()
+        machines.has_head()
     monkeypatch.setattr(cluster, "_answers", lambda host, port: False)
-    machines.require_head()  # it may come back
+    assert not machines.has_head()  # it may come back
     monkeypatch.setattr(cluster, "HEAD_S", -1.0)
     with pytest.raises(NoMachineError, match=r"^engine.address=here:1: its head is gone; the same"):
-        machines.require_head()
+        machines.has_head()
 
 
 def test_versions_are_compared(tmp_path: Path) -> None:
