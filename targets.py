@@ -3,7 +3,8 @@
 A dotted path is imported as Python imports it. A file is loaded under a module name that holds its
 folder and its content (`module_name`), and never through ``sys.path``: a folder ``models/`` of the
 user's and ours do not meet, and an edited file is another module. What lies beside the file is
-imported relative to it: ``from .blocks import Block``.
+imported relative to it: ``from .blocks import Block``. On another machine of a cluster, which may
+lack the file, it is what was sent along (`SHIPPED`).
 
 `pin` makes such a name good for other processes, and for a run's identity: the path becomes
 absolute, and the file's content is named, ``/home/me/nets/mine.py:MyNet@3fa9c1d2e5f6``.
@@ -25,6 +26,8 @@ from typing import Any
 
 OURS = ("app", "data", "fleet", "models", "privacy", "quant", "strategies", "tracking")
 CONTENT_DIGITS = 12
+# What the driver sent to a machine of a cluster, a folder for each of the user's folders.
+SHIPPED = Path(__file__).resolve().parent / "shipped"
 _FILE = re.compile(rf"(.+\.py)(?::(\w+))?(?:@([0-9a-f]{{{CONTENT_DIGITS}}}))?")
 
 
@@ -68,9 +71,9 @@ def pin(target: str, key: str) -> str:
     if file is None:
         return target
     path = Path(file.path).expanduser().absolute()
-    if not path.is_file():
+    if not _place(path).is_file():
         raise ValueError(f"{key}={target}: no such file: {path}; expected folder/file.py:Name")
-    content = _digest(path.read_bytes())
+    content = _digest(_place(path).read_bytes())
     if file.content not in ("", content):
         raise ValueError(f"{key}={target}: {path} has changed since the run began")
     return str(FileTarget(str(path), file.name, content))
@@ -172,8 +175,8 @@ def _load(pinned: str) -> ModuleType:
     """Load a file once per process and content."""
     file = FileTarget.of(pinned)
     assert file is not None
-    path = Path(file.path)
-    package, name = module_name(path, file.content)
+    package, name = module_name(Path(file.path), file.content)
+    path = _place(Path(file.path))
     if name in sys.modules:
         return sys.modules[name]
     if package not in sys.modules:  # empty; says where relative imports look
@@ -190,6 +193,12 @@ def _load(pinned: str) -> ModuleType:
         del sys.modules[name]
         raise _NotFoundError(f"cannot be loaded: {_reason(error, str(path))}") from error
     return module
+
+
+def _place(path: Path) -> Path:
+    """Where a file lies on this machine: what was sent to it comes before what it has."""
+    sent = SHIPPED / module_name(path, "")[0] / path.name
+    return sent if sent.is_file() else path
 
 
 def _reason(error: Exception, path: str = "") -> str:

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from app import device, experiment, isolation
+from app import device, experiment, isolation, shipped_data
 from app.config.composition import from_run_config
 from app.experiment import PARTS, Parts
 from app.time_limit import TimeLimit
@@ -35,7 +35,8 @@ def query(message: Message, context: Context) -> Message:
     """Answer which partition this node holds and how many samples it has."""
     try:
         partition = _partition(context)
-        data = experiment.client_data(_parts(_key(context.run_config)), partition)
+        parts = _parts(_key(context.run_config))
+        data = shipped_data.client_data(context.run_config, parts, partition)
     except Exception as error:
         return messages.error_reply(message, error)
     return messages.introduction(message, partition, len(data))
@@ -53,7 +54,8 @@ def train(message: Message, context: Context) -> Message:
         parts, partition = _parts(_key(context.run_config)), _partition(context)
         where = _device(_key(context.run_config))
         record, settings, server_round = messages.read_request(message)
-        data = _data(parts, partition, where)
+        data = shipped_data.client_data(context.run_config, parts, partition)
+        data = _moved.to(where, data)
         update = _train(
             _prepared(parts, _key(messages.of_network(settings)), where),
             _latest.tensors(record, where),
@@ -93,7 +95,8 @@ def _train(
         is_spoilt = isolation.glance(data) != seen
         if is_spoilt:
             experiment.forget_data()
-            _samples.cache_clear()
+            shipped_data.forget()
+            _moved.forget()
     if is_spoilt:
         raise ValueError("the client wrote into its data, which all clients of a process share")
     return update
@@ -145,21 +148,29 @@ def _device(run: tuple[tuple[str, Any], ...]) -> torch.device:
     return device.find(str(given[DEVICE]))
 
 
-def _data(parts: Parts, partition: int, where: torch.device) -> ClientData:
-    """One client's samples, in tensors that are copied to the device once per process."""
-    data = experiment.client_data(parts, partition)
-    if where.type == device.CPU:
-        return data
-    x, y = _samples(parts, where)
-    return replace(data, x=x, y=y)
+class _Moved:
+    """The samples of this process on a device, copied once."""
+
+    def __init__(self) -> None:
+        self._of: Any = None  # inputs of the whole training set
+        self._there: tuple[Any, Tensor]
+
+    def to(self, where: torch.device, data: ClientData) -> ClientData:
+        """Return a client's samples there; on the CPU they are."""
+        if where.type == device.CPU:
+            return data
+        if data.x is not self._of:
+            x = data.x
+            moved = x.to(where) if isinstance(x, Tensor) else tuple(one.to(where) for one in x)
+            self._of, self._there = x, (moved, data.y.to(where))
+        return replace(data, x=self._there[0], y=self._there[1])
+
+    def forget(self) -> None:
+        """Copy anew: what is there was spoilt."""
+        self._of = None
 
 
-@functools.lru_cache(maxsize=1)
-def _samples(parts: Parts, where: torch.device) -> tuple[Any, Tensor]:
-    whole = experiment.dataset(parts)
-    x = whole.train_x
-    moved = x.to(where) if isinstance(x, Tensor) else tuple(one.to(where) for one in x)
-    return moved, whole.train_y.to(where)
+_moved = _Moved()
 
 
 class _Prepared:

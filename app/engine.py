@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from app import client, device, experiment, server
+from app import client, device, experiment, server, shipped_code
 from app.background import in_background
 from app.calls import Round, plan
 from app.config.schema import EngineSettings
@@ -69,6 +69,7 @@ class Workers:
         address: of an existing Ray cluster; None starts one here.
         fork: whether clients run in forked processes until Ray is there.
         gpus: share of a GPU that each takes, as Ray counts them; None shares all that there are.
+        code: names the code that a cluster's workers are started with.
     """
 
     def __init__(
@@ -77,8 +78,9 @@ class Workers:
         address: str | None = None,
         fork: bool = False,
         gpus: float | None = 0.0,
+        code: str = "",
     ) -> None:
-        self.wanted = (count, address, fork, gpus)
+        self.wanted = (count, address, fork, gpus, code)
         self.count = count
         self.gpus = gpus
         self.address = address
@@ -231,7 +233,12 @@ class Simulator:
         engine = chosen.engine
         if engine.name == "serial":
             return serial_grid(chosen)
-        wanted = pool_of(engine)
+        code = ""
+        if engine.address is not None:
+            experiment.strategy(chosen)  # loads what is the user's, as does the next line
+            experiment.network(chosen)
+            code = shipped_code.digest(shipped_code.users())
+        wanted = (*pool_of(engine), code)
         if self._workers is None or self._workers.wanted != wanted:
             self.close()
             self._workers = Workers(*wanted)

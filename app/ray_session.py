@@ -26,7 +26,7 @@ from ray._private import ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
-from app import ROOT, signals
+from app import ROOT, shipped_code, signals
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 OWN_TOKEN = Path(".ray") / "auth_token"  # in a home folder, where Ray looks last
@@ -139,7 +139,14 @@ def _end() -> None:
 
 def _join(address: str) -> RaySession:
     """Join a cluster with the user's token, or say that it asks for none."""
-    wanted = {MODE: "token", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    wanted = {
+        MODE: "token",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # What `ray job submit` sent along stays, but for the folder of the code.
+        "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
+        # Ray would end this process when the head is gone for a minute; app.cluster says so before.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+    }
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     where = "" if address.startswith("ray://") else _host_and_port(address)
     is_open = bool(where) and answers(where)
@@ -150,11 +157,16 @@ def _join(address: str) -> RaySession:
             address,
         )
     session = RaySession(None, _set(added))
-    code = {"working_dir": str(ROOT), "excludes": [".git", ".venv", "runs", "docs", "tests"]}
-    with _undone_on_error(session):
+    sent, own = shipped_code.ours(), shipped_code.users()
+    with _undone_on_error(session), shipped_code.folder({**own, **sent}) as code:
         if where and not is_open:
             _check_token(address, where)
-        ray.init(address=address, runtime_env=code, **QUIET)
+        try:
+            ray.init(address=address, runtime_env={"working_dir": str(code)}, **QUIET)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            lines = " ".join(str(error).split())
+            raise ValueError(f"engine.address={address}: {lines}") from error
+    log.info("engine.address=%s: code goes along: %s", address, shipped_code.said(sent, own))
     return session
 
 

@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 from ray.exceptions import RayError
 
 from app import experiment, ray_session, server, signals
+from app.cluster import Machines
 from app.config.schema import AUTO, Config
 from app.engine import serial_grid
 from app.job_memory import fitting
@@ -269,6 +270,8 @@ class JobPool:
         self._idle: list[Any] = []  # started, without a job
         self._mail: Any = None
         try:
+            if how.address is not None:
+                Machines(how.address).check()
             nodes = [one["Resources"] for one in ray.nodes() if one["Alive"]]
             num_cpus = [int(one.get("CPU", 0)) for one in nodes]
             memory = [int(one.get("memory", 0)) for one in nodes]

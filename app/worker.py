@@ -6,7 +6,7 @@ from typing import Any
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
-from app import client, runtime
+from app import client, runtime, shipped_data
 from app.time_limit import TimeLimitError, series
 from strategies import messages
 
@@ -41,17 +41,19 @@ class Worker:
     """Runs clients one after another; data and network stay in its process.
 
     Args:
-        fetch: returns the content that a reference stands for.
+        fetch: returns what a reference stands for: a content, or data that were sent.
+        where: returns the name of the machine that this process runs on.
     """
 
-    def __init__(self, fetch: Callable[[Any], RecordDict]) -> None:
+    def __init__(self, fetch: Callable[[Any], Any], where: Callable[[], str] = str) -> None:
         self._fetch = fetch
+        self._where = where
         self._contents: dict[str, RecordDict] = {}
         self.is_spent = False
 
-    def is_there(self) -> bool:
-        """Answer, when this process has started."""
-        return True
+    def is_there(self) -> str:
+        """Answer on which machine, when this process has started."""
+        return self._where()
 
     def handle(
         self,
@@ -89,6 +91,7 @@ class Worker:
             key: self._contents[key] if key in self._contents else self._fetch(reference)
             for key, reference in contents.items()
         }
+        run_config = shipped_data.received(run_config, self._fetch)
         with series():
             for key, metadata in jobs:
                 if self.is_spent:

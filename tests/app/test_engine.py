@@ -32,6 +32,13 @@ def simulator(ray_simulator: Simulator) -> Simulator:
     return ray_simulator
 
 
+def bare(kind: type[Actors] = Actors) -> Actors:
+    """Actors that all have started, on no Ray; those who ask fill in what they need."""
+    pool = kind.__new__(kind)
+    pool._coming, pool.machine_of, pool._machines, pool._waits_since = {}, {}, None, None
+    return pool
+
+
 def statuses(folder: Path) -> dict[tuple[int, int], str]:
     rows = map(json.loads, (folder / "clients.jsonl").read_text().splitlines())
     return {(row["round"], row["partition"]): row["status"] for row in rows}
@@ -102,7 +109,7 @@ def test_of_a_dead_actors_calls_the_first_without_replies_is_suspect(monkeypatch
 
     monkeypatch.setattr(actors.ray, "get", get)
     monkeypatch.setattr(actors, "node_of", lambda message: message)
-    pool = Pool.__new__(Pool)
+    pool = bare(Pool)
     given = {name: Call([i]) for i, name in enumerate(results)}
     other = Call([3])
     state = Round(["a", "b", "c", "d"], {}, [], deque([other]))
@@ -125,7 +132,7 @@ def test_a_suspect_has_its_actor_to_itself() -> None:
             self.given += 1
             return self, self.given
 
-    pool = Actors.__new__(Actors)
+    pool = bare()
     first, second = pool.actors = [Actor(), Actor()]
     waiting = [Call([0], deaths=1), *(Call([i]) for i in range(1, 9))]
     state = Round(
@@ -158,7 +165,7 @@ def test_what_a_spent_actor_did_not_run_is_queued_again_unsuspected(monkeypatch)
             self.replaced.append(index)
 
     monkeypatch.setattr(actors.ray, "get", results.__getitem__)
-    pool = Pool.__new__(Pool)
+    pool = bare(Pool)
     state = Round(["m"] * 7, {}, [], deque([Call([6])]))
     other = Call([5])
     cut, behind = Call([0, 1, 2]), Call([3, 4])
@@ -176,7 +183,7 @@ def test_an_actor_that_cannot_even_end_itself_is_ended(monkeypatch) -> None:
     monkeypatch.setattr(actors.ray, "kill", killed.append)
     recovered: list[int] = []
     monkeypatch.setattr(Actors, "_recover", lambda _, state, index: recovered.append(index))
-    pool = Actors.__new__(Actors)
+    pool = bare()
     pool.actors = ["zero", "one"]
     now = time.monotonic()
     long_ago = now - calls.START_S - 2 * (30 + 2 * GRACE_S) - 1

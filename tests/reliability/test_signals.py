@@ -81,7 +81,9 @@ def test_a_sweep_is_stopped_and_another_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("to_all", [False, True], ids=["process", "all its processes"])
 @pytest.mark.parametrize("is_sweep", [False, True], ids=["run", "jobs side by side"])
 def test_nothing_of_ray_is_left(name: str, to_all: bool, is_sweep: bool, tmp_path: Path) -> None:
-    psutil = pytest.importorskip("psutil")  # which Ray brings
+    pytest.importorskip("ray")  # which brings psutil, and puts it where it is found
+    import psutil
+
     on_ray = ("rounds=2000", "engine=ray", "engine.workers=2", "engine.fork=false")
     if is_sweep:
         on_ray = (*on_ray, "sweep.jobs=2", "seed=0,1,2", "tracker.wandb.mode=offline")
