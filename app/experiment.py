@@ -45,6 +45,7 @@ from strategies.contract import ClientData
 from strategies.server.bottleneck import PruneSettings
 from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
+from strategies.server.ending import Ending
 from strategies.server.loop import FederatedStrategy
 from targets import short_name
 from tracking.sinks import check_tracker
@@ -137,6 +138,7 @@ class Experiment(Parts):
         seed: of every random stream.
         rounds: how many.
         target_accuracy: up to which costs are summed as well; None for none.
+        ending: what ends the run before its last round.
         resume: whether an interrupted run is continued.
         skip_finished: whether a sweep takes over what ran beside it.
         task: what the network's outputs are for.
@@ -165,6 +167,7 @@ class Experiment(Parts):
     seed: int
     rounds: int
     target_accuracy: float | None
+    ending: Ending
     resume: bool
     skip_finished: bool
     task: TaskSettings
@@ -215,6 +218,7 @@ def resolve(config: Config) -> Experiment:
         seed=config.seed,
         rounds=config.rounds,
         target_accuracy=config.target_accuracy,
+        ending=Ending(config.target_accuracy if config.stop_at_target else None),
         resume=config.resume,
         skip_finished=config.sweep.skip_finished,
         task=config.task,

@@ -41,7 +41,7 @@ def carry_out(
     """
     claim(folder, chosen)
     (folder / "error.txt").unlink(missing_ok=True)
-    if chosen.resume and is_finished(folder, chosen.rounds):
+    if chosen.resume and is_finished(folder, chosen):
         return "finished already"
     same = before()
     if same is None:
@@ -61,7 +61,8 @@ def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> N
     summary = read_json(before / SUMMARY)
     kept = {name: found for name, found in summary.items() if "target" not in name}
     same_as = os.path.relpath(before, folder.parent)
-    target = summarise(folder, target_accuracy)
+    found = summarise(folder, target_accuracy)
+    target = {name: value for name, value in found.items() if "target" in name}
     close(folder, kept | target | {"same_as": same_as})
 
 

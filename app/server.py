@@ -170,6 +170,7 @@ def run(
             sinks=sinks,
             checkpoints=checkpoints,
             resume_from=resume_from,
+            ending=chosen.ending,
             undisturbed=signals.held,
         )
         with whole(folder / MODEL) as part:

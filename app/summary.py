@@ -14,6 +14,7 @@ from app.experiment import (
 )
 from models.cost import FULL_PRECISION_BITS, LayerCost
 from strategies.server.loop import FederatedStrategy
+from tracking.jsonl import ROUNDS, read
 from tracking.summary import summarise
 
 MOST_NAMED = 10  # classes in a remark
@@ -27,11 +28,13 @@ def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) 
         strategy: its method, prepared.
         folder: the run's folder, with its rounds.
     """
-    network, train = strategy.prepared().in_round(experiment.rounds), experiment.train
+    totals = summarise(folder, experiment.target_accuracy)
+    network, train = strategy.prepared().in_round(totals["rounds"]), experiment.train
     parts, whole = network.device_costs(), network.cost()
     batch, slots = train.batch_size, train.optimizer_slots
     return {
-        **summarise(folder, experiment.target_accuracy),
+        **totals,
+        "ended_by": ended_by(experiment, folder),
         "client_params": sum(part.params for part in parts),
         "client_model_bytes": sum(part.packed_bytes for part in parts),
         "client_flops_per_sample": sum(p.flops_forward + p.flops_backward for p in parts),
@@ -51,6 +54,12 @@ def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) 
         "config_hash": experiment.hash,
         "versions": versions(),
     }
+
+
+def ended_by(experiment: Experiment, folder: Path) -> str:
+    """The key that says which round was a run's last; ``rounds`` where nothing ended it before."""
+    rows = read(folder / ROUNDS)
+    return experiment.ending.end([row["accuracy"] for row in rows])[1] or "rounds"
 
 
 def remarks(experiment: Experiment, strategy: FederatedStrategy) -> list[str]:

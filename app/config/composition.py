@@ -260,6 +260,8 @@ CLASSES = TaskSettings(loss="cross_entropy")  # what experiments without the gro
 NOT_HASHED = (
     "name", "engine", "tracker", "checkpoint", "resume", "target_accuracy", "sweep",
 )  # fmt: skip
+# These say how long a run goes on: of two that differ in them one may continue the other.
+LENGTH = ("rounds", "stop_at_target", "target_accuracy")
 # Keys and groups that only methods which say so read (`FederatedStrategy.reads`).
 _OPTIONAL = (
     "quant",
@@ -301,6 +303,10 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("task._target_")
     if config.data.vocab_size is None:
         unread.add("data.vocab_size")
+    if config.stop_at_target:
+        unread.remove("target_accuracy")
+    else:
+        unread.add("stop_at_target")
     unread.add("data.label_names")  # a part of what data.content names
     if not config.data.content:
         unread.add("data.content")
@@ -332,6 +338,11 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
 def is_under(key: str, names: Iterable[str]) -> bool:
     """Whether ``key`` is one of ``names`` or in a group that is."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def but_length(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `relevant` returned without what says how long a run goes on."""
+    return {key: value for key, value in identity.items() if key not in LENGTH}
 
 
 def config_hash(config: Config, reads: Sequence[str]) -> str:

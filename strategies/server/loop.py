@@ -37,6 +37,7 @@ from strategies import messages
 from strategies.contract import ClientHalf, Settings, check_arrays, check_report
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.discovery import introductions
+from strategies.server.ending import NEVER, Ending
 from strategies.server.method import (
     Arrays,
     Clients,
@@ -365,6 +366,7 @@ class FederatedStrategy(Strategy):
         sinks: Sequence[Sink] = (),
         checkpoints: Checkpoints | None = None,
         resume_from: ServerState | None = None,
+        ending: Ending = NEVER,
         undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> FlowerResult:
         """Run the experiment; see Flower's ``Strategy.start`` for the arguments up to evaluate_fn.
@@ -379,6 +381,7 @@ class FederatedStrategy(Strategy):
             sinks: each gets every round's records.
             checkpoints: where to write checkpoints; None writes none.
             resume_from: continue from this state.
+            ending: what ends the run before ``num_rounds``.
             undisturbed: within what it returns a finished round is recorded and saved; it may hold
                 back the signals that would end the run in the middle of that.
 
@@ -392,7 +395,7 @@ class FederatedStrategy(Strategy):
         state = resume_from or ServerState(arrays=messages.to_arrays(initial_arrays))
         if resume_from is None and evaluate_fn and (metrics := evaluate_fn(0, initial_arrays)):
             result.evaluate_metrics_serverapp[0] = metrics
-        while state.round < num_rounds:
+        while state.round < num_rounds and not any(ending.end(state.accuracies)):
             started, number = time.perf_counter(), state.round + 1
             state = federation.enter(state)
             chosen = federation.choose(state)
@@ -417,7 +420,8 @@ class FederatedStrategy(Strategy):
                 for sink in sinks:
                     sink.round(record, client_records(number, results, chosen.plan))
                 if checkpoints is not None:
-                    checkpoints.after(state, num_rounds)
+                    is_last = any(ending.end(state.accuracies))
+                    checkpoints.after(state, number if is_last else num_rounds)
             if evaluated:
                 result.evaluate_metrics_serverapp[number] = MetricRecord(dict(evaluated))
             if record.train_loss is not None:

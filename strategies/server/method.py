@@ -131,6 +131,11 @@ class ServerState:
         """Simulated seconds since the experiment began."""
         return sum(record.sim_s or 0.0 for record in self.records)
 
+    @property
+    def accuracies(self) -> list[float | None]:
+        """Of the rounds from the first on; None where one was not evaluated."""
+        return [record.accuracy for record in self.records]
+
     def with_arrays(self, arrays: Arrays) -> "ServerState":
         """Return the same with another global model."""
         return replace(self, arrays=arrays)
