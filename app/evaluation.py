@@ -1,4 +1,4 @@
-"""Evaluation of the global model on the held-out test set, by the server."""
+"""Evaluation of the global model by the server: on the test set, or on samples kept for it."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -25,11 +25,18 @@ class EvaluateSettings:
         default=10,
         metadata={"help": "splitfed_v3, hierarchical: private client models that are tested"},
     )
+    patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "with data.validation: end after this many rounds without a better one; null: "
+            "never"
+        },
+    )
 
     def __post_init__(self) -> None:
-        for key in ("every", "clients"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"evaluate.{key}={getattr(self, key)}: takes 1 or more")
+        for key in ("every", "clients", "patience"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ValueError(f"evaluate.{key}={value}: takes 1 or more")
 
 
 def on_test_set(
@@ -38,6 +45,14 @@ def on_test_set(
     """Return what tests a network on the held-out test set; without a task, for classes."""
     chosen = objective or Classification()
     return lambda network: measure(network, data.test_x, data.test_y, chosen)
+
+
+def in_rounds(data: Dataset, objective: Objective) -> Callable[[nn.Module], dict[str, float]]:
+    """Return what tests a network after a round: on the samples that were kept for it, if any."""
+    x, y = data.valid_x, data.valid_y
+    if x is None or y is None:
+        return on_test_set(data, objective)
+    return lambda network: measure(network, x, y, objective)
 
 
 def test(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:

@@ -190,6 +190,11 @@ class Experiment(Parts):
     identity: Mapping[str, Any]
     hash: str
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether samples are kept to choose the best round on."""
+        return bool(self.data.settings.validation)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -218,7 +223,9 @@ def resolve(config: Config) -> Experiment:
         seed=config.seed,
         rounds=config.rounds,
         target_accuracy=config.target_accuracy,
-        ending=Ending(config.target_accuracy if config.stop_at_target else None),
+        ending=Ending(
+            config.target_accuracy if config.stop_at_target else None, config.evaluate.patience
+        ),
         resume=config.resume,
         skip_finished=config.sweep.skip_finished,
         task=config.task,
@@ -550,10 +557,12 @@ def _dataset(data_json: str, seed: int) -> Dataset:
     whole = whole.limit_train(data.max_train, derive_seed(seed, "max_train"))
     whole = whole.limit_test(data.max_test, derive_seed(seed, "max_test"))
     size = data.image_size
-    if size is None:
-        return whole
-    key = f"{key}-{_digest(data.max_train, data.max_test, seed, size)}"
-    return Dataset.from_tensors(cached(key, lambda: whole.resized(size).tensors()))
+    if size is not None:
+        key = f"{key}-{_digest(data.max_train, data.max_test, seed, size)}"
+        whole = Dataset.from_tensors(cached(key, lambda: whole.resized(size).tensors()))
+    if data.validation:
+        whole = whole.with_validation(data.validation, derive_seed(seed, "validation"))
+    return whole
 
 
 def _check_tokens(data: DataSettings, whole: Dataset) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from app.experiment import Experiment
-from app.run_folder import SUMMARY, FolderTakenError, claim, close, is_finished
+from app.run_folder import SOMETIMES, SUMMARY, FolderTakenError, claim, close, is_finished
 from app.sinks import tracker_sink
 from tracking.checksums import read_json
 from tracking.files import CannotWriteError, FolderGoneError, whole
@@ -55,7 +55,7 @@ def carry_out(
 
 def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> None:
     """Give an identical job the results of the one that ran; the target may be another."""
-    for name in COPIED:
+    for name in (*COPIED, *(name for name in SOMETIMES if (before / name).exists())):
         with whole(folder / name) as part:
             shutil.copy2(before / name, part)
     summary = read_json(before / SUMMARY)

@@ -26,6 +26,8 @@ from tracking.files import DamagedError, whole, writing
 from tracking.jsonl import CLIENTS, ROUNDS, readable
 
 CONFIG, MODEL, SUMMARY = "config.json", "model.safetensors", "summary.json"
+MODEL_BEST = "model_best.safetensors"  # with data.validation
+SOMETIMES = (MODEL_BEST,)  # what only some runs end with
 LOCK = ".lock"
 
 log = logging.getLogger(__name__)
@@ -117,7 +119,7 @@ def checkpoints(folder: Path, experiment: Experiment) -> Checkpoints:
 
 def take(folder: Path, experiment: Experiment) -> None:
     """Mark the folder as this run's, and remove what an earlier, shorter run ended with."""
-    for name in (CHECKSUMS, SUMMARY, MODEL):
+    for name in (CHECKSUMS, SUMMARY, MODEL, *SOMETIMES):
         (folder / name).unlink(missing_ok=True)
     write_json(folder / CONFIG, dict(experiment.identity))
 
@@ -125,7 +127,8 @@ def take(folder: Path, experiment: Experiment) -> None:
 def close(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write the summary, last of all, and before it the checksums of the run's files and of it."""
     text = _json(summary)
-    names = (CONFIG, ROUNDS, CLIENTS, MODEL)
+    there = [name for name in SOMETIMES if (folder / name).exists()]
+    names = (CONFIG, ROUNDS, CLIENTS, MODEL, *there)
     checksums.write(folder, names, {SUMMARY: text.encode()})
     with whole(folder / SUMMARY) as part:
         part.write_text(text, "utf-8")

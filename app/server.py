@@ -15,8 +15,9 @@ from flwr.serverapp import Grid, ServerApp
 from app import experiment, provenance, run_folder, runtime, signals
 from app.config.composition import from_run_config
 from app.config.errors import explain
-from app.evaluation import on_test_set
+from app.evaluation import in_rounds
 from app.experiment import Experiment, Prepared
+from app.last_look import look
 from app.run_folder import MODEL, FolderTakenError, claim, close, locked, take, write_json
 from app.sinks import tracker_sink
 from app.summary import describe, remarks
@@ -157,7 +158,7 @@ def run(
             tracker_sink(chosen, folder, group, done),
             show(chosen.rounds, done),
         ]
-    summary = None
+    summary, ended = None, dict[str, Any]()
     try:
         setup_s = time.perf_counter() - started
         log.info("training starts")
@@ -166,17 +167,20 @@ def run(
             messages.to_record(model.state_dict()),
             num_rounds=chosen.rounds,
             timeout=timeout_s,
-            test=on_test_set(data, chosen.task.objective()),
+            test=in_rounds(data, chosen.task.objective()),
             sinks=sinks,
             checkpoints=checkpoints,
             resume_from=resume_from,
             ending=chosen.ending,
+            evaluated_on="validation" if chosen.keeps_best else "test",
+            keeps_best=chosen.keeps_best,
+            at_end=lambda found, state: ended.update(look(chosen, folder, found, state)),
             undisturbed=signals.held,
         )
         with whole(folder / MODEL) as part:
             save_arrays(messages.to_arrays(result.arrays), part)
         described = describe(chosen, strategy, folder)
-        described |= {"wall_setup_s": setup_s, "provenance": origin}
+        described |= ended | {"wall_setup_s": setup_s, "provenance": origin}
         close(folder, described)
         summary = described
         if not any(row["num_clients"] for row in read(folder / ROUNDS)):

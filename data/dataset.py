@@ -47,6 +47,8 @@ class Dataset:
             of tokens.
         train_group: (N,) int64 natural owner of each training sample (a patient, a writer), or
             None where the data have no owners.
+        valid_x: as train_x, kept to choose the best round on; None for none.
+        valid_y: as train_y, of these.
     """
 
     train_x: Inputs
@@ -55,6 +57,8 @@ class Dataset:
     test_y: Tensor
     num_classes: int
     train_group: Tensor | None = None
+    valid_x: Inputs | None = None
+    valid_y: Tensor | None = None
 
     @property
     def input_shape(self) -> tuple[Any, ...]:
@@ -64,7 +68,8 @@ class Dataset:
         return tuple(tuple(x.shape[1:]) for x in self.train_x)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All fields as tensors; ``from_tensors`` is the inverse."""
+        """What a source returns as tensors; ``from_tensors`` is the inverse."""
+        assert self.valid_y is None, "samples are kept after data were stored, not before"
         fields = {
             **_named("train_x", self.train_x),
             "train_y": self.train_y,
@@ -96,6 +101,30 @@ class Dataset:
             train_x=_rows(self.train_x, keep),
             train_y=self.train_y[keep],
             train_group=None if self.train_group is None else self.train_group[keep],
+        )
+
+    def with_validation(self, share: float, seed: int) -> "Dataset":
+        """Keep a share of the training samples drawn by ``seed``, which then no client has.
+
+        Raises:
+            ValueError: that is none of them, or all; names data.validation.
+        """
+        total = len(self.train_y)
+        count = round(share * total)
+        if not 0 < count < total:
+            raise ValueError(
+                f"data.validation={share}: is {count} of {total} training samples; takes a share "
+                "that keeps one and leaves one"
+            )
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        kept, left = order[:count].sort().values, order[count:].sort().values
+        return replace(
+            self,
+            train_x=_rows(self.train_x, left),
+            train_y=self.train_y[left],
+            train_group=None if self.train_group is None else self.train_group[left],
+            valid_x=_rows(self.train_x, kept),
+            valid_y=self.train_y[kept],
         )
 
     def limit_test(self, max_test: int | None, seed: int) -> "Dataset":

@@ -17,6 +17,7 @@ from typing import Any
 from tracking.collect import Run, common, flat_provenance, swept, value
 from tracking.files import whole
 from tracking.jsonl import CLIENTS, ROUNDS, readable
+from tracking.record import numbers
 from tracking.seeds import groups
 from tracking.text import line
 
@@ -103,7 +104,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
     A total that a round lacks is left out, as is what no round has.
     """
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = dict.fromkeys(name for row in rows for name in numbers(row))
     spent = {name for parts in TOTALS.values() for name in parts}
     columns: dict[str, list[Any]] = {
         name: [row.get(name) for row in rows] for name in names if name not in spent

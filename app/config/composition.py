@@ -247,6 +247,11 @@ def _check_together(config: Config) -> None:
     config.prune.resolved(config.rounds)
     config.train.resolved(config.rounds)
     config.data.check_shape()
+    if config.evaluate.patience is not None and not config.data.validation:
+        raise ValueError(
+            f"evaluate.patience={config.evaluate.patience}: takes data.validation beside it: the "
+            "share of the training data that decides"
+        )
     if config.train.augment != "none":
         config.data.check_images(f"train.augment={config.train.augment}")
     if not isinstance(config.model.get("replace_head", False), bool):
@@ -261,7 +266,7 @@ NOT_HASHED = (
     "name", "engine", "tracker", "checkpoint", "resume", "target_accuracy", "sweep",
 )  # fmt: skip
 # These say how long a run goes on: of two that differ in them one may continue the other.
-LENGTH = ("rounds", "stop_at_target", "target_accuracy")
+LENGTH = ("rounds", "stop_at_target", "target_accuracy", "evaluate.patience")
 # Keys and groups that only methods which say so read (`FederatedStrategy.reads`).
 _OPTIONAL = (
     "quant",
@@ -310,6 +315,10 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     unread.add("data.label_names")  # a part of what data.content names
     if not config.data.content:
         unread.add("data.content")
+    if not config.data.validation:
+        unread.add("data.validation")
+    if config.evaluate.patience is None:
+        unread.add("evaluate.patience")
     if config.model.get("weights") is None:
         unread.add("model.replace_head")
     if config.train.augment == "none":

@@ -35,6 +35,7 @@ from models.objective import TaskSettings
 from models.trace import preserved_randomness, seed_all
 from strategies import messages
 from strategies.contract import ClientHalf, Settings, check_arrays, check_report
+from strategies.server.best import keeping_best
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.discovery import introductions
 from strategies.server.ending import NEVER, Ending
@@ -156,6 +157,12 @@ class Federation:
                 return network.evaluate(tensors(state.arrays), test)
             return self.method.private.evaluate(state, network, self.clients, alone, seed, test)
 
+    def alone(self, state: ServerState) -> Sequence[int]:
+        """The clients that trained without a network in the last round of a state."""
+        if self.method.private is None or not state.round:
+            return []
+        return self.choose(replace(state, round=state.round - 1, records=state.records[:-1])).alone
+
     def exchange(
         self, state: ServerState, partitions: Sequence[int], *, is_alone: bool
     ) -> list[Result]:
@@ -267,6 +274,9 @@ class Federation:
         )
 
 
+AtEnd = Callable[[Federation, ServerState], None]
+
+
 class FederatedStrategy(Strategy):
     """A Flower strategy that runs a method.
 
@@ -367,6 +377,9 @@ class FederatedStrategy(Strategy):
         checkpoints: Checkpoints | None = None,
         resume_from: ServerState | None = None,
         ending: Ending = NEVER,
+        evaluated_on: str = "test",
+        keeps_best: bool = False,
+        at_end: AtEnd | None = None,
         undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> FlowerResult:
         """Run the experiment; see Flower's ``Strategy.start`` for the arguments up to evaluate_fn.
@@ -382,6 +395,9 @@ class FederatedStrategy(Strategy):
             checkpoints: where to write checkpoints; None writes none.
             resume_from: continue from this state.
             ending: what ends the run before ``num_rounds``.
+            evaluated_on: what ``test`` tests on, for the records.
+            keeps_best: keep the state of the round with the highest accuracy (`best.best_of`).
+            at_end: called with the state after the last round.
             undisturbed: within what it returns a finished round is recorded and saved; it may hold
                 back the signals that would end the run in the middle of that.
 
@@ -415,7 +431,9 @@ class FederatedStrategy(Strategy):
             report = self.method.report(federation.in_round(number), results, chosen.alone)
             wall_s = time.perf_counter() - started
             record = round_record(number, results, evaluated, report, wall_s, chosen.plan)
+            record = replace(record, evaluated_on=evaluated_on)
             state = replace(state, round=number, records=(*state.records, record))
+            state = keeping_best(state) if keeps_best else state
             with undisturbed():
                 for sink in sinks:
                     sink.round(record, client_records(number, results, chosen.plan))
@@ -427,6 +445,8 @@ class FederatedStrategy(Strategy):
             if record.train_loss is not None:
                 loss = MetricRecord({messages.LOSS: record.train_loss})
                 result.train_metrics_clientapp[number] = loss
+        if at_end is not None:
+            at_end(federation, state)
         result.arrays = messages.to_record(state.arrays)
         return result
 

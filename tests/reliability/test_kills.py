@@ -30,7 +30,9 @@ def killed_often(chosen: Sequence[str], folder: Path, num_kills: int, seed: int)
     raise AssertionError("unreachable")
 
 
-@pytest.mark.parametrize("chosen", [("strategy=fedavg",), ("strategy=splitfed_v3",)], ids=str)
+@pytest.mark.parametrize(
+    "chosen", [("strategy=fedavg",), ("strategy=splitfed_v3", "data.validation=0.3")], ids=str
+)
 def test_killed_at_random_a_few_times(chosen: tuple[str, ...], tmp_path: Path) -> None:
     assert killed_often(chosen, tmp_path, num_kills=3, seed=len(chosen[0])) == 3
 
