@@ -9,9 +9,13 @@ from torch import Tensor, nn
 
 from data.dataset import Dataset
 from models.inputs import call
+from models.metrics import Kept, Metrics
 from models.objective import Classification, Objective
 
 EVALUATION_BATCH = 64
+ACCURACY = Metrics("classification")  # and the loss, of whatever task
+
+Tested = Callable[[nn.Module], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,10 @@ class EvaluateSettings:
     clients: int = field(
         default=10,
         metadata={"help": "splitfed_v3, hierarchical: private client models that are tested"},
+    )
+    metrics: list[str] = field(
+        default_factory=list,
+        metadata={"help": "beside accuracy: [macro_f1,auroc,per_class], … (docs/EVALUATION.md)"},
     )
     patience: int | None = field(
         default=None,
@@ -40,19 +48,24 @@ class EvaluateSettings:
 
 
 def on_test_set(
-    data: Dataset, objective: Objective | None = None
-) -> Callable[[nn.Module], dict[str, float]]:
+    data: Dataset,
+    objective: Objective | None = None,
+    metrics: Metrics = ACCURACY,
+    detailed: bool = False,
+) -> Tested:
     """Return what tests a network on the held-out test set; without a task, for classes."""
-    chosen = objective or Classification()
-    return lambda network: measure(network, data.test_x, data.test_y, chosen)
+    chosen, x, y = objective or Classification(), data.test_x, data.test_y
+    return lambda network: measure(network, x, y, chosen, metrics=metrics, detailed=detailed)
 
 
-def in_rounds(data: Dataset, objective: Objective) -> Callable[[nn.Module], dict[str, float]]:
+def in_rounds(
+    data: Dataset, objective: Objective, metrics: Metrics = ACCURACY, detailed: bool = False
+) -> Tested:
     """Return what tests a network after a round: on the samples that were kept for it, if any."""
     x, y = data.valid_x, data.valid_y
     if x is None or y is None:
-        return on_test_set(data, objective)
-    return lambda network: measure(network, x, y, objective)
+        return on_test_set(data, objective, metrics, detailed)
+    return lambda network: measure(network, x, y, objective, metrics=metrics, detailed=detailed)
 
 
 def test(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
@@ -68,6 +81,8 @@ def measure(
     y: Tensor,
     objective: Objective,
     batch: int = EVALUATION_BATCH,
+    metrics: Metrics = ACCURACY,
+    detailed: bool = False,
 ) -> dict[str, float]:
     """Accuracy, loss and what the task adds, of ``model`` on a test set.
 
@@ -77,12 +92,21 @@ def measure(
         y: (N, …) labels.
         objective: what its outputs are for.
         batch: how many samples at once; larger ones are slower (benchmarks/evaluation.py).
+        metrics: what else to say.
+        detailed: whether also what is of the end of a run.
     """
     torch.set_num_threads(1)
     model.eval()
     sums: Counter[str] = Counter()
+    kept: list[Kept] = []
+    size = 0
     for start in range(0, len(y), batch):
         rows = slice(start, start + batch)
         inputs = x[rows] if isinstance(x, Tensor) else tuple(one[rows] for one in x)
-        sums.update(objective.sums(call(model, inputs), y[rows]))
-    return objective.metrics(sums, y)
+        outputs = call(model, inputs)
+        sums.update(objective.sums(outputs, y[rows]))
+        if metrics.names:
+            kept.append(metrics.kept(outputs, y[rows]))
+            size = outputs.shape[-1]
+    found = objective.metrics(sums, y) | metrics.values(kept, size)
+    return found | metrics.details(kept, size) if detailed else found

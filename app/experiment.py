@@ -35,6 +35,8 @@ from fleet.seeds import derive_seed
 from models import build as models_build
 from models.build import build, check_batch_of_one, smallest_input
 from models.inputs import Inputs, InputSpec, Several, call
+from models.metrics import CONFUSION, MOST_CLASSES, Metrics, kind_of
+from models.metrics import check as check_names
 from models.objective import TaskSettings, kind_of_labels
 from models.weights import load_weights
 from privacy.settings import PrivacySettings
@@ -189,6 +191,11 @@ class Experiment(Parts):
     wandb: WandbSettings
     identity: Mapping[str, Any]
     hash: str
+
+    @property
+    def metrics(self) -> Metrics:
+        """What is said beside accuracy, of the task."""
+        return Metrics(kind_of(self.task.objective()), self.evaluate.metrics)
 
     @property
     def keeps_best(self) -> bool:
@@ -443,6 +450,21 @@ def check_labels(experiment: Experiment) -> None:
         raise ValueError(f"{task.shown}: its loss is no scalar that the network's outputs made")
 
 
+def check_metrics(experiment: Experiment) -> None:
+    """Refuse metrics that are not of the task, and a matrix too large for anybody to read.
+
+    Raises:
+        ValueError: names evaluate.metrics.
+    """
+    metrics, classes = experiment.metrics, experiment.network.num_classes
+    check_names(metrics.names, metrics.kind, experiment.task.shown)
+    if CONFUSION in metrics.names and classes > MOST_CLASSES:
+        raise ValueError(
+            f"evaluate.metrics=[{CONFUSION}]: takes {MOST_CLASSES} classes or fewer, "
+            f"data={experiment.data.settings.name} has {classes}"
+        )
+
+
 def without_samples(data: Dataset) -> list[int]:
     """Classes that no training sample has; none where labels are no classes."""
     labels = data.train_y
@@ -493,6 +515,7 @@ def check(experiment: Experiment) -> Prepared:
     method = strategy(experiment)  # its constructor checks what the schema cannot
     check_network(experiment)
     check_labels(experiment)
+    check_metrics(experiment)
     model = prepare(experiment, method)
     method.check_fleet()
     return Prepared(method, model)

@@ -27,7 +27,8 @@ from tracking.jsonl import CLIENTS, ROUNDS, readable
 
 CONFIG, MODEL, SUMMARY = "config.json", "model.safetensors", "summary.json"
 MODEL_BEST = "model_best.safetensors"  # with data.validation
-SOMETIMES = (MODEL_BEST,)  # what only some runs end with
+METRICS = "metrics.json"  # with per_class or confusion_matrix in evaluate.metrics
+SOMETIMES = (MODEL_BEST, METRICS)  # what only some runs end with
 LOCK = ".lock"
 
 log = logging.getLogger(__name__)

@@ -167,7 +167,7 @@ def run(
             messages.to_record(model.state_dict()),
             num_rounds=chosen.rounds,
             timeout=timeout_s,
-            test=in_rounds(data, chosen.task.objective()),
+            test=in_rounds(data, chosen.task.objective(), chosen.metrics),
             sinks=sinks,
             checkpoints=checkpoints,
             resume_from=resume_from,

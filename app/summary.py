@@ -12,7 +12,9 @@ from app.experiment import (
     method_class,
     without_samples,
 )
+from data.dataset import Dataset
 from models.cost import FULL_PRECISION_BITS, LayerCost
+from models.metrics import lacking
 from strategies.server.loop import FederatedStrategy
 from tracking.jsonl import ROUNDS, read
 from tracking.summary import summarise
@@ -81,7 +83,29 @@ def remarks(experiment: Experiment, strategy: FederatedStrategy) -> list[str]:
             f"data={settings.name}: {len(empty)} of {data.num_classes} classes have no training "
             f"sample: {named}{more}{hint}"
         )
+    if text := without_evaluation(experiment, data):
+        said.append(text)
     return said + left_in_fp32(experiment, strategy)
+
+
+def without_evaluation(experiment: Experiment, data: Dataset) -> str:
+    """Which classes the metrics leave out; empty for none, and without metrics."""
+    metrics = experiment.metrics
+    if not metrics.names:
+        return ""
+    where, labels = ("validation", data.valid_y) if experiment.keeps_best else ("test", data.test_y)
+    assert labels is not None, "a run with data.validation keeps samples"
+    left = lacking(labels, metrics.kind, data.num_classes)
+    named = ", ".join(map(str, left[:MOST_NAMED])) + (", …" if len(left) > MOST_NAMED else "")
+    what, why = "classes", "no sample"
+    if metrics.kind == "multilabel":
+        what, why = "labels", "no sample, or every one,"
+    if not left:
+        return ""
+    return (
+        f"evaluate.metrics: {len(left)} of {data.num_classes} {what} ({named}) have {why} in the "
+        f"{where} data: left out of means over {what} where they are not defined, null in per_class"
+    )
 
 
 def left_in_fp32(experiment: Experiment, strategy: FederatedStrategy) -> list[str]:

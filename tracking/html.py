@@ -95,7 +95,7 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
 def _shown(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return a summary whose provenance is flat: the page shows a value for each key."""
     origin = flat_provenance(summary.get("provenance"))
-    rest = {key: value for key, value in summary.items() if key != "provenance"}
+    rest = {key: value for key, value in summary.items() if key not in ("provenance", "per_class")}
     return rest | {f"provenance: {key.replace('_', ' ')}": v for key, v in origin.items()}
 
 

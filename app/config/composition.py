@@ -30,6 +30,7 @@ from app.config.retired import RETIRED
 from app.config.schema import CONF, Config, flatten, known_keys, schema
 from app.config.stored import read_plain, refuse_code
 from data.partition import SCHEMES
+from models.metrics import check as check_metrics
 from models.objective import TaskSettings
 from strategies.server.bottleneck import PruneSettings
 from targets import FileTarget, pin, placeless
@@ -247,6 +248,8 @@ def _check_together(config: Config) -> None:
     config.prune.resolved(config.rounds)
     config.train.resolved(config.rounds)
     config.data.check_shape()
+    if not config.task._target_:  # what a user's own is, its object says
+        check_metrics(config.evaluate.metrics, config.task.name, config.task.shown)
     if config.evaluate.patience is not None and not config.data.validation:
         raise ValueError(
             f"evaluate.patience={config.evaluate.patience}: takes data.validation beside it: the "
@@ -317,6 +320,9 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("data.content")
     if not config.data.validation:
         unread.add("data.validation")
+    flat["evaluate.metrics"] = sorted(set(config.evaluate.metrics))
+    if not config.evaluate.metrics:
+        unread.add("evaluate.metrics")
     if config.evaluate.patience is None:
         unread.add("evaluate.patience")
     if config.model.get("weights") is None:

@@ -36,9 +36,9 @@ def test_rounds_are_of_validation_and_the_test_set_is_looked_at_once(
 ) -> None:
     looked: list[int] = []
 
-    def counted(model: nn.Module, x: Any, y: torch.Tensor, *others: Any) -> dict[str, float]:
+    def counted(model: nn.Module, x: Any, y: torch.Tensor, *o: Any, **k: Any) -> dict[str, float]:
         looked.append(len(y))
-        return measure(model, x, y, *others)
+        return measure(model, x, y, *o, **k)
 
     monkeypatch.setattr(evaluation, "measure", counted)
     summary, data = simulate(tmp_path, *RUN), experiment.dataset(small(*RUN))
