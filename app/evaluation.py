@@ -1,18 +1,19 @@
 """Evaluation of the global model by the server: on the test set, or on samples kept for it."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from data.dataset import Dataset
+from data.dataset import Dataset, Inputs
 from models.inputs import call
 from models.metrics import Kept, Metrics
 from models.objective import Classification, Objective
 
 EVALUATION_BATCH = 64
+ON = ("server", "clients", "both")
 ACCURACY = Metrics("classification")  # and the loss, of whatever task
 
 Tested = Callable[[nn.Module], dict[str, float]]
@@ -33,6 +34,19 @@ class EvaluateSettings:
         default_factory=list,
         metadata={"help": "beside accuracy: [macro_f1,auroc,per_class], … (docs/EVALUATION.md)"},
     )
+    on: str = field(
+        default="server",
+        metadata={
+            "help": "server, clients (on samples that each of them holds out), both "
+            "(docs/EVALUATION.md)"
+        },
+    )
+    held_out: float = field(
+        default=0.2,
+        metadata={
+            "help": "evaluate.on=clients, both: share of its samples that a client holds out"
+        },
+    )
     patience: int | None = field(
         default=None,
         metadata={
@@ -45,6 +59,10 @@ class EvaluateSettings:
         for key in ("every", "clients", "patience"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise ValueError(f"evaluate.{key}={value}: takes 1 or more")
+        if self.on not in ON:
+            raise ValueError(f"evaluate.on={self.on}: takes {', '.join(ON)}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"evaluate.held_out={self.held_out}: takes a share in (0, 1)")
 
 
 def on_test_set(
@@ -75,9 +93,22 @@ def test(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 @torch.no_grad()
+def passes(
+    model: nn.Module, x: Inputs, count: int, batch: int = EVALUATION_BATCH
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the rows of each batch of ``count`` samples with their outputs, in evaluation."""
+    torch.set_num_threads(1)
+    model.eval()
+    for start in range(0, count, batch):
+        rows = slice(start, min(start + batch, count))
+        inputs = x[rows] if isinstance(x, Tensor) else tuple(one[rows] for one in x)
+        yield rows, call(model, inputs)
+
+
+@torch.no_grad()
 def measure(
     model: nn.Module,
-    x: Tensor | tuple[Tensor, ...],
+    x: Inputs,
     y: Tensor,
     objective: Objective,
     batch: int = EVALUATION_BATCH,
@@ -95,15 +126,10 @@ def measure(
         metrics: what else to say.
         detailed: whether also what is of the end of a run.
     """
-    torch.set_num_threads(1)
-    model.eval()
     sums: Counter[str] = Counter()
     kept: list[Kept] = []
     size = 0
-    for start in range(0, len(y), batch):
-        rows = slice(start, start + batch)
-        inputs = x[rows] if isinstance(x, Tensor) else tuple(one[rows] for one in x)
-        outputs = call(model, inputs)
+    for rows, outputs in passes(model, x, len(y), batch):
         sums.update(objective.sums(outputs, y[rows]))
         if metrics.names:
             kept.append(metrics.kept(outputs, y[rows]))

@@ -27,7 +27,7 @@ from app.config.composition import MODEL_KEYS, hash_of, relevant
 from app.config.schema import Config, EngineSettings
 from app.evaluation import EvaluateSettings
 from data.cache import cached
-from data.dataset import Dataset
+from data.dataset import Dataset, hold_out
 from data.partition import SCHEMES, own_partition, partition
 from data.settings import DataSettings
 from fleet.plan import Fleet
@@ -106,11 +106,13 @@ class Data:
         settings: source and division, completed.
         num_clients: among whom they are divided.
         seed: of the experiment.
+        held_out: share of its samples that each client is tested on and does not train on.
     """
 
     settings: DataSettings
     num_clients: int
     seed: int
+    held_out: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,13 @@ class Experiment(Parts):
         return Metrics(kind_of(self.task.objective()), self.evaluate.metrics)
 
     @property
+    def evaluated_on(self) -> str:
+        """What the accuracy of the rounds is of, as records say it."""
+        if self.evaluate.on == "clients":
+            return "clients"
+        return "validation" if self.keeps_best else "test"
+
+    @property
     def keeps_best(self) -> bool:
         """Whether samples are kept to choose the best round on."""
         return bool(self.data.settings.validation)
@@ -271,7 +280,8 @@ def parts_of(config: Config) -> Parts:
         seed=config.seed,
         vocab_size=config.data.vocab_size,
     )
-    data = Data(config.data, config.clients.total, config.seed)
+    share = 0.0 if config.evaluate.on == "server" else config.evaluate.held_out
+    data = Data(config.data, config.clients.total, config.seed, share)
     target = str(config.strategy["_target_"])
     key = _digest(target, asdict(network), asdict(data))
     return Parts(key, target, network, data)
@@ -327,12 +337,22 @@ def forget_data() -> None:
     """Read data and divisions anew when they are next asked for: what is in memory was spoilt."""
     _dataset.cache_clear()
     _division.cache_clear()
+    _held_out.cache_clear()
 
 
 def division(parts: Parts) -> list[Tensor]:
-    """Return each client's rows of the training set."""
+    """Return each client's rows of the training set, on which it trains."""
+    return _two_divisions(parts)[0]
+
+
+def held_out(parts: Parts) -> list[Tensor]:
+    """Return each client's rows of the training set on which it is tested; it may have none."""
+    return _two_divisions(parts)[1]
+
+
+def _two_divisions(parts: Parts) -> tuple[list[Tensor], list[Tensor]]:
     data = parts.data
-    return _division(json.dumps(asdict(data.settings)), data.num_clients, data.seed)
+    return _held_out(json.dumps(asdict(data.settings)), data.num_clients, data.seed, data.held_out)
 
 
 def num_examples(parts: Parts) -> dict[int, int]:
@@ -465,6 +485,19 @@ def check_metrics(experiment: Experiment) -> None:
         )
 
 
+def check_held_out(experiment: Experiment) -> None:
+    """Refuse clients that are to be tested and cannot be.
+
+    Raises:
+        ValueError: names evaluate.on.
+    """
+    if experiment.data.held_out and not any(map(len, held_out(experiment))):
+        raise ValueError(
+            f"evaluate.on={experiment.evaluate.on}: no client has two samples, one to train on and "
+            "one to be tested on"
+        )
+
+
 def without_samples(data: Dataset) -> list[int]:
     """Classes that no training sample has; none where labels are no classes."""
     labels = data.train_y
@@ -516,6 +549,7 @@ def check(experiment: Experiment) -> Prepared:
     check_network(experiment)
     check_labels(experiment)
     check_metrics(experiment)
+    check_held_out(experiment)
     model = prepare(experiment, method)
     method.check_fleet()
     return Prepared(method, model)
@@ -535,6 +569,7 @@ def check_drawn(experiment: Experiment, method: FederatedStrategy) -> None:
         ValueError: names the key.
         FileNotFoundError: the data are not there.
     """
+    check_held_out(experiment)
     strategy(experiment).check_fleet(method.prepared(), num_examples(experiment))
 
 
@@ -613,6 +648,18 @@ def _check_tokens(data: DataSettings, whole: Dataset) -> None:
                     f"data.vocab_size={data.vocab_size}: data={data.name} has tokens from "
                     f"{int(one.min())} to {int(one.max())}"
                 )
+
+
+@functools.lru_cache(maxsize=8)
+def _held_out(
+    data_json: str, num_clients: int, seed: int, share: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    rows = _division(data_json, num_clients, seed)
+    if not share:
+        return rows, [one[:0] for one in rows]
+    seeds = [derive_seed(seed, "held_out", 0, client) for client in range(num_clients)]
+    pairs = [hold_out(one, share, its) for one, its in zip(rows, seeds, strict=True)]
+    return [kept for kept, _ in pairs], [held for _, held in pairs]
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,6 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from app import experiment, provenance, run_folder, runtime, signals
+from app.client_evaluation import client_test
 from app.config.composition import from_run_config
 from app.config.errors import explain
 from app.evaluation import in_rounds
@@ -151,7 +152,8 @@ def run(
     model = prepared.model if prepared else experiment.prepare(chosen, strategy)
     for text in remarks(chosen, strategy):
         log.warning(text)
-    data = experiment.dataset(chosen)
+    data, objective, on = experiment.dataset(chosen), chosen.task.objective(), chosen.evaluated_on
+    test_clients = client_test(chosen)
     with signals.shielded():  # wandb has a process of its own
         sinks: list[Sink] = [
             JsonlSink(folder, done, stamp),
@@ -167,14 +169,17 @@ def run(
             messages.to_record(model.state_dict()),
             num_rounds=chosen.rounds,
             timeout=timeout_s,
-            test=in_rounds(data, chosen.task.objective(), chosen.metrics),
+            test=None if on == "clients" else in_rounds(data, objective, chosen.metrics),
+            test_clients=test_clients,
             sinks=sinks,
             checkpoints=checkpoints,
             resume_from=resume_from,
             ending=chosen.ending,
-            evaluated_on="validation" if chosen.keeps_best else "test",
+            evaluated_on=on,
             keeps_best=chosen.keeps_best,
-            at_end=lambda found, state: ended.update(look(chosen, folder, found, state)),
+            at_end=lambda found, state: ended.update(
+                look(chosen, folder, found, state, test_clients)
+            ),
             undisturbed=signals.held,
         )
         with whole(folder / MODEL) as part:

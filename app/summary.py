@@ -5,10 +5,13 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from app.experiment import (
     Experiment,
     dataset,
     done_to_weights,
+    held_out,
     method_class,
     without_samples,
 )
@@ -20,6 +23,7 @@ from tracking.jsonl import ROUNDS, read
 from tracking.summary import summarise
 
 MOST_NAMED = 10  # classes in a remark
+NAMED = {"test": "test set", "validation": "validation data", "clients": "clients' held-out data"}
 
 
 def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) -> dict[str, Any]:
@@ -93,8 +97,11 @@ def without_evaluation(experiment: Experiment, data: Dataset) -> str:
     metrics = experiment.metrics
     if not metrics.names:
         return ""
-    where, labels = ("validation", data.valid_y) if experiment.keeps_best else ("test", data.test_y)
-    assert labels is not None, "a run with data.validation keeps samples"
+    where = experiment.evaluated_on
+    if where == "clients":
+        labels = data.train_y[torch.cat(held_out(experiment))]
+    else:
+        labels = data.test_y if data.valid_y is None else data.valid_y
     left = lacking(labels, metrics.kind, data.num_classes)
     named = ", ".join(map(str, left[:MOST_NAMED])) + (", …" if len(left) > MOST_NAMED else "")
     what, why = "classes", "no sample"
@@ -104,7 +111,7 @@ def without_evaluation(experiment: Experiment, data: Dataset) -> str:
         return ""
     return (
         f"evaluate.metrics: {len(left)} of {data.num_classes} {what} ({named}) have {why} in the "
-        f"{where} data: left out of means over {what} where they are not defined, null in per_class"
+        f"{NAMED[where]}: left out of means over {what} where undefined, null in per_class"
     )
 
 

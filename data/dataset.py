@@ -98,7 +98,7 @@ class Dataset:
             return self
         return replace(
             self,
-            train_x=_rows(self.train_x, keep),
+            train_x=rows_of(self.train_x, keep),
             train_y=self.train_y[keep],
             train_group=None if self.train_group is None else self.train_group[keep],
         )
@@ -120,10 +120,10 @@ class Dataset:
         kept, left = order[:count].sort().values, order[count:].sort().values
         return replace(
             self,
-            train_x=_rows(self.train_x, left),
+            train_x=rows_of(self.train_x, left),
             train_y=self.train_y[left],
             train_group=None if self.train_group is None else self.train_group[left],
-            valid_x=_rows(self.train_x, kept),
+            valid_x=rows_of(self.train_x, kept),
             valid_y=self.train_y[kept],
         )
 
@@ -132,7 +132,7 @@ class Dataset:
         keep = _drawn(len(self.test_y), max_test, seed)
         if keep is None:
             return self
-        return replace(self, test_x=_rows(self.test_x, keep), test_y=self.test_y[keep])
+        return replace(self, test_x=rows_of(self.test_x, keep), test_y=self.test_y[keep])
 
     def resized(self, size: int) -> "Dataset":
         """Bring images (C, H, W) to (C, ``size``, ``size``), bilinear with antialiasing."""
@@ -157,7 +157,8 @@ def _inputs(name: str, tensors: Mapping[str, Tensor]) -> Inputs:
     return tuple(tensors[f"{name}.{index}"] for index in range(count))
 
 
-def _rows(inputs: Inputs, keep: Tensor) -> Inputs:
+def rows_of(inputs: Inputs, keep: Tensor) -> Inputs:
+    """Return some samples' inputs."""
     return inputs[keep] if isinstance(inputs, Tensor) else tuple(x[keep] for x in inputs)
 
 
@@ -167,6 +168,16 @@ def _drawn(count: int, limit: int | None, seed: int) -> Tensor | None:
         return None
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(count, generator=generator)[:limit].sort().values
+
+
+def hold_out(rows: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide a client's rows into those it trains on and those it holds out, each in its order.
+
+    Of two or more rows there is at least one on either side; a single one is trained on.
+    """
+    count = 0 if len(rows) < 2 else min(len(rows) - 1, max(1, round(share * len(rows))))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return rows[order[count:].sort().values], rows[order[:count].sort().values]
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

@@ -122,7 +122,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def clients(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
     """Return, by device class ("" without a fleet) and measure, a sorted value per client.
 
-    A client's loss is that of its last round; seconds, joules and bytes are means over its rounds.
+    Loss and accuracy are of a client's last round; seconds, joules and bytes means over its rounds.
     """
     mine: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -139,8 +139,9 @@ def clients(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float
 
 
 def _client(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    loss, num = lines[-1]["loss"], len(lines)
-    found = {} if loss is None else {"loss": float(loss)}
+    num = len(lines)
+    last = {name: lines[-1].get(name) for name in ("loss", "accuracy")}
+    found = {name: float(value) for name, value in last.items() if value is not None}
     for name in ("sim_s", "energy_j"):
         values = [row[name] for row in lines]
         if None not in values:

@@ -24,8 +24,8 @@ class RoundRecord:
         sim_s: simulated seconds on the fleet; None without a fleet.
         energy_j: simulated joules of all clients; None without a fleet.
         wall_s: seconds the round really took.
-        evaluated_on: what accuracy and loss are of: ``test``, the held-out test set, or
-            ``validation`` (data.validation); stored where it is not ``test``.
+        evaluated_on: what accuracy and loss are of: ``test``, the held-out test set,
+            ``validation`` (data.validation) or ``clients`` (evaluate.on); stored unless ``test``.
         extra: what the task and the method add, stored beside the others.
     """
 
@@ -136,6 +136,8 @@ class ClientRecord:
         sim_s: simulated seconds; None without a fleet.
         energy_j: simulated joules; None without a fleet.
         reason: why it failed, did not train, or not with the server, in words; else None.
+        accuracy: of the model after the round on samples that the client holds out; stored where
+            clients are tested (evaluate.on).
     """
 
     round: int
@@ -149,14 +151,19 @@ class ClientRecord:
     sim_s: float | None
     energy_j: float | None
     reason: str | None = None
+    accuracy: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields."""
-        return finite(asdict(self))
+        """All fields, but for an accuracy that there is not."""
+        row = finite(asdict(self))
+        return row if row["accuracy"] is not None else without(row, "accuracy")
 
 
 BYTES = ("bytes_up", "bytes_down")
-_CLIENT = frozenset(field.name for field in fields(ClientRecord)) - {"reason"}  # younger
+_CLIENT = frozenset(field.name for field in fields(ClientRecord)) - {
+    "reason",
+    "accuracy",
+}  # younger
 
 
 class Sink(Protocol):

@@ -23,7 +23,7 @@ from tracking.record import ClientRecord, RoundRecord, numbers
 from tracking.text import line
 
 COSTS = ("sim_s", "energy_j", "wall_s")
-CLIENT_FIGURES = ("loss", "sim_s", "energy_j")
+CLIENT_FIGURES = ("loss", "accuracy", "sim_s", "energy_j")
 BINS = 32
 MODES = ("offline", "online", "disabled")
 # What stands in wandb's environment for a key that is not set, and what where that is not either.
@@ -257,7 +257,7 @@ class WandbSink:
             return
         histograms = {}
         for name in CLIENT_FIGURES:
-            values = [client[name] for client in clients if client[name] is not None]
+            values = [client[name] for client in clients if client.get(name) is not None]
             if values:
                 histograms[f"clients/{name}"] = wandb.Histogram(values, num_bins=BINS)
         self._run.log({**row, **self._totals, **histograms}, step=record.round, commit=True)

@@ -250,6 +250,11 @@ def _check_together(config: Config) -> None:
     config.data.check_shape()
     if not config.task._target_:  # what a user's own is, its object says
         check_metrics(config.evaluate.metrics, config.task.name, config.task.shown)
+    if config.evaluate.on == "clients" and config.data.validation:
+        raise ValueError(
+            f"evaluate.on=clients with data.validation={config.data.validation}: the server is to "
+            "choose the best round; takes both, or data.validation=null"
+        )
     if config.evaluate.patience is not None and not config.data.validation:
         raise ValueError(
             f"evaluate.patience={config.evaluate.patience}: takes data.validation beside it: the "
@@ -323,6 +328,8 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     flat["evaluate.metrics"] = sorted(set(config.evaluate.metrics))
     if not config.evaluate.metrics:
         unread.add("evaluate.metrics")
+    if config.evaluate.on == "server":
+        unread |= {"evaluate.on", "evaluate.held_out"}
     if config.evaluate.patience is None:
         unread.add("evaluate.patience")
     if config.model.get("weights") is None:

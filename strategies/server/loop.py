@@ -50,6 +50,7 @@ from strategies.server.method import (
     RoundSettings,
     ServerState,
     Test,
+    TestOf,
     Variant,
 )
 from strategies.server.planner import Chosen, Planner
@@ -156,6 +157,19 @@ class Federation:
             if self.method.private is None:
                 return network.evaluate(tensors(state.arrays), test)
             return self.method.private.evaluate(state, network, self.clients, alone, seed, test)
+
+    def evaluate_each(
+        self, state: ServerState, partitions: Sequence[int], test_of: TestOf
+    ) -> list[dict[str, float]]:
+        """Test the state after a round on clients' own samples, in one pass or one for each."""
+        number = max(1, state.round)
+        network, private = self.in_round(number), self.method.private
+        assert network is not None, "an evaluation by networks needs prepare()"
+        with preserved_randomness():
+            seed_all(derive_seed(self.rounds.seed, "evaluate", number))
+            if private is not None:
+                return private.evaluate_each(state, network, partitions, test_of)
+            return [network.evaluate(tensors(state.arrays), test_of(partitions))]
 
     def alone(self, state: ServerState) -> Sequence[int]:
         """The clients that trained without a network in the last round of a state."""
@@ -275,6 +289,8 @@ class Federation:
 
 
 AtEnd = Callable[[Federation, ServerState], None]
+# What a round's record says of its clients, and the accuracy of each.
+TestClients = Callable[[Federation, ServerState], tuple[dict[str, float], dict[int, float]]]
 
 
 class FederatedStrategy(Strategy):
@@ -373,6 +389,7 @@ class FederatedStrategy(Strategy):
         evaluate_fn: EvaluateFn | None = None,
         *,
         test: Test | None = None,
+        test_clients: TestClients | None = None,
         sinks: Sequence[Sink] = (),
         checkpoints: Checkpoints | None = None,
         resume_from: ServerState | None = None,
@@ -391,6 +408,7 @@ class FederatedStrategy(Strategy):
             test: instead of ``evaluate_fn``: accuracy and loss of a network on the test set, or
                 these and more by their names, by which the method evaluates what it trains, its
                 link and private parts included.
+            test_clients: where clients are tested on samples of their own, as often.
             sinks: each gets every round's records.
             checkpoints: where to write checkpoints; None writes none.
             resume_from: continue from this state.
@@ -420,14 +438,17 @@ class FederatedStrategy(Strategy):
             if results and all(one.update is None for one in results):
                 raise all_failed(number, results)
             state = federation.aggregate(state, linked)
-            evaluated: dict[str, float] = {}
+            evaluated, own = dict[str, float](), dict[int, float]()
             if number % self.rounds.evaluate_every == 0 or number == num_rounds:
+                after = replace(state, round=number)
                 if test is not None:
-                    after = replace(state, round=number)
                     evaluated = federation.evaluate(after, chosen.alone, test)
                 elif evaluate_fn is not None:
                     found = evaluate_fn(number, messages.to_record(state.arrays))
                     evaluated = dict(found or {})  # type: ignore[arg-type]
+                if test_clients is not None:
+                    said, own = test_clients(federation, after)
+                    evaluated |= said
             report = self.method.report(federation.in_round(number), results, chosen.alone)
             wall_s = time.perf_counter() - started
             record = round_record(number, results, evaluated, report, wall_s, chosen.plan)
@@ -436,7 +457,7 @@ class FederatedStrategy(Strategy):
             state = keeping_best(state) if keeps_best else state
             with undisturbed():
                 for sink in sinks:
-                    sink.round(record, client_records(number, results, chosen.plan))
+                    sink.round(record, client_records(number, results, chosen.plan, own))
                 if checkpoints is not None:
                     is_last = any(ending.end(state.accuracies))
                     checkpoints.after(state, number if is_last else num_rounds)
