@@ -21,8 +21,8 @@ from app.experiment import Experiment
 from data.dataset import Inputs, rows_of
 from models.metrics import Kept, Metrics
 from models.objective import Objective
-from strategies.server.loop import Federation
 from strategies.server.method import ServerState, Test
+from strategies.server.watch import Evaluating
 
 CLIENT = "client/"  # before a partition, where a test says a client's accuracy
 WORST = 10  # the worst decile is one of so many parts
@@ -87,7 +87,7 @@ class ClientTest:
     is_alone: bool
 
     def __call__(
-        self, federation: Federation, state: ServerState, detailed: bool = False
+        self, federation: Evaluating, state: ServerState, detailed: bool = False
     ) -> tuple[dict[str, float], dict[int, float]]:
         """Return what a round's record says, and each client's accuracy by its partition."""
         made: list[Pass] = []

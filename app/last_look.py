@@ -14,8 +14,8 @@ from app.run_folder import METRICS, MODEL_BEST, write_json
 from models.metrics import AT_END, PER_CLASS
 from strategies.server.best import best_of
 from strategies.server.checkpoint import save_arrays
-from strategies.server.loop import Federation
 from strategies.server.method import ServerState
+from strategies.server.watch import Evaluating
 from tracking.files import whole
 from tracking.record import finite
 
@@ -26,7 +26,7 @@ _DETAIL = re.compile(rf"(\w*?(?:{'|'.join(AT_END)}))/(.+)")  # with a method's p
 def look(
     chosen: Experiment,
     folder: Path,
-    federation: Federation,
+    federation: Evaluating,
     state: ServerState,
     test_clients: ClientTest | None = None,
 ) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def look(
     Args:
         chosen: what ran.
         folder: the run's.
-        federation: of the run.
+        federation: what tests its states.
         state: after the last round.
         test_clients: what tests on clients' own samples, if anything does.
 

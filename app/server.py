@@ -25,6 +25,7 @@ from app.summary import describe, remarks
 from strategies import messages
 from strategies.server.checkpoint import save_arrays
 from strategies.server.discovery import wait_for_nodes
+from strategies.server.watch import Watch
 from tracking.files import CannotWriteError, whole
 from tracking.jsonl import ROUNDS, JsonlSink, read, readable
 from tracking.progress import ProgressSink, Show
@@ -170,15 +171,17 @@ def run(
             num_rounds=chosen.rounds,
             timeout=timeout_s,
             test=None if on == "clients" else in_rounds(data, objective, chosen.metrics),
-            test_clients=test_clients,
             sinks=sinks,
             checkpoints=checkpoints,
             resume_from=resume_from,
-            ending=chosen.ending,
-            evaluated_on=on,
-            keeps_best=chosen.keeps_best,
-            at_end=lambda found, state: ended.update(
-                look(chosen, folder, found, state, test_clients)
+            watch=Watch(
+                evaluated_on=on,
+                test_clients=test_clients,
+                ending=chosen.ending,
+                keeps_best=chosen.keeps_best,
+                at_end=lambda found, state: ended.update(
+                    look(chosen, folder, found, state, test_clients)
+                ),
             ),
             undisturbed=signals.held,
         )

@@ -38,7 +38,6 @@ from strategies.contract import ClientHalf, Settings, check_arrays, check_report
 from strategies.server.best import keeping_best
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.discovery import introductions
-from strategies.server.ending import NEVER, Ending
 from strategies.server.method import (
     Arrays,
     Clients,
@@ -65,6 +64,7 @@ from strategies.server.results import (
 )
 from strategies.server.schedules import Parallel
 from strategies.server.spool import Spool
+from strategies.server.watch import NOTHING, Watch
 from tracking.record import Sink
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -288,11 +288,6 @@ class Federation:
         )
 
 
-AtEnd = Callable[[Federation, ServerState], None]
-# What a round's record says of its clients, and the accuracy of each.
-TestClients = Callable[[Federation, ServerState], tuple[dict[str, float], dict[int, float]]]
-
-
 class FederatedStrategy(Strategy):
     """A Flower strategy that runs a method.
 
@@ -389,14 +384,10 @@ class FederatedStrategy(Strategy):
         evaluate_fn: EvaluateFn | None = None,
         *,
         test: Test | None = None,
-        test_clients: TestClients | None = None,
         sinks: Sequence[Sink] = (),
         checkpoints: Checkpoints | None = None,
         resume_from: ServerState | None = None,
-        ending: Ending = NEVER,
-        evaluated_on: str = "test",
-        keeps_best: bool = False,
-        at_end: AtEnd | None = None,
+        watch: Watch = NOTHING,
         undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> FlowerResult:
         """Run the experiment; see Flower's ``Strategy.start`` for the arguments up to evaluate_fn.
@@ -408,14 +399,10 @@ class FederatedStrategy(Strategy):
             test: instead of ``evaluate_fn``: accuracy and loss of a network on the test set, or
                 these and more by their names, by which the method evaluates what it trains, its
                 link and private parts included.
-            test_clients: where clients are tested on samples of their own, as often.
             sinks: each gets every round's records.
             checkpoints: where to write checkpoints; None writes none.
             resume_from: continue from this state.
-            ending: what ends the run before ``num_rounds``.
-            evaluated_on: what ``test`` tests on, for the records.
-            keeps_best: keep the state of the round with the highest accuracy (`best.best_of`).
-            at_end: called with the state after the last round.
+            watch: what else is evaluated, what ends the run early, which state is kept.
             undisturbed: within what it returns a finished round is recorded and saved; it may hold
                 back the signals that would end the run in the middle of that.
 
@@ -429,7 +416,7 @@ class FederatedStrategy(Strategy):
         state = resume_from or ServerState(arrays=messages.to_arrays(initial_arrays))
         if resume_from is None and evaluate_fn and (metrics := evaluate_fn(0, initial_arrays)):
             result.evaluate_metrics_serverapp[0] = metrics
-        while state.round < num_rounds and not any(ending.end(state.accuracies)):
+        while state.round < num_rounds and not watch.is_over(state):
             started, number = time.perf_counter(), state.round + 1
             state = federation.enter(state)
             chosen = federation.choose(state)
@@ -446,28 +433,26 @@ class FederatedStrategy(Strategy):
                 elif evaluate_fn is not None:
                     found = evaluate_fn(number, messages.to_record(state.arrays))
                     evaluated = dict(found or {})  # type: ignore[arg-type]
-                if test_clients is not None:
-                    said, own = test_clients(federation, after)
+                if watch.test_clients is not None:
+                    said, own = watch.test_clients(federation, after)
                     evaluated |= said
             report = self.method.report(federation.in_round(number), results, chosen.alone)
             wall_s = time.perf_counter() - started
             record = round_record(number, results, evaluated, report, wall_s, chosen.plan)
-            record = replace(record, evaluated_on=evaluated_on)
+            record = replace(record, evaluated_on=watch.evaluated_on)
             state = replace(state, round=number, records=(*state.records, record))
-            state = keeping_best(state) if keeps_best else state
+            state = keeping_best(state) if watch.keeps_best else state
             with undisturbed():
                 for sink in sinks:
                     sink.round(record, client_records(number, results, chosen.plan, own))
                 if checkpoints is not None:
-                    is_last = any(ending.end(state.accuracies))
-                    checkpoints.after(state, number if is_last else num_rounds)
+                    checkpoints.after(state, number if watch.is_over(state) else num_rounds)
             if evaluated:
                 result.evaluate_metrics_serverapp[number] = MetricRecord(dict(evaluated))
             if record.train_loss is not None:
                 loss = MetricRecord({messages.LOSS: record.train_loss})
                 result.train_metrics_clientapp[number] = loss
-        if at_end is not None:
-            at_end(federation, state)
+        watch.at_end(federation, state)
         result.arrays = messages.to_record(state.arrays)
         return result
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_run, rounds, simulate, small
+from conftest import assert_same_run, rounds, simulate, small, strategies
 from safetensors.numpy import load_file
 
 from app import experiment
@@ -199,22 +199,28 @@ def test_a_client_of_one_sample_trains_and_is_counted(tmp_path: Path) -> None:
     assert untested["num_examples"] == 1
 
 
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        ("strategy=hierarchical", "strategy.outage=[2]"),
-        ("strategy=binarized_split", "data.max_train=60"),
-        ("strategy=deprune", "data.max_train=60"),
-        ("data=diabetes", "task=regression", "model=mlp", "strategy=fedavg"),
-    ],
-    ids=lambda chosen: chosen[0],
-)
-def test_other_methods_and_tasks(chosen: tuple[str, ...], tmp_path: Path) -> None:
-    simulate(tmp_path, *chosen, CLIENTS)
+@pytest.mark.parametrize("strategy", strategies())
+def test_every_method_with_all_of_it(strategy: str, tmp_path: Path) -> None:
+    few = ("rounds=2", "data.max_train=80", "data.max_test=40", "train.max_batches=1")
+    on = (BOTH, "data.validation=0.25", "evaluate.metrics=[macro_f1,per_class]")
+    summary = simulate(tmp_path, f"strategy={strategy}", *few, *on)
     for row in rounds(tmp_path):
         assert row["clients_tested"] == 6 and row["clients_accuracy_worst"] >= 0
         assert row["clients_accuracy_worst"] <= row["clients_accuracy"] <= 1
-        assert not [name for name in row if "client/" in name]
+        assert row["evaluated_on"] == "validation" and 0 <= row["macro_f1"] <= 1
+        assert not [name for name in row if "/" in name]
+    assert 0 <= summary["best_accuracy"] <= 1 and len(summary["per_class"]["recall"]) == 10
+    assert (tmp_path / "model_best.safetensors").is_file()
+
+
+def test_clients_have_other_tasks_and_devices_without_network(tmp_path: Path) -> None:
+    numbers = ("data=diabetes", "task=regression", "model=mlp", "strategy=fedavg", "rounds=1")
+    alone = ("strategy=hierarchical", "strategy.outage=[2]", "data.max_train=60")
+    for name, chosen in (("numbers", numbers), ("alone", alone)):
+        simulate(tmp_path / name, *chosen, CLIENTS)
+        for row in rounds(tmp_path / name):
+            assert 0 <= row["clients_accuracy"] <= 1 and row["clients_tested"] == 6
+            assert not [key for key in row if "/" in key]
 
 
 SAME = ("strategy=splitfed_v3", BOTH, "data.max_train=60")

@@ -7,6 +7,7 @@ from command_line import run
 from conftest import SMALL, assert_same_run, rounds, simulate, small
 
 from app.config.composition import compose
+from app.one_job import carry_out
 from app.run_folder import FolderTakenError, claim, is_finished
 
 # Accuracies that rise from round to round, and reach 0.5 in the second of these.
@@ -76,13 +77,13 @@ def test_only_a_run_that_ends_at_its_target_is_another_experiment() -> None:
     assert len(hashes | {plain.hash}) == 3
 
 
-def test_the_command_line(accuracies: list[float], tmp_path: Path) -> None:
-    chosen = [*SMALL, *stopping(accuracies, 2), f"hydra.run.dir={tmp_path}"]
-    ran = run(*chosen)
+def test_the_command_line_says_it(accuracies: list[float], tmp_path: Path) -> None:
+    chosen = stopping(accuracies, 2)
+    ran = run(*SMALL, *chosen, f"hydra.run.dir={tmp_path}")
     assert ran.returncode == 0, ran.stderr
     assert "round 2/5" in ran.stderr and "ended by target_accuracy" in ran.stderr
-    again = run(*chosen, "resume=true", "rounds=8")
-    assert again.returncode == 0 and "finished already" in again.stderr
+    again = small(*chosen, "resume=true", "rounds=8")
+    assert carry_out(again, tmp_path, "", lambda: None, pytest.fail) == "finished already"
 
 
 def test_it_takes_a_target() -> None:
