@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from app import experiment
 from app.client_evaluation import spread
+from app.commands.export_network import tested_through
 from app.config.composition import compose
 from app.engine import Simulator
 from app.experiment import Experiment
@@ -293,3 +294,8 @@ def test_a_record_without_it_is_as_it_was() -> None:
         row = RoundRecord(**values, extra={"a": 2.0}, evaluated_on=on).to_dict()
         assert row == values | {"a": 2.0} | ({} if on == "test" else {"evaluated_on": on})
         assert RoundRecord.from_dict(row).to_dict() == row
+
+
+def test_an_export_says_that_accuracy_is_not_of_the_test_set() -> None:
+    assert tested_through(small(*RUN, CLIENTS)) == "evaluate.on=clients"
+    assert tested_through(small(*RUN, BOTH)) == ""
