@@ -1,19 +1,25 @@
-"""Evaluation of the global model on the held-out test set, by the server."""
+"""Evaluation of the global model by the server: on the test set, or on samples kept for it."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from app import device
-from data.dataset import Dataset
+from data.dataset import Dataset, Inputs
 from models.inputs import call
+from models.metrics import Kept, Metrics
 from models.objective import Classification, Objective
 
 EVALUATION_BATCH = 64
 HERE = torch.device(device.CPU)
+ON = ("server", "clients", "both")
+ACCURACY = Metrics("classification")  # and the loss, of whatever task
+
+Tested = Callable[[nn.Module], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -27,32 +33,63 @@ class EvaluateSettings:
         default=10,
         metadata={"help": "splitfed_v3, hierarchical: private client models that are tested"},
     )
+    metrics: list[str] = field(
+        default_factory=list,
+        metadata={"help": "beside accuracy: [macro_f1,auroc,per_class], … (docs/EVALUATION.md)"},
+    )
+    on: str = field(
+        default="server",
+        metadata={
+            "help": "server, clients (on samples that each of them holds out), both "
+            "(docs/EVALUATION.md)"
+        },
+    )
+    held_out: float = field(
+        default=0.2,
+        metadata={
+            "help": "evaluate.on=clients, both: share of its samples that a client holds out"
+        },
+    )
+    patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "with data.validation: end after this many rounds without a better one; null: "
+            "never"
+        },
+    )
 
     def __post_init__(self) -> None:
-        for key in ("every", "clients"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"evaluate.{key}={getattr(self, key)}: takes 1 or more")
+        for key in ("every", "clients", "patience"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ValueError(f"evaluate.{key}={value}: takes 1 or more")
+        if self.on not in ON:
+            raise ValueError(f"evaluate.on={self.on}: takes {', '.join(ON)}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"evaluate.held_out={self.held_out}: takes a share in (0, 1)")
 
 
 def on_test_set(
-    data: Dataset, objective: Objective | None = None, where: torch.device = HERE
-) -> Callable[[nn.Module], dict[str, float]]:
-    """Return what tests a network on the held-out test set, which is copied to a device once.
+    data: Dataset,
+    objective: Objective | None = None,
+    metrics: Metrics = ACCURACY,
+    detailed: bool = False,
+    where: torch.device = HERE,
+) -> Tested:
+    """Return what tests a network on the held-out test set; without a task, for classes."""
+    chosen, x, y = objective or Classification(), data.test_x, data.test_y
+    return partial(
+        measure, x=x, y=y, objective=chosen, metrics=metrics, detailed=detailed, where=where
+    )
 
-    Args:
-        data: holds the test set.
-        objective: what outputs are for; None for classes.
-        where: the device.
-    """
-    chosen, x = objective or Classification(), data.test_x
-    x = x.to(where) if isinstance(x, Tensor) else tuple(one.to(where) for one in x)
-    y = data.test_y.to(where)
 
-    def test(network: nn.Module) -> dict[str, float]:
-        with device.placed(network, where):
-            return measure(network, x, y, chosen)
-
-    return test
+def in_rounds(
+    data: Dataset, objective: Objective, metrics: Metrics = ACCURACY, where: torch.device = HERE
+) -> Tested:
+    """Return what tests a network after a round: on the samples that were kept for it, if any."""
+    x, y = data.valid_x, data.valid_y
+    if x is None or y is None:
+        return on_test_set(data, objective, metrics, where=where)
+    return partial(measure, x=x, y=y, objective=objective, metrics=metrics, where=where)
 
 
 def test(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
@@ -62,12 +99,39 @@ def test(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 @torch.no_grad()
+def passes(
+    model: nn.Module,
+    x: Inputs,
+    count: int,
+    batch: int = EVALUATION_BATCH,
+    where: torch.device = HERE,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the rows of each batch of ``count`` samples with their outputs, in evaluation.
+
+    The network runs on the device ``where``; inputs and outputs are on the CPU.
+    """
+    torch.set_num_threads(1)
+    model.eval()
+    with device.placed(model, where):
+        for start in range(0, count, batch):
+            rows = slice(start, min(start + batch, count))
+            if isinstance(x, Tensor):
+                outputs = call(model, x[rows].to(where))
+            else:
+                outputs = call(model, tuple(one[rows].to(where) for one in x))
+            yield rows, outputs.cpu() if isinstance(outputs, Tensor) else outputs
+
+
+@torch.no_grad()
 def measure(
     model: nn.Module,
-    x: Tensor | tuple[Tensor, ...],
+    x: Inputs,
     y: Tensor,
     objective: Objective,
     batch: int = EVALUATION_BATCH,
+    metrics: Metrics = ACCURACY,
+    detailed: bool = False,
+    where: torch.device = HERE,
 ) -> dict[str, float]:
     """Accuracy, loss and what the task adds, of ``model`` on a test set.
 
@@ -77,12 +141,17 @@ def measure(
         y: (N, …) labels.
         objective: what its outputs are for.
         batch: how many samples at once; larger ones are slower (benchmarks/evaluation.py).
+        metrics: what else to say.
+        detailed: whether also what is of the end of a run.
+        where: the device on which the network is to run.
     """
-    torch.set_num_threads(1)
-    model.eval()
     sums: Counter[str] = Counter()
-    for start in range(0, len(y), batch):
-        rows = slice(start, start + batch)
-        inputs = x[rows] if isinstance(x, Tensor) else tuple(one[rows] for one in x)
-        sums.update(objective.sums(call(model, inputs), y[rows]))
-    return objective.metrics(sums, y)
+    kept: list[Kept] = []
+    size = 0
+    for rows, outputs in passes(model, x, len(y), batch, where):
+        sums.update(objective.sums(outputs, y[rows]))
+        if metrics.names:
+            kept.append(metrics.kept(outputs, y[rows]))
+            size = outputs.shape[-1]
+    found = objective.metrics(sums, y) | metrics.values(kept, size)
+    return found | metrics.details(kept, size) if detailed else found

@@ -27,7 +27,7 @@ from app.config.composition import MODEL_KEYS, hash_of, relevant
 from app.config.schema import Config, EngineSettings
 from app.evaluation import EvaluateSettings
 from data.cache import cached
-from data.dataset import Dataset
+from data.dataset import Dataset, hold_out
 from data.partition import SCHEMES, own_partition, partition
 from data.settings import DataSettings
 from fleet.plan import Fleet
@@ -35,6 +35,8 @@ from fleet.seeds import derive_seed
 from models import build as models_build
 from models.build import build, check_batch_of_one, smallest_input
 from models.inputs import Inputs, InputSpec, Several, call
+from models.metrics import CONFUSION, MOST_CLASSES, Metrics, kind_of
+from models.metrics import check as check_names
 from models.objective import TaskSettings, kind_of_labels
 from models.weights import load_weights
 from privacy.settings import PrivacySettings
@@ -45,6 +47,7 @@ from strategies.contract import ClientData
 from strategies.server.bottleneck import PruneSettings
 from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
+from strategies.server.ending import Ending
 from strategies.server.loop import FederatedStrategy
 from targets import short_name
 from tracking.sinks import check_tracker
@@ -103,11 +106,13 @@ class Data:
         settings: source and division, completed.
         num_clients: among whom they are divided.
         seed: of the experiment.
+        held_out: share of its samples that each client is tested on and does not train on.
     """
 
     settings: DataSettings
     num_clients: int
     seed: int
+    held_out: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ class Experiment(Parts):
         seed: of every random stream.
         rounds: how many.
         target_accuracy: up to which costs are summed as well; None for none.
+        ending: what ends the run before its last round.
         resume: whether an interrupted run is continued.
         skip_finished: whether a sweep takes over what ran beside it.
         task: what the network's outputs are for.
@@ -165,6 +171,7 @@ class Experiment(Parts):
     seed: int
     rounds: int
     target_accuracy: float | None
+    ending: Ending
     resume: bool
     skip_finished: bool
     task: TaskSettings
@@ -186,6 +193,23 @@ class Experiment(Parts):
     wandb: WandbSettings
     identity: Mapping[str, Any]
     hash: str
+
+    @property
+    def metrics(self) -> Metrics:
+        """What is said beside accuracy, of the task."""
+        return Metrics(kind_of(self.task.objective()), self.evaluate.metrics)
+
+    @property
+    def evaluated_on(self) -> str:
+        """What the accuracy of the rounds is of, as records say it."""
+        if self.evaluate.on == "clients":
+            return "clients"
+        return "validation" if self.keeps_best else "test"
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether samples are kept to choose the best round on."""
+        return bool(self.data.settings.validation)
 
 
 @dataclass(frozen=True)
@@ -215,6 +239,9 @@ def resolve(config: Config) -> Experiment:
         seed=config.seed,
         rounds=config.rounds,
         target_accuracy=config.target_accuracy,
+        ending=Ending(
+            config.target_accuracy if config.stop_at_target else None, config.evaluate.patience
+        ),
         resume=config.resume,
         skip_finished=config.sweep.skip_finished,
         task=config.task,
@@ -253,7 +280,8 @@ def parts_of(config: Config) -> Parts:
         seed=config.seed,
         vocab_size=config.data.vocab_size,
     )
-    data = Data(config.data, config.clients.total, config.seed)
+    share = 0.0 if config.evaluate.on == "server" else config.evaluate.held_out
+    data = Data(config.data, config.clients.total, config.seed, share)
     target = str(config.strategy["_target_"])
     key = _digest(target, asdict(network), asdict(data))
     return Parts(key, target, network, data)
@@ -309,6 +337,7 @@ def forget_data() -> None:
     _divided.cache_clear()
     _dataset.cache_clear()
     _division.cache_clear()
+    _held_out.cache_clear()
 
 
 @functools.lru_cache(maxsize=2)
@@ -318,9 +347,18 @@ def _divided(parts: Parts) -> tuple[Dataset, list[Tensor]]:
 
 
 def division(parts: Parts) -> list[Tensor]:
-    """Return each client's rows of the training set."""
+    """Return each client's rows of the training set, on which it trains."""
+    return _two_divisions(parts)[0]
+
+
+def held_out(parts: Parts) -> list[Tensor]:
+    """Return each client's rows of the training set on which it is tested; it may have none."""
+    return _two_divisions(parts)[1]
+
+
+def _two_divisions(parts: Parts) -> tuple[list[Tensor], list[Tensor]]:
     data = parts.data
-    return _division(json.dumps(asdict(data.settings)), data.num_clients, data.seed)
+    return _held_out(json.dumps(asdict(data.settings)), data.num_clients, data.seed, data.held_out)
 
 
 def num_examples(parts: Parts) -> dict[int, int]:
@@ -438,6 +476,34 @@ def check_labels(experiment: Experiment) -> None:
         raise ValueError(f"{task.shown}: its loss is no scalar that the network's outputs made")
 
 
+def check_metrics(experiment: Experiment) -> None:
+    """Refuse metrics that are not of the task, and a matrix too large for anybody to read.
+
+    Raises:
+        ValueError: names evaluate.metrics.
+    """
+    metrics, classes = experiment.metrics, experiment.network.num_classes
+    check_names(metrics.names, metrics.kind, experiment.task.shown)
+    if CONFUSION in metrics.names and classes > MOST_CLASSES:
+        raise ValueError(
+            f"evaluate.metrics=[{CONFUSION}]: takes {MOST_CLASSES} classes or fewer, "
+            f"data={experiment.data.settings.name} has {classes}"
+        )
+
+
+def check_held_out(experiment: Experiment) -> None:
+    """Refuse clients that are to be tested and cannot be.
+
+    Raises:
+        ValueError: names evaluate.on.
+    """
+    if experiment.data.held_out and not any(map(len, held_out(experiment))):
+        raise ValueError(
+            f"evaluate.on={experiment.evaluate.on}: no client has two samples, one to train on and "
+            "one to be tested on"
+        )
+
+
 def without_samples(data: Dataset) -> list[int]:
     """Classes that no training sample has; none where labels are no classes."""
     labels = data.train_y
@@ -488,6 +554,8 @@ def check(experiment: Experiment) -> Prepared:
     method = strategy(experiment)  # its constructor checks what the schema cannot
     check_network(experiment)
     check_labels(experiment)
+    check_metrics(experiment)
+    check_held_out(experiment)
     model = prepare(experiment, method)
     method.check_fleet()
     return Prepared(method, model)
@@ -507,6 +575,7 @@ def check_drawn(experiment: Experiment, method: FederatedStrategy) -> None:
         ValueError: names the key.
         FileNotFoundError: the data are not there.
     """
+    check_held_out(experiment)
     strategy(experiment).check_fleet(method.prepared(), num_examples(experiment))
 
 
@@ -552,10 +621,12 @@ def _dataset(data_json: str, seed: int) -> Dataset:
     whole = whole.limit_train(data.max_train, derive_seed(seed, "max_train"))
     whole = whole.limit_test(data.max_test, derive_seed(seed, "max_test"))
     size = data.image_size
-    if size is None:
-        return whole
-    key = f"{key}-{_digest(data.max_train, data.max_test, seed, size)}"
-    return Dataset.from_tensors(cached(key, lambda: whole.resized(size).tensors()))
+    if size is not None:
+        key = f"{key}-{_digest(data.max_train, data.max_test, seed, size)}"
+        whole = Dataset.from_tensors(cached(key, lambda: whole.resized(size).tensors()))
+    if data.validation:
+        whole = whole.with_validation(data.validation, derive_seed(seed, "validation"))
+    return whole
 
 
 def _check_tokens(data: DataSettings, whole: Dataset) -> None:
@@ -583,6 +654,18 @@ def _check_tokens(data: DataSettings, whole: Dataset) -> None:
                     f"data.vocab_size={data.vocab_size}: data={data.name} has tokens from "
                     f"{int(one.min())} to {int(one.max())}"
                 )
+
+
+@functools.lru_cache(maxsize=8)
+def _held_out(
+    data_json: str, num_clients: int, seed: int, share: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    rows = _division(data_json, num_clients, seed)
+    if not share:
+        return rows, [one[:0] for one in rows]
+    seeds = [derive_seed(seed, "held_out", 0, client) for client in range(num_clients)]
+    pairs = [hold_out(one, share, its) for one, its in zip(rows, seeds, strict=True)]
+    return [kept for kept, _ in pairs], [held for _, held in pairs]
 
 
 @functools.lru_cache(maxsize=8)

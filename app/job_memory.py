@@ -24,11 +24,16 @@ def job_bytes(chosen: Experiment, model: nn.Module) -> int:
     """
     data = dataset(chosen)
     held = [*_tensors(data.train_x), *_tensors(data.test_x), data.train_y, data.test_y]
+    share = chosen.data.held_out  # of the training samples, which the driver has once more
+    again = share * _num_bytes([*_tensors(data.train_x), data.train_y])
+    if data.valid_x is not None and data.valid_y is not None:
+        held += [*_tensors(data.valid_x), data.valid_y]
     model_bytes = _num_bytes(model.state_dict().values())
     updates = min(SPOOLED_BYTES, chosen.data.num_clients * model_bytes)
     return (
         PROCESS_BYTES
         + _num_bytes(held)
+        + round(again)
         + MODELS * model_bytes
         + updates
         + _batch_bytes(chosen, model, model_bytes)

@@ -257,7 +257,7 @@ class Jobs:
             view,
             lambda job, failure: self._fail(job.number, job.what, failure),
         )
-        if chosen.resume and is_finished(folder, chosen.rounds):
+        if chosen.resume and is_finished(folder, chosen):
             claim(folder, chosen)
             view.begin(number, what).end("finished already")
             self._side_by_side.settle(key, folder)
@@ -452,7 +452,7 @@ def newest(runs: Path, chosen: Sequence[Experiment], is_sweep: bool) -> Path | N
 
     def is_done(folder: Path) -> bool:
         there = pairs(folder)
-        return len(there) == len(chosen) and all(is_finished(p, one.rounds) for p, one in there)
+        return len(there) == len(chosen) and all(is_finished(p, one) for p, one in there)
 
     found = sorted((folder for folder in runs.glob("*/") if holds(folder)), key=natural_name)
     unfinished = [folder for folder in found if not is_done(folder)]

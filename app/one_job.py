@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from app.experiment import Experiment
-from app.run_folder import SUMMARY, FolderTakenError, claim, close, is_finished
+from app.run_folder import SOMETIMES, SUMMARY, FolderTakenError, claim, close, is_finished
 from app.sinks import tracker_sink
 from tracking.checksums import read_json
 from tracking.files import CannotWriteError, FolderGoneError, whole
@@ -41,7 +41,7 @@ def carry_out(
     """
     claim(folder, chosen)
     (folder / "error.txt").unlink(missing_ok=True)
-    if chosen.resume and is_finished(folder, chosen.rounds):
+    if chosen.resume and is_finished(folder, chosen):
         return "finished already"
     same = before()
     if same is None:
@@ -55,13 +55,14 @@ def carry_out(
 
 def copy_results(before: Path, folder: Path, target_accuracy: float | None) -> None:
     """Give an identical job the results of the one that ran; the target may be another."""
-    for name in COPIED:
+    for name in (*COPIED, *(name for name in SOMETIMES if (before / name).exists())):
         with whole(folder / name) as part:
             shutil.copy2(before / name, part)
     summary = read_json(before / SUMMARY)
     kept = {name: found for name, found in summary.items() if "target" not in name}
     same_as = os.path.relpath(before, folder.parent)
-    target = summarise(folder, target_accuracy)
+    found = summarise(folder, target_accuracy)
+    target = {name: value for name, value in found.items() if "target" in name}
     close(folder, kept | target | {"same_as": same_as})
 
 

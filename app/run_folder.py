@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from app.config.composition import from_stored, hash_of
+from app.config.composition import LENGTH, but_length, from_stored, hash_of
 from app.config.errors import explain
 from app.experiment import Experiment, method_class, resolve
 from strategies.client.training import load_arrays
@@ -26,6 +26,9 @@ from tracking.files import DamagedError, whole, writing
 from tracking.jsonl import CLIENTS, ROUNDS, readable
 
 CONFIG, MODEL, SUMMARY = "config.json", "model.safetensors", "summary.json"
+MODEL_BEST = "model_best.safetensors"  # with data.validation
+METRICS = "metrics.json"  # with per_class or confusion_matrix in evaluate.metrics
+SOMETIMES = (MODEL_BEST, METRICS)  # what only some runs end with
 LOCK = ".lock"
 
 log = logging.getLogger(__name__)
@@ -93,25 +96,31 @@ def claim(folder: Path, experiment: Experiment) -> None:
     different = [
         f"{key} (was {theirs.get(key)}, is {mine.get(key)})"
         for key in sorted(theirs.keys() | mine.keys())
-        if key != "rounds" and theirs.get(key) != mine.get(key)
+        if key not in LENGTH and theirs.get(key) != mine.get(key)
     ]
     if different:
         raise FolderTakenError(f"resume: {folder} holds another experiment: {', '.join(different)}")
     newest = checkpoints(folder, experiment).newest_round()
     if newest > experiment.rounds:
         raise FolderTakenError(f"rounds={experiment.rounds}: {folder} is at round {newest} already")
+    last, key = experiment.ending.end(_accuracies(folder)[:newest])
+    if 0 < last < newest:
+        raise FolderTakenError(
+            f"{key}={experiment.identity[key]}: {folder} is at round {newest} already, past round "
+            f"{last}, which would have been its last"
+        )
 
 
 def checkpoints(folder: Path, experiment: Experiment) -> Checkpoints:
     """Return the checkpoints of a run; those that another experiment left there are not read."""
-    run = hash_of({key: value for key, value in experiment.identity.items() if key != "rounds"})
+    run = hash_of(but_length(experiment.identity))
     every, keep = experiment.checkpoint.every, experiment.checkpoint.keep
     return Checkpoints(folder / "checkpoint", every, keep, run, folder / CLIENTS)
 
 
 def take(folder: Path, experiment: Experiment) -> None:
     """Mark the folder as this run's, and remove what an earlier, shorter run ended with."""
-    for name in (CHECKSUMS, SUMMARY, MODEL):
+    for name in (CHECKSUMS, SUMMARY, MODEL, *SOMETIMES):
         (folder / name).unlink(missing_ok=True)
     write_json(folder / CONFIG, dict(experiment.identity))
 
@@ -119,20 +128,26 @@ def take(folder: Path, experiment: Experiment) -> None:
 def close(folder: Path, summary: Mapping[str, Any]) -> None:
     """Write the summary, last of all, and before it the checksums of the run's files and of it."""
     text = _json(summary)
-    names = (CONFIG, ROUNDS, CLIENTS, MODEL)
+    there = [name for name in SOMETIMES if (folder / name).exists()]
+    names = (CONFIG, ROUNDS, CLIENTS, MODEL, *there)
     checksums.write(folder, names, {SUMMARY: text.encode()})
     with whole(folder / SUMMARY) as part:
         part.write_text(text, "utf-8")
 
 
-def is_finished(folder: Path, rounds: int | None = None) -> bool:
-    """Whether the folder's run has ended, has that many rounds, and is as it was written."""
+def is_finished(folder: Path, wanted: Experiment | None = None) -> bool:
+    """Whether the folder's run has ended and is as it was written.
+
+    Args:
+        folder: the run's.
+        wanted: what it is to be; then it also has the rounds of this one.
+    """
     try:
         summary = read_json(folder / SUMMARY)
         stored = checksums.stored(folder)
     except DamagedError:
         return False
-    if rounds is not None and summary.get("rounds") != rounds:
+    if wanted is not None and summary.get("rounds") != _last_round(folder, wanted):
         return False
     if stored:
         return not checksums.differing(folder, stored)
@@ -146,7 +161,16 @@ def is_of(folder: Path, experiment: Experiment) -> bool:
     theirs, wrong = _identity(folder)
     if theirs is None:
         return bool(wrong) and checkpoints(folder, experiment).is_of_run()
-    return theirs | {"rounds": None} == {**experiment.identity, "rounds": None}
+    return but_length(theirs) == but_length(experiment.identity)
+
+
+def _last_round(folder: Path, wanted: Experiment) -> int:
+    """The last round of an experiment, given the rounds that are in a folder."""
+    return wanted.ending.end(_accuracies(folder)[: wanted.rounds])[0] or wanted.rounds
+
+
+def _accuracies(folder: Path) -> list[float | None]:
+    return [row["accuracy"] for row in readable(folder / ROUNDS)[0]]
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -13,16 +13,19 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from app import device, experiment, provenance, run_folder, runtime, signals
+from app.client_evaluation import client_test
 from app.config.composition import from_run_config
 from app.config.errors import explain
-from app.evaluation import on_test_set
+from app.evaluation import in_rounds
 from app.experiment import Experiment, Prepared
+from app.last_look import look
 from app.run_folder import MODEL, FolderTakenError, claim, close, locked, take, write_json
 from app.sinks import tracker_sink
 from app.summary import describe, remarks
 from strategies import messages
 from strategies.server.checkpoint import save_arrays
 from strategies.server.discovery import wait_for_nodes
+from strategies.server.watch import Watch
 from tracking.files import CannotWriteError, whole
 from tracking.jsonl import ROUNDS, JsonlSink, read, readable
 from tracking.progress import ProgressSink, Show
@@ -151,14 +154,15 @@ def run(
     model = prepared.model if prepared else experiment.prepare(chosen, strategy)
     for text in remarks(chosen, strategy):
         log.warning(text)
-    data = experiment.dataset(chosen)
+    data, objective, on = experiment.dataset(chosen), chosen.task.objective(), chosen.evaluated_on
+    test_clients = client_test(chosen, where)
     with signals.shielded():  # wandb has a process of its own
         sinks: list[Sink] = [
             JsonlSink(folder, done, stamp),
             tracker_sink(chosen, folder, group, done),
             show(chosen.rounds, done),
         ]
-    summary = None
+    summary, ended = None, dict[str, Any]()
     try:
         setup_s = time.perf_counter() - started
         log.info("training starts")
@@ -167,16 +171,26 @@ def run(
             messages.to_record(model.state_dict()),
             num_rounds=chosen.rounds,
             timeout=timeout_s,
-            test=on_test_set(data, chosen.task.objective(), where),
+            test=None if on == "clients" else in_rounds(data, objective, chosen.metrics, where),
             sinks=sinks,
             checkpoints=checkpoints,
             resume_from=resume_from,
+            watch=Watch(
+                evaluated_on=on,
+                test_clients=test_clients,
+                ending=chosen.ending,
+                keeps_best=chosen.keeps_best,
+                at_end=lambda found, state: ended.update(
+                    look(chosen, folder, found, state, test_clients, where)
+                ),
+            ),
             undisturbed=signals.held,
         )
         with whole(folder / MODEL) as part:
             save_arrays(messages.to_arrays(result.arrays), part)
         described = describe(chosen, strategy, folder)
-        described |= {"wall_setup_s": setup_s, "device": str(where), "provenance": origin}
+        described |= ended | {"wall_setup_s": setup_s, "device": str(where)}
+        described |= {"provenance": origin}
         close(folder, described)
         summary = described
         if not any(row["num_clients"] for row in read(folder / ROUNDS)):

@@ -5,18 +5,25 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from app.experiment import (
     Experiment,
     dataset,
     done_to_weights,
+    held_out,
     method_class,
     without_samples,
 )
+from data.dataset import Dataset
 from models.cost import FULL_PRECISION_BITS, LayerCost
+from models.metrics import lacking
 from strategies.server.loop import FederatedStrategy
+from tracking.jsonl import ROUNDS, read
 from tracking.summary import summarise
 
 MOST_NAMED = 10  # classes in a remark
+NAMED = {"test": "test set", "validation": "validation data", "clients": "clients' held-out data"}
 
 
 def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) -> dict[str, Any]:
@@ -27,11 +34,13 @@ def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) 
         strategy: its method, prepared.
         folder: the run's folder, with its rounds.
     """
-    network, train = strategy.prepared().in_round(experiment.rounds), experiment.train
+    totals = summarise(folder, experiment.target_accuracy)
+    network, train = strategy.prepared().in_round(totals["rounds"]), experiment.train
     parts, whole = network.device_costs(), network.cost()
     batch, slots = train.batch_size, train.optimizer_slots
     return {
-        **summarise(folder, experiment.target_accuracy),
+        **totals,
+        "ended_by": ended_by(experiment, folder),
         "client_params": sum(part.params for part in parts),
         "client_model_bytes": sum(part.packed_bytes for part in parts),
         "client_flops_per_sample": sum(p.flops_forward + p.flops_backward for p in parts),
@@ -53,6 +62,12 @@ def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) 
     }
 
 
+def ended_by(experiment: Experiment, folder: Path) -> str:
+    """The key that says which round was a run's last; ``rounds`` where nothing ended it before."""
+    rows = read(folder / ROUNDS)
+    return experiment.ending.end([row["accuracy"] for row in rows])[1] or "rounds"
+
+
 def remarks(experiment: Experiment, strategy: FederatedStrategy) -> list[str]:
     """What a user would want to know before the first round, one line each.
 
@@ -72,7 +87,32 @@ def remarks(experiment: Experiment, strategy: FederatedStrategy) -> list[str]:
             f"data={settings.name}: {len(empty)} of {data.num_classes} classes have no training "
             f"sample: {named}{more}{hint}"
         )
+    if text := without_evaluation(experiment, data):
+        said.append(text)
     return said + left_in_fp32(experiment, strategy)
+
+
+def without_evaluation(experiment: Experiment, data: Dataset) -> str:
+    """Which classes the metrics leave out; empty for none, and without metrics."""
+    metrics = experiment.metrics
+    if not metrics.names:
+        return ""
+    where = experiment.evaluated_on
+    if where == "clients":
+        labels = data.train_y[torch.cat(held_out(experiment))]
+    else:
+        labels = data.test_y if data.valid_y is None else data.valid_y
+    left = lacking(labels, metrics.kind, data.num_classes)
+    named = ", ".join(map(str, left[:MOST_NAMED])) + (", …" if len(left) > MOST_NAMED else "")
+    what, why = "classes", "no sample"
+    if metrics.kind == "multilabel":
+        what, why = "labels", "no sample, or every one,"
+    if not left:
+        return ""
+    return (
+        f"evaluate.metrics: {len(left)} of {data.num_classes} {what} ({named}) have {why} in the "
+        f"{NAMED[where]}: left out of means over {what} where undefined, null in per_class"
+    )
 
 
 def left_in_fp32(experiment: Experiment, strategy: FederatedStrategy) -> list[str]:

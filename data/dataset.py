@@ -47,6 +47,8 @@ class Dataset:
             of tokens.
         train_group: (N,) int64 natural owner of each training sample (a patient, a writer), or
             None where the data have no owners.
+        valid_x: as train_x, kept to choose the best round on; None for none.
+        valid_y: as train_y, of these.
     """
 
     train_x: Inputs
@@ -55,6 +57,8 @@ class Dataset:
     test_y: Tensor
     num_classes: int
     train_group: Tensor | None = None
+    valid_x: Inputs | None = None
+    valid_y: Tensor | None = None
 
     @property
     def input_shape(self) -> tuple[Any, ...]:
@@ -64,7 +68,8 @@ class Dataset:
         return tuple(tuple(x.shape[1:]) for x in self.train_x)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All fields as tensors; ``from_tensors`` is the inverse."""
+        """What a source returns as tensors; ``from_tensors`` is the inverse."""
+        assert self.valid_y is None, "samples are kept after data were stored, not before"
         fields = {
             **_named("train_x", self.train_x),
             "train_y": self.train_y,
@@ -93,9 +98,33 @@ class Dataset:
             return self
         return replace(
             self,
-            train_x=_rows(self.train_x, keep),
+            train_x=rows_of(self.train_x, keep),
             train_y=self.train_y[keep],
             train_group=None if self.train_group is None else self.train_group[keep],
+        )
+
+    def with_validation(self, share: float, seed: int) -> "Dataset":
+        """Keep a share of the training samples drawn by ``seed``, which then no client has.
+
+        Raises:
+            ValueError: that is none of them, or all; names data.validation.
+        """
+        total = len(self.train_y)
+        count = round(share * total)
+        if not 0 < count < total:
+            raise ValueError(
+                f"data.validation={share}: is {count} of {total} training samples; takes a share "
+                "that keeps one and leaves one"
+            )
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        kept, left = order[:count].sort().values, order[count:].sort().values
+        return replace(
+            self,
+            train_x=rows_of(self.train_x, left),
+            train_y=self.train_y[left],
+            train_group=None if self.train_group is None else self.train_group[left],
+            valid_x=rows_of(self.train_x, kept),
+            valid_y=self.train_y[kept],
         )
 
     def limit_test(self, max_test: int | None, seed: int) -> "Dataset":
@@ -103,7 +132,7 @@ class Dataset:
         keep = _drawn(len(self.test_y), max_test, seed)
         if keep is None:
             return self
-        return replace(self, test_x=_rows(self.test_x, keep), test_y=self.test_y[keep])
+        return replace(self, test_x=rows_of(self.test_x, keep), test_y=self.test_y[keep])
 
     def resized(self, size: int) -> "Dataset":
         """Bring images (C, H, W) to (C, ``size``, ``size``), bilinear with antialiasing."""
@@ -128,7 +157,8 @@ def _inputs(name: str, tensors: Mapping[str, Tensor]) -> Inputs:
     return tuple(tensors[f"{name}.{index}"] for index in range(count))
 
 
-def _rows(inputs: Inputs, keep: Tensor) -> Inputs:
+def rows_of(inputs: Inputs, keep: Tensor) -> Inputs:
+    """Return some samples' inputs."""
     return inputs[keep] if isinstance(inputs, Tensor) else tuple(x[keep] for x in inputs)
 
 
@@ -138,6 +168,16 @@ def _drawn(count: int, limit: int | None, seed: int) -> Tensor | None:
         return None
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(count, generator=generator)[:limit].sort().values
+
+
+def hold_out(rows: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide a client's rows into those it trains on and those it holds out, each in its order.
+
+    Of two or more rows there is at least one on either side; a single one is trained on.
+    """
+    count = 0 if len(rows) < 2 else min(len(rows) - 1, max(1, round(share * len(rows))))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return rows[order[count:].sort().values], rows[order[:count].sort().values]
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

@@ -65,6 +65,13 @@ class DataSettings:
         default=None, metadata={"help": "maximum training samples; null: all"}
     )
     max_test: int | None = field(default=None, metadata={"help": "maximum test samples; null: all"})
+    validation: float | None = field(
+        default=None,
+        metadata={
+            "help": "share of the training samples kept to choose the best round on, so that the "
+            "test set is looked at once, at the end; null: none (docs/EVALUATION.md)"
+        },
+    )
     image_size: int | None = field(
         default=None, metadata={"help": "resize images to this height and width"}
     )
@@ -77,6 +84,11 @@ class DataSettings:
             if (value := getattr(self, key)) is not None and value < 1:
                 raise ValueError(f"data.{key}={value}: takes 1 or more")
         check_scheme(self.partition)
+        if self.validation is not None and not 0 <= self.validation < 1:
+            raise ValueError(
+                f"data.validation={self.validation}: takes a share from 0, which is none, to below "
+                "1, or null"
+            )
         if not 0 < self.alpha < math.inf:
             raise ValueError(f"data.alpha={self.alpha}: takes a finite number above 0")
 

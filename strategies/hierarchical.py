@@ -57,6 +57,7 @@ from strategies.server.method import (
     Schedule,
     ServerState,
     Test,
+    TestOf,
     measured,
 )
 from strategies.server.private_halves import device_names, half_of, keep_halves, replaced
@@ -361,6 +362,13 @@ class PartsOfAlone:
             edge = network.tested_alone(network, network.only(), own, test)
             accuracies.append(edge["edge_accuracy"])
         return found | {"alone_accuracy": sum(accuracies) / len(accuracies)}
+
+    def evaluate_each(
+        self, state: ServerState, network: Network, partitions: Sequence[int], test_of: TestOf
+    ) -> list[dict[str, float]]:
+        """All with the global model, which all have while there is a network."""
+        arrays = {name: torch.from_numpy(array) for name, array in state.arrays.items()}
+        return [network.evaluate(arrays, test_of(partitions))]
 
 
 def edge_report(

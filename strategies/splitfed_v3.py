@@ -26,6 +26,7 @@ from strategies.server.method import (
     RoundArguments,
     ServerState,
     Test,
+    TestOf,
 )
 from strategies.server.private_halves import device_names, half_of, keep_halves, replaced
 from strategies.server.schedules import PARALLEL
@@ -137,3 +138,16 @@ class OwnParts:
             own = replaced(arrays, self.own(state, network, partition))
             found.append(network.tested(network, network.place(partition), own, test))
         return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+
+    def evaluate_each(
+        self, state: ServerState, network: Network, partitions: Sequence[int], test_of: TestOf
+    ) -> list[dict[str, float]]:
+        """Each with its own part and the global server's."""
+        assert isinstance(network, CutNetwork)
+        arrays = {name: torch.from_numpy(array) for name, array in state.arrays.items()}
+        found = []
+        for partition in partitions:
+            own, place = self.own(state, network, partition), network.place(partition)
+            tested = network.tested(network, place, replaced(arrays, own), test_of([partition]))
+            found.append(tested)
+        return found

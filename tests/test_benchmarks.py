@@ -92,7 +92,7 @@ def test_scale(printed: Callable[[], str]) -> None:
     assert [(row["clients"], row["a round"]) for row in rows] == [("6", "6"), ("12", "8")]
     for row in rows:
         assert number(row["round ms"]) > 0
-        assert number(row["ms a client"]) <= number(row["round ms"]) / 6 + 0.01
+        assert number(row["ms a client"]) <= number(row["round ms"]) / 6 + 0.1
         assert 100 < number(row["peak MiB"]) < 4000
 
 

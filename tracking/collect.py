@@ -67,6 +67,7 @@ class Run:
             row["error"] = self.error
         summary = dict(self.summary)
         versions = summary.pop("versions", {})
+        summary.pop("per_class", None)  # lists, which a table has no column for
         named = {f"version_{name}": value for name, value in versions.items()}
         origin = flat_provenance(summary.pop("provenance", None))
         return row | summary | named | {f"provenance_{key}": value for key, value in origin.items()}

@@ -17,6 +17,7 @@ from typing import Any
 from tracking.collect import Run, common, flat_provenance, swept, value
 from tracking.files import whole
 from tracking.jsonl import CLIENTS, ROUNDS, readable
+from tracking.record import numbers
 from tracking.seeds import groups
 from tracking.text import line
 
@@ -94,7 +95,7 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
 def _shown(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return a summary whose provenance is flat: the page shows a value for each key."""
     origin = flat_provenance(summary.get("provenance"))
-    rest = {key: value for key, value in summary.items() if key != "provenance"}
+    rest = {key: value for key, value in summary.items() if key not in ("provenance", "per_class")}
     return rest | {f"provenance: {key.replace('_', ' ')}": v for key, v in origin.items()}
 
 
@@ -103,7 +104,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
     A total that a round lacks is left out, as is what no round has.
     """
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = dict.fromkeys(name for row in rows for name in numbers(row))
     spent = {name for parts in TOTALS.values() for name in parts}
     columns: dict[str, list[Any]] = {
         name: [row.get(name) for row in rows] for name in names if name not in spent
@@ -121,7 +122,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def clients(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
     """Return, by device class ("" without a fleet) and measure, a sorted value per client.
 
-    A client's loss is that of its last round; seconds, joules and bytes are means over its rounds.
+    Loss and accuracy are of a client's last round; seconds, joules and bytes means over its rounds.
     """
     mine: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -138,8 +139,9 @@ def clients(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float
 
 
 def _client(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    loss, num = lines[-1]["loss"], len(lines)
-    found = {} if loss is None else {"loss": float(loss)}
+    num = len(lines)
+    last = {name: lines[-1].get(name) for name in ("loss", "accuracy")}
+    found = {name: float(value) for name, value in last.items() if value is not None}
     for name in ("sim_s", "energy_j"):
         values = [row[name] for row in lines]
         if None not in values:

@@ -84,6 +84,7 @@ class ProgressSink:
         self._last_line = time.monotonic()
         self._first = len(done)
         self._pace = Pace(num_rounds, self._first)
+        self._last: RoundRecord | None = done[-1] if done else None
         self._bar: Progress | None = None
         if self._console.is_terminal:
             self._bar = Progress(
@@ -101,6 +102,7 @@ class ProgressSink:
 
     def round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
         """Show a round."""
+        self._last = record
         left_s = self._pace.left_s(record)
         is_last = record.round == self._num_rounds
         figures = record_figures(record) + ("" if is_last else f"  {duration(left_s)} left")
@@ -114,7 +116,14 @@ class ProgressSink:
             self._print(f"{self._label}: round {record.round}/{self._num_rounds}  {figures}")
 
     def finish(self, summary: Mapping[str, Any] | None) -> None:
-        """Leave the last state on the screen."""
+        """Leave the last state on the screen, of a run that ended early too."""
+        last, ended_by = self._last, (summary or {}).get("ended_by", "rounds")
+        if last is not None and ended_by != "rounds":
+            figures = f"{record_figures(last)}  ended by {ended_by}"
+            if self._bar is not None:
+                self._bar.update(self._task, total=last.round, last=figures)
+            else:
+                self._print(f"{self._label}: round {last.round}/{self._num_rounds}  {figures}")
         if self._bar is not None:
             self._bar.stop()
 

@@ -12,9 +12,9 @@ class RoundRecord:
 
     Attributes:
         round: from 1.
-        accuracy: share of the held-out test set that is right, as the task has it (docs/TASKS.md);
-            None if not evaluated.
-        loss: the task's mean loss on the test set; None if not evaluated.
+        accuracy: share of ``evaluated_on`` that is right, as the task has it (docs/TASKS.md); None
+            if not evaluated.
+        loss: the task's mean loss on the same; None if not evaluated.
         train_loss: clients' mean training loss, weighted by their samples.
         num_clients: clients whose work entered the round's result.
         num_failed: clients that raised an error or did not answer.
@@ -24,6 +24,8 @@ class RoundRecord:
         sim_s: simulated seconds on the fleet; None without a fleet.
         energy_j: simulated joules of all clients; None without a fleet.
         wall_s: seconds the round really took.
+        evaluated_on: what accuracy and loss are of: ``test``, the held-out test set,
+            ``validation`` (data.validation) or ``clients`` (evaluate.on); stored unless ``test``.
         extra: what the task and the method add, stored beside the others.
     """
 
@@ -40,33 +42,47 @@ class RoundRecord:
     energy_j: float | None
     wall_s: float
     extra: Mapping[str, float] = field(default_factory=dict)
+    evaluated_on: str = "test"
 
     def to_dict(self) -> dict[str, Any]:
         """All fields in one flat dict, the method's own after the common ones."""
         row = asdict(self)
         row.update(row.pop("extra"))
-        return finite(row)
+        return finite(row if self.evaluated_on != "test" else without(row, "evaluated_on"))
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "RoundRecord":
         """Inverse of ``to_dict``."""
-        return cls(**{name: row[name] for name in COMMON}, extra=added(row))
+        said = {name: row[name] for name in _SOMETIMES if name in row}
+        return cls(**{name: row[name] for name in COMMON}, extra=added(row), **said)
 
 
-COMMON = frozenset(field.name for field in fields(RoundRecord)) - {"extra"}
+_SOMETIMES = frozenset({"evaluated_on"})  # texts that only some rounds have
+COMMON = frozenset(field.name for field in fields(RoundRecord)) - {"extra"} - _SOMETIMES
 """What every method records of a round."""
 
 
 def added(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the method added to a line of rounds.jsonl."""
-    return {name: value for name, value in row.items() if name not in COMMON}
+    return {name: value for name, value in row.items() if name not in COMMON | _SOMETIMES}
+
+
+def without(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return a row without some of its fields."""
+    return {name: value for name, value in row.items() if name not in names}
+
+
+def numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line of rounds.jsonl without the texts that it may have."""
+    return without(row, *_SOMETIMES)
 
 
 def is_round(row: Any) -> bool:
     """Whether what a line of rounds.jsonl holds can be one."""
     return (
         _has(row, COMMON, whole=("round", "num_clients", "num_failed", "num_dropped", *BYTES))
-        and all(_is_number(row[name]) for name in row)
+        and all(isinstance(row[name], str) for name in _SOMETIMES & row.keys())
+        and all(_is_number(value) for value in numbers(row).values())
         and row["wall_s"] is not None
     )
 
@@ -120,6 +136,8 @@ class ClientRecord:
         sim_s: simulated seconds; None without a fleet.
         energy_j: simulated joules; None without a fleet.
         reason: why it failed, did not train, or not with the server, in words; else None.
+        accuracy: of the model after the round on samples that the client holds out; stored where
+            clients are tested (evaluate.on).
     """
 
     round: int
@@ -133,14 +151,19 @@ class ClientRecord:
     sim_s: float | None
     energy_j: float | None
     reason: str | None = None
+    accuracy: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields."""
-        return finite(asdict(self))
+        """All fields, but for an accuracy that there is not."""
+        row = finite(asdict(self))
+        return row if row["accuracy"] is not None else without(row, "accuracy")
 
 
 BYTES = ("bytes_up", "bytes_down")
-_CLIENT = frozenset(field.name for field in fields(ClientRecord)) - {"reason"}  # younger
+_CLIENT = frozenset(field.name for field in fields(ClientRecord)) - {
+    "reason",
+    "accuracy",
+}  # younger
 
 
 class Sink(Protocol):

@@ -25,6 +25,7 @@ def summarise(folder: Path, target_accuracy: float | None = None) -> dict[str, A
     summary = {
         "final_accuracy": evaluated[-1] if evaluated else None,
         "best_accuracy": max(evaluated, default=None),
+        "best_round": best_round([row["accuracy"] for row in rows]),
         "rounds": len(rows),
         **{f"total_{name}": _total(rows, name) for name in TOTALS},  # wall: rounds, not set-up
         "num_failed": sum(row["num_failed"] for row in rows),
@@ -33,6 +34,17 @@ def summarise(folder: Path, target_accuracy: float | None = None) -> dict[str, A
     if target_accuracy is not None:
         summary |= _to_target(rows, target_accuracy)
     return summary
+
+
+def best_round(accuracies: Sequence[float | None]) -> int | None:
+    """Return the round, from 1, of the highest accuracy, the first of several; None without any."""
+    known = [(value, -number) for number, value in enumerate(accuracies, 1) if _is_known(value)]
+    return -max(known)[1] if known else None
+
+
+def _is_known(value: float | None) -> bool:
+    """Whether it is a number: a record read back has None for NaN."""
+    return value is not None and value == value
 
 
 def _to_target(rows: Sequence[Mapping[str, Any]], target: float) -> dict[str, Any]:

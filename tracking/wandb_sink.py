@@ -19,11 +19,11 @@ from typing import Any
 from tracking import wandb_names as names
 from tracking.files import whole
 from tracking.jsonl import CLIENTS, readable
-from tracking.record import ClientRecord, RoundRecord
+from tracking.record import ClientRecord, RoundRecord, numbers
 from tracking.text import line
 
 COSTS = ("sim_s", "energy_j", "wall_s")
-CLIENT_FIGURES = ("loss", "sim_s", "energy_j")
+CLIENT_FIGURES = ("loss", "accuracy", "sim_s", "energy_j")
 BINS = 32
 MODES = ("offline", "online", "disabled")
 # What stands in wandb's environment for a key that is not set, and what where that is not either.
@@ -248,7 +248,7 @@ class WandbSink:
     def _log(self, record: RoundRecord, clients: Sequence[Mapping[str, Any]]) -> None:
         import wandb
 
-        row = {name: value for name, value in record.to_dict().items() if value is not None}
+        row = {name: v for name, v in numbers(record.to_dict()).items() if v is not None}
         self._totals["total_bytes"] += record.bytes_up + record.bytes_down
         for name in COSTS:
             if name in row:
@@ -257,7 +257,7 @@ class WandbSink:
             return
         histograms = {}
         for name in CLIENT_FIGURES:
-            values = [client[name] for client in clients if client[name] is not None]
+            values = [client[name] for client in clients if client.get(name) is not None]
             if values:
                 histograms[f"clients/{name}"] = wandb.Histogram(values, num_bins=BINS)
         self._run.log({**row, **self._totals, **histograms}, step=record.round, commit=True)
@@ -275,7 +275,8 @@ class WandbSink:
             others = [*self._folder.parent.glob("*/summary.json")]
             best = ["best"] if names.is_best(self._folder, accuracy, others) else []
             figures = {"accuracy": accuracy, "config_hash": summary.get("config_hash")}
-            self._keep("model", figures, ["latest", *best], "model.safetensors")
+            self._keep("model", figures, ["latest", *best], "model.safetensors",
+                       "model_best.safetensors")  # fmt: skip
             self._keep("config", {}, ["latest"], "config.json", ".hydra/config.yaml")
         self._run.finish(exit_code=0 if summary is not None else 1)
 

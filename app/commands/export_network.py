@@ -167,7 +167,7 @@ def load_model(run: Path, chosen: Experiment) -> tuple[nn.Module, QuantSpec]:
 
 
 def tested_through(chosen: Experiment) -> str:
-    """Return the keys that change what crosses the cut when a run is tested."""
+    """Return the keys that change what crosses the cut when a run is tested, or what is tested."""
     kind = experiment.method_class(chosen)
     given: dict[str, Any] = {}
     if "link" in kind.reads:
@@ -177,6 +177,8 @@ def tested_through(chosen: Experiment) -> str:
         given |= {key: codec for key, codec in codecs.items() if codec != "fp32"}
     if "privacy" in kind.reads and chosen.privacy.epsilon:
         given["privacy.epsilon"] = chosen.privacy.epsilon
+    if chosen.evaluate.on == "clients":  # not of the test set at all
+        given["evaluate.on"] = chosen.evaluate.on
     return " ".join(f"{key}={value}" for key, value in given.items())
 
 

@@ -30,6 +30,7 @@ from app.config.retired import RETIRED
 from app.config.schema import CONF, Config, flatten, known_keys, schema
 from app.config.stored import read_plain, refuse_code
 from data.partition import SCHEMES
+from models.metrics import check as check_metrics
 from models.objective import TaskSettings
 from strategies.server.bottleneck import PruneSettings
 from targets import FileTarget, pin, placeless
@@ -247,6 +248,18 @@ def _check_together(config: Config) -> None:
     config.prune.resolved(config.rounds)
     config.train.resolved(config.rounds)
     config.data.check_shape()
+    if not config.task._target_:  # what a user's own is, its object says
+        check_metrics(config.evaluate.metrics, config.task.name, config.task.shown)
+    if config.evaluate.on == "clients" and config.data.validation:
+        raise ValueError(
+            f"evaluate.on=clients with data.validation={config.data.validation}: the server is to "
+            "choose the best round; takes both, or data.validation=null"
+        )
+    if config.evaluate.patience is not None and not config.data.validation:
+        raise ValueError(
+            f"evaluate.patience={config.evaluate.patience}: takes data.validation beside it: the "
+            "share of the training data that decides"
+        )
     if config.train.augment != "none":
         config.data.check_images(f"train.augment={config.train.augment}")
     if not isinstance(config.model.get("replace_head", False), bool):
@@ -260,6 +273,8 @@ CLASSES = TaskSettings(loss="cross_entropy")  # what experiments without the gro
 NOT_HASHED = (
     "name", "engine", "tracker", "checkpoint", "resume", "target_accuracy", "sweep",
 )  # fmt: skip
+# These say how long a run goes on: of two that differ in them one may continue the other.
+LENGTH = ("rounds", "stop_at_target", "target_accuracy", "evaluate.patience")
 # Keys and groups that only methods which say so read (`FederatedStrategy.reads`).
 _OPTIONAL = (
     "quant",
@@ -301,9 +316,22 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("task._target_")
     if config.data.vocab_size is None:
         unread.add("data.vocab_size")
+    if config.stop_at_target:
+        unread.remove("target_accuracy")
+    else:
+        unread.add("stop_at_target")
     unread.add("data.label_names")  # a part of what data.content names
     if not config.data.content:
         unread.add("data.content")
+    if not config.data.validation:
+        unread.add("data.validation")
+    flat["evaluate.metrics"] = sorted(set(config.evaluate.metrics))
+    if not config.evaluate.metrics:
+        unread.add("evaluate.metrics")
+    if config.evaluate.on == "server":
+        unread |= {"evaluate.on", "evaluate.held_out"}
+    if config.evaluate.patience is None:
+        unread.add("evaluate.patience")
     if config.model.get("weights") is None:
         unread.add("model.replace_head")
     if config.train.augment == "none":
@@ -332,6 +360,11 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
 def is_under(key: str, names: Iterable[str]) -> bool:
     """Whether ``key`` is one of ``names`` or in a group that is."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def but_length(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `relevant` returned without what says how long a run goes on."""
+    return {key: value for key, value in identity.items() if key not in LENGTH}
 
 
 def config_hash(config: Config, reads: Sequence[str]) -> str:

@@ -134,6 +134,9 @@ class Config:
     target_accuracy: float | None = field(
         default=None, metadata={"help": "also report rounds, bytes and time to reach this accuracy"}
     )
+    stop_at_target: bool = field(
+        default=False, metadata={"help": "end the run with the round that reaches target_accuracy"}
+    )
     resume: bool = field(default=False, metadata={"help": "continue an interrupted run or sweep"})
     strategy: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
@@ -161,6 +164,8 @@ class Config:
                 raise ValueError(f"{key}={value}: takes less than 2^63")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
             raise ValueError(f"target_accuracy={self.target_accuracy}: takes a share in (0, 1]")
+        if self.stop_at_target and self.target_accuracy is None:
+            raise ValueError("stop_at_target=true: takes target_accuracy beside it, in (0, 1]")
         is_plain = re.fullmatch(r"[\w. -]+(/[\w. -]+)*", self.name) is not None
         if not is_plain or ".." in Path(self.name).parts:
             raise ValueError(

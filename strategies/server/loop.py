@@ -35,6 +35,7 @@ from models.objective import TaskSettings
 from models.trace import preserved_randomness, seed_all
 from strategies import messages
 from strategies.contract import ClientHalf, Settings, check_arrays, check_report
+from strategies.server.best import keeping_best
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.discovery import introductions
 from strategies.server.method import (
@@ -48,6 +49,7 @@ from strategies.server.method import (
     RoundSettings,
     ServerState,
     Test,
+    TestOf,
     Variant,
 )
 from strategies.server.planner import Chosen, Planner
@@ -62,6 +64,7 @@ from strategies.server.results import (
 )
 from strategies.server.schedules import Parallel
 from strategies.server.spool import Spool
+from strategies.server.watch import NOTHING, Watch
 from tracking.record import Sink
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -154,6 +157,25 @@ class Federation:
             if self.method.private is None:
                 return network.evaluate(tensors(state.arrays), test)
             return self.method.private.evaluate(state, network, self.clients, alone, seed, test)
+
+    def evaluate_each(
+        self, state: ServerState, partitions: Sequence[int], test_of: TestOf
+    ) -> list[dict[str, float]]:
+        """Test the state after a round on clients' own samples, in one pass or one for each."""
+        number = max(1, state.round)
+        network, private = self.in_round(number), self.method.private
+        assert network is not None, "an evaluation by networks needs prepare()"
+        with preserved_randomness():
+            seed_all(derive_seed(self.rounds.seed, "evaluate", number))
+            if private is not None:
+                return private.evaluate_each(state, network, partitions, test_of)
+            return [network.evaluate(tensors(state.arrays), test_of(partitions))]
+
+    def alone(self, state: ServerState) -> Sequence[int]:
+        """The clients that trained without a network in the last round of a state."""
+        if self.method.private is None or not state.round:
+            return []
+        return self.choose(replace(state, round=state.round - 1, records=state.records[:-1])).alone
 
     def exchange(
         self, state: ServerState, partitions: Sequence[int], *, is_alone: bool
@@ -365,6 +387,7 @@ class FederatedStrategy(Strategy):
         sinks: Sequence[Sink] = (),
         checkpoints: Checkpoints | None = None,
         resume_from: ServerState | None = None,
+        watch: Watch = NOTHING,
         undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> FlowerResult:
         """Run the experiment; see Flower's ``Strategy.start`` for the arguments up to evaluate_fn.
@@ -379,6 +402,7 @@ class FederatedStrategy(Strategy):
             sinks: each gets every round's records.
             checkpoints: where to write checkpoints; None writes none.
             resume_from: continue from this state.
+            watch: what else is evaluated, what ends the run early, which state is kept.
             undisturbed: within what it returns a finished round is recorded and saved; it may hold
                 back the signals that would end the run in the middle of that.
 
@@ -392,7 +416,7 @@ class FederatedStrategy(Strategy):
         state = resume_from or ServerState(arrays=messages.to_arrays(initial_arrays))
         if resume_from is None and evaluate_fn and (metrics := evaluate_fn(0, initial_arrays)):
             result.evaluate_metrics_serverapp[0] = metrics
-        while state.round < num_rounds:
+        while state.round < num_rounds and not watch.is_over(state):
             started, number = time.perf_counter(), state.round + 1
             state = federation.enter(state)
             chosen = federation.choose(state)
@@ -401,28 +425,34 @@ class FederatedStrategy(Strategy):
             if results and all(one.update is None for one in results):
                 raise all_failed(number, results)
             state = federation.aggregate(state, linked)
-            evaluated: dict[str, float] = {}
+            evaluated, own = dict[str, float](), dict[int, float]()
             if number % self.rounds.evaluate_every == 0 or number == num_rounds:
+                after = replace(state, round=number)
                 if test is not None:
-                    after = replace(state, round=number)
                     evaluated = federation.evaluate(after, chosen.alone, test)
                 elif evaluate_fn is not None:
                     found = evaluate_fn(number, messages.to_record(state.arrays))
                     evaluated = dict(found or {})  # type: ignore[arg-type]
+                if watch.test_clients is not None:
+                    said, own = watch.test_clients(federation, after)
+                    evaluated |= said
             report = self.method.report(federation.in_round(number), results, chosen.alone)
             wall_s = time.perf_counter() - started
             record = round_record(number, results, evaluated, report, wall_s, chosen.plan)
+            record = replace(record, evaluated_on=watch.evaluated_on)
             state = replace(state, round=number, records=(*state.records, record))
+            state = keeping_best(state) if watch.keeps_best else state
             with undisturbed():
                 for sink in sinks:
-                    sink.round(record, client_records(number, results, chosen.plan))
+                    sink.round(record, client_records(number, results, chosen.plan, own))
                 if checkpoints is not None:
-                    checkpoints.after(state, num_rounds)
+                    checkpoints.after(state, number if watch.is_over(state) else num_rounds)
             if evaluated:
                 result.evaluate_metrics_serverapp[number] = MetricRecord(dict(evaluated))
             if record.train_loss is not None:
                 loss = MetricRecord({messages.LOSS: record.train_loss})
                 result.train_metrics_clientapp[number] = loss
+        watch.at_end(federation, state)
         result.arrays = messages.to_record(state.arrays)
         return result
 

@@ -131,6 +131,11 @@ class ServerState:
         """Simulated seconds since the experiment began."""
         return sum(record.sim_s or 0.0 for record in self.records)
 
+    @property
+    def accuracies(self) -> list[float | None]:
+        """Of the rounds from the first on; None where one was not evaluated."""
+        return [record.accuracy for record in self.records]
+
     def with_arrays(self, arrays: Arrays) -> "ServerState":
         """Return the same with another global model."""
         return replace(self, arrays=arrays)
@@ -372,7 +377,14 @@ class Private(Protocol):
     ) -> dict[str, float]:
         """What `Network.evaluate` says, with the clients' own parts."""
 
+    def evaluate_each(
+        self, state: ServerState, network: Network, partitions: Sequence[int], test_of: "TestOf"
+    ) -> list[dict[str, float]]:
+        """Test clients on their own samples, in order: together where they have one network."""
 
+
+# From clients to what tests a network on their samples.
+TestOf = Callable[[Sequence[int]], Test]
 # What every round's record says beside the common fields: of the round's network and results, and
 # of the clients among them that had no network.
 Report = Callable[[Network | None, Sequence[Result], Sequence[int]], dict[str, float]]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fleet.plan import Member, RoundPlan
 from strategies.contract import Update
@@ -107,17 +108,30 @@ def round_record(
 
 
 def client_records(
-    server_round: int, results: Sequence[Result], plan: RoundPlan | None
+    server_round: int,
+    results: Sequence[Result],
+    plan: RoundPlan | None,
+    accuracies: Mapping[int, float] | None = None,
 ) -> list[ClientRecord]:
-    """Sum up each client's round, those too that were asked and did not train."""
+    """Sum up each client's round, those too that were asked and did not train.
+
+    Args:
+        server_round: from 1.
+        results: of the clients that were to train.
+        plan: the fleet's, if there is one.
+        accuracies: by partition, of the clients that were tested after the round.
+    """
     members = {m.partition: m for m in plan.members} if plan is not None else {}
     trained = {result.partition: result for result in results}
-    return [
+    rows = [
         client_record(server_round, trained[p], members.get(p))
         if p in trained
         else _dropped_record(server_round, members[p])
         for p in sorted(trained.keys() | members.keys())
     ]
+    if not accuracies:
+        return rows
+    return [replace(row, accuracy=accuracies.get(row.partition)) for row in rows]
 
 
 def _dropped_record(server_round: int, member: Member) -> ClientRecord:

@@ -124,7 +124,7 @@ def test_a_run_that_fails_leaves_its_error(
         raise ArithmeticError("the test set is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(server, "on_test_set", lambda data, objective: broken)
+        patch.setattr(server, "in_rounds", lambda *_: broken)
         with pytest.raises(ArithmeticError):
             start()
     assert "the test set is gone" in (tmp_path / "run" / "error.txt").read_text()
@@ -229,7 +229,7 @@ def test_the_bundle_holds_the_code_and_conf_and_nothing_else_that_is_large(
             if path.suffix in (".py", ".yaml", ".json", ".csv"):
                 assert str(path.relative_to(ROOT)) in names
     assert not [name for name in names if name.startswith((".venv/", "wandb/", "runs/x"))]
-    assert sum(info.compress_size for info in bundle.infolist()) < 2_000_000
+    assert sum(info.compress_size for info in bundle.infolist()) < 2_500_000
 
 
 def test_the_bundle_runs_where_it_is_unpacked(bundle: zipfile.ZipFile, tmp_path: Path) -> None:

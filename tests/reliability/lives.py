@@ -58,7 +58,7 @@ class _Silent:
 
 def live(chosen: Experiment, folder: Path) -> None:
     """What one process does, as `app.jobs` does it."""
-    if is_finished(folder, chosen.rounds):
+    if is_finished(folder, chosen):
         return
     with locked(folder):
         Simulator().run(chosen, folder, show=lambda num_rounds, done: _Silent())

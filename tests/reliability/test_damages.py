@@ -75,7 +75,7 @@ def test_damaged(
             assert name == "clients.jsonl" and "clients.jsonl: was" in caplog.text
             shutil.copy(whole / "clients.jsonl", folder)
         assert_same_run(whole, folder)
-        assert lost or is_finished(folder, 3)
+        assert lost or is_finished(folder, chosen)
         if kind == "finished" and name in ("config.json", "rounds.jsonl", "clients.jsonl"):
             known = damage == "missing" and name != "config.json"
             assert known or reported.status == "damaged", (name, damage, reported)

@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from conftest import assert_same_run, strategies
+from conftest import assert_same_run, rounds, strategies
 from lives import CASES, die_at, first, kill_after, kill_process_after, tiny, whole
 
 PER_CASE = 12  # kills, in the full size
@@ -30,9 +30,18 @@ def killed_often(chosen: Sequence[str], folder: Path, num_kills: int, seed: int)
     raise AssertionError("unreachable")
 
 
-@pytest.mark.parametrize("chosen", [("strategy=fedavg",), ("strategy=splitfed_v3",)], ids=str)
+@pytest.mark.parametrize(
+    "chosen", [("strategy=fedavg",), ("strategy=splitfed_v3", "data.validation=0.3")], ids=str
+)
 def test_killed_at_random_a_few_times(chosen: tuple[str, ...], tmp_path: Path) -> None:
     assert killed_often(chosen, tmp_path, num_kills=3, seed=len(chosen[0])) == 3
+
+
+def test_a_run_that_ends_at_its_target_is_killed(tmp_path: Path) -> None:
+    target = ("rounds=9", "stop_at_target=true", "target_accuracy=0.2", "checkpoint.every=2")
+    chosen = ("strategy=fedavg", "train.lr=0.1", *target)
+    assert killed_often(chosen, tmp_path, num_kills=3, seed=1) == 3
+    assert 1 < len(rounds(tmp_path / "whole")) < 9
 
 
 @pytest.mark.long

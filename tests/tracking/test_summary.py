@@ -28,9 +28,9 @@ def rows(**changes):
 def test_totals(tmp_path):
     found = summarise(folder_of(tmp_path, rows(num_failed=2)))
     assert found == {
-        "final_accuracy": 0.6, "best_accuracy": 0.7, "rounds": 5, "total_bytes_up": 150,
-        "total_bytes_down": 5, "total_sim_s": 10.0, "total_energy_j": None, "total_wall_s": 2.5,
-        "num_failed": 10,
+        "final_accuracy": 0.6, "best_accuracy": 0.7, "best_round": 3, "rounds": 5,
+        "total_bytes_up": 150, "total_bytes_down": 5, "total_sim_s": 10.0,
+        "total_energy_j": None, "total_wall_s": 2.5, "num_failed": 10,
     }  # fmt: skip
 
 

@@ -136,6 +136,24 @@ def test_model_and_configuration_are_artifacts(tmp_path):
             assert Path(path).read_text().startswith("this is")
 
 
+def test_metrics_are_series_and_the_best_model_is_there(tmp_path):
+    """What is no number, such as what a round was evaluated on, is in the configuration alone."""
+    for name in ("model.safetensors", "model_best.safetensors"):
+        (tmp_path / name).write_text(f"this is {name}")
+    extra = {"macro_f1": 0.5, "auroc": float("nan"), "metrics_undefined": 1.0}
+    tested = [replace(client(1, p, 1.0), accuracy=p / 4) for p in range(4)]
+    sink = WandbSink(SETTINGS, tmp_path, CONFIG)
+    sink.round(record(1, extra=extra, evaluated_on="validation"), tested)
+    sink.finish({"per_class": {"recall": [1.0, None]}})
+    run = read_only_run(tmp_path)
+    (row,) = run.history
+    assert (row["macro_f1"], row["metrics_undefined"]) == (0.5, 1.0)
+    assert "auroc" not in row and "evaluated_on" not in row
+    assert sum(row["clients/accuracy.values"]) == 4
+    assert sorted(run.artifacts["model"]) == ["model.safetensors", "model_best.safetensors"]
+    assert run.summary["per_class"] == {"recall": [1.0, None]}
+
+
 def test_what_was_offline_goes_up_later(tmp_path):
     """With wandb's own command, to a server on this machine."""
     for name in ("model.safetensors", "config.json"):

@@ -36,6 +36,7 @@ const AXES = [
 ].filter((axis) => RUNS.some((run) => axis.key in run.rounds));
 const CLIENT_MEASURES = [
   { key: "loss", name: "training loss, last round" },
+  { key: "accuracy", name: "accuracy on its own samples, last round" },
   { key: "sim_s", name: "simulated seconds a round" },
   { key: "energy_j", name: "joules a round" },
   { key: "bytes", name: "bytes a round, up and down", unit: "B" },
