@@ -87,13 +87,12 @@ def test_every_benchmark_is_tested_and_make_bench_runs_those_that_need_no_files(
 
 
 def test_scale(printed: Callable[[], str]) -> None:
-    scale.main(["--clients", "6", "12", "--per-round", "8", "--rounds", "2"])
-    (rows,) = tables(printed())
-    assert [(row["clients"], row["a round"]) for row in rows] == [("6", "6"), ("12", "8")]
-    for row in rows:
-        assert number(row["round ms"]) > 0
-        assert number(row["ms a client"]) <= number(row["round ms"]) / 6 + 0.1
-        assert 100 < number(row["peak MiB"]) < 4000
+    scale.main(["--clients", "6", "--per-round", "8", "--rounds", "2"])
+    ((row,),) = tables(printed())
+    assert (row["clients"], row["a round"]) == ("6", "6")
+    assert number(row["round ms"]) > 0
+    assert abs(number(row["ms a client"]) - number(row["round ms"]) / 6) < 0.1
+    assert 100 < number(row["peak MiB"]) < 4000
 
 
 def test_wire(printed: Callable[[], str]) -> None:
