@@ -44,3 +44,19 @@ def test_a_missing_python_is_named(tmp_path: Path) -> None:
 def test_a_supported_python_makes_the_environment(version: str, tmp_path: Path) -> None:
     install(tmp_path, python(tmp_path, version))
     assert (tmp_path / "called").read_text() == "-m venv .venv\n"
+
+
+@pytest.mark.parametrize("fails", ["", "ruff", "mypy", "pytest"])
+def test_make_test_fails_where_any_check_does(fails: str, tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    binaries = tmp_path / ".venv" / "bin"
+    binaries.mkdir(parents=True)
+    for name in ("ruff", "mypy", "pytest"):
+        (binaries / name).write_text(f"#!/bin/sh\necho {name} ran\nexit {int(name == fails)}\n")
+        (binaries / name).chmod(0o755)
+    (tmp_path / ".venv" / "dev").touch()
+    done = subprocess.run(["make", "test"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode != 0) == bool(fails), done.stderr
+    wanted = {"ruff"} if fails == "ruff" else {"ruff", "mypy", "pytest"}
+    assert {line.split()[0] for line in done.stdout.splitlines() if "ran" in line} == wanted
