@@ -46,12 +46,15 @@ def seconds(overrides: Sequence[str], folder: Path) -> float:
 
 
 def timeless(path: Path) -> Any:
-    """What a file holds, but for what a clock measured."""
+    """What a file holds, but for what a clock measured and who ran it."""
     if path.suffix == ".safetensors":
         return path.read_bytes()
     text = path.read_text("utf-8")
     rows = map(json.loads, text.splitlines() if path.suffix == ".jsonl" else [text])
-    return [{name: value for name, value in row.items() if "wall_" not in name} for row in rows]
+    return [
+        {key: value for key, value in row.items() if "wall_" not in key and key != "provenance"}
+        for row in rows
+    ]
 
 
 def same(one: Path, other: Path) -> int:

@@ -1,5 +1,6 @@
 """Every benchmark runs, small, and its table says what it must."""
 
+import json
 import os
 import subprocess
 import sys
@@ -241,6 +242,17 @@ def test_sweep(printed: Callable[[], str]) -> None:
     assert (row["arm"], row["of sweep.jobs=1"], row["jobs with equal files"]) == (
         "sweep.jobs=1", "1.00", "2 of 2",
     )  # fmt: skip
+
+
+def test_a_sweep_is_compared_by_what_it_found(tmp_path: Path) -> None:
+    for seed, folder in ((0, "one/0"), (0, "two/0"), (1, "other/0")):
+        simulate(tmp_path / folder, "strategy=fedavg", f"seed={seed}", "rounds=1")
+        file = tmp_path / folder / "summary.json"
+        summary = json.loads(file.read_text())
+        summary["provenance"]["command"] = f"python main.py {folder}"
+        file.write_text(json.dumps(summary))
+    assert sweep.same(tmp_path / "one", tmp_path / "two") == 1
+    assert sweep.same(tmp_path / "one", tmp_path / "other") == 0
 
 
 def test_binary(printed: Callable[[], str]) -> None:
