@@ -9,13 +9,8 @@ export FLWR_TELEMETRY_ENABLED := 0
 demo: .venv/demo
 	$(BIN)/python main.py -m strategy=fedavg,oqfl clients.total=100
 
-# Types are checked while the tests run, which wait for processes a quarter of their time.
-test: .venv/dev
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	@$(BIN)/mypy & types=$$!; \
-	$(BIN)/pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=25; \
-	tests=$$?; wait $$types && exit $$tests
+test: lint
+	$(BIN)/pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 test-long: lint
 	$(BIN)/pytest --durations=25
