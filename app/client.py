@@ -51,8 +51,8 @@ def train(message: Message, context: Context) -> Message:
     """
     torch.set_num_threads(1)
     try:
-        parts, partition = _parts(_key(context.run_config)), _partition(context)
-        where = _device(_key(context.run_config))
+        run, partition = _key(context.run_config), _partition(context)
+        parts, where = _parts(run), _device(run)
         record, settings, server_round = messages.read_request(message)
         data = shipped_data.client_data(context.run_config, parts, partition)
         data = _moved.to(where, data)
@@ -160,9 +160,7 @@ class _Moved:
         if where.type == device.CPU:
             return data
         if data.x is not self._of:
-            x = data.x
-            moved = x.to(where) if isinstance(x, Tensor) else tuple(one.to(where) for one in x)
-            self._of, self._there = x, (moved, data.y.to(where))
+            self._of, self._there = data.x, (device.moved(data.x, where), data.y.to(where))
         return replace(data, x=self._there[0], y=self._there[1])
 
     def forget(self) -> None:

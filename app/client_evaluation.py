@@ -119,8 +119,7 @@ class ClientTest:
         slices = [self.held.places[partition] for partition in partitions]
         span = slice(slices[0].start, slices[-1].stop)
         one = Pass({partition: Counter() for partition in partitions})
-        x = self.held.x
-        x = x[span] if isinstance(x, Tensor) else tuple(part[span] for part in x)
+        x = rows_of(self.held.x, span)
         for rows, outputs in passes(network, x, int(span.stop - span.start), where=self.where):
             labels = self.held.y[span][rows]
             one.size = outputs.shape[-1]

@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.isolation import modules
+from data.dataset import Inputs
 from strategies.contract import Update
 
 AUTO, CPU, CUDA, MPS = "auto", "cpu", "cuda", "mps"
@@ -58,6 +59,11 @@ def place(model: Any, device: torch.device) -> Any:
         for module in modules(model):
             module.to(device)
     return model
+
+
+def moved(inputs: Inputs, device: torch.device) -> Inputs:
+    """Return samples' inputs on a device."""
+    return inputs.to(device) if isinstance(inputs, Tensor) else tuple(x.to(device) for x in inputs)
 
 
 @contextlib.contextmanager

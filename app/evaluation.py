@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from app import device
-from data.dataset import Dataset, Inputs
+from data.dataset import Dataset, Inputs, rows_of
 from models.inputs import call
 from models.metrics import Kept, Metrics
 from models.objective import Classification, Objective
@@ -115,10 +115,7 @@ def passes(
     with device.placed(model, where):
         for start in range(0, count, batch):
             rows = slice(start, min(start + batch, count))
-            if isinstance(x, Tensor):
-                outputs = call(model, x[rows].to(where))
-            else:
-                outputs = call(model, tuple(one[rows].to(where) for one in x))
+            outputs = call(model, device.moved(rows_of(x, rows), where))
             yield rows, outputs.cpu() if isinstance(outputs, Tensor) else outputs
 
 

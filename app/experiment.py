@@ -10,7 +10,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +35,7 @@ from fleet.seeds import derive_seed
 from models import build as models_build
 from models.build import build, check_batch_of_one, smallest_input
 from models.inputs import Inputs, InputSpec, Several, call
-from models.metrics import CONFUSION, MOST_CLASSES, Metrics, kind_of
+from models.metrics import CONFUSION, MOST_CLASSES, Metrics, kind_of, lacking
 from models.metrics import check as check_names
 from models.objective import TaskSettings, kind_of_labels
 from models.weights import load_weights
@@ -326,7 +326,15 @@ def client_data(parts: Parts, client: int) -> ClientData:
     Raises:
         ValueError: there is no such client.
     """
-    whole, rows = _divided(parts)
+    return of_client(*_divided(parts), client)
+
+
+def of_client(whole: Dataset, rows: Sequence[Tensor], client: int) -> ClientData:
+    """Return one client's samples of the data, given the rows of each.
+
+    Raises:
+        ValueError: there is no such client.
+    """
     if not 0 <= client < len(rows):
         raise ValueError(f"clients.total={len(rows)}: there is no client {client}")
     return ClientData(whole.train_x, whole.train_y, rows[client], whole.num_classes)
@@ -509,8 +517,7 @@ def without_samples(data: Dataset) -> list[int]:
     labels = data.train_y
     if labels.ndim != 1 or labels.is_floating_point() or not len(labels):
         return []
-    counts = torch.bincount(labels, minlength=data.num_classes)
-    return (counts == 0).nonzero().flatten().tolist()
+    return lacking(labels, "classification", data.num_classes)
 
 
 # The method ---------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from app.config.errors import explain
 from app.experiment import Experiment, method_class, resolve
 from strategies.client.training import load_arrays
 from strategies.server.checkpoint import Checkpoints
+from strategies.server.ending import NEVER
 from tracking import checksums
 from tracking.checksums import CHECKSUMS, read_json
 from tracking.files import DamagedError, whole, writing
@@ -103,7 +104,7 @@ def claim(folder: Path, experiment: Experiment) -> None:
     newest = checkpoints(folder, experiment).newest_round()
     if newest > experiment.rounds:
         raise FolderTakenError(f"rounds={experiment.rounds}: {folder} is at round {newest} already")
-    last, key = experiment.ending.end(_accuracies(folder)[:newest])
+    last, key = end(folder, experiment, newest)
     if 0 < last < newest:
         raise FolderTakenError(
             f"{key}={experiment.identity[key]}: {folder} is at round {newest} already, past round "
@@ -166,11 +167,15 @@ def is_of(folder: Path, experiment: Experiment) -> bool:
 
 def _last_round(folder: Path, wanted: Experiment) -> int:
     """The last round of an experiment, given the rounds that are in a folder."""
-    return wanted.ending.end(_accuracies(folder)[: wanted.rounds])[0] or wanted.rounds
+    return end(folder, wanted, wanted.rounds)[0] or wanted.rounds
 
 
-def _accuracies(folder: Path) -> list[float | None]:
-    return [row["accuracy"] for row in readable(folder / ROUNDS)[0]]
+def end(folder: Path, experiment: Experiment, rounds: int) -> tuple[int, str]:
+    """What ends an experiment, given the first ``rounds`` that are in a folder (`Ending.end`)."""
+    if experiment.ending == NEVER:
+        return 0, ""
+    rows = readable(folder / ROUNDS)[0][:rounds]
+    return experiment.ending.end([row["accuracy"] for row in rows])
 
 
 def write_json(path: Path, content: Any) -> None:

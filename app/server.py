@@ -189,8 +189,8 @@ def run(
         with whole(folder / MODEL) as part:
             save_arrays(messages.to_arrays(result.arrays), part)
         described = describe(chosen, strategy, folder)
-        described |= ended | {"wall_setup_s": setup_s, "device": str(where)}
-        described |= {"provenance": origin}
+        described |= ended
+        described |= {"wall_setup_s": setup_s, "device": str(where), "provenance": origin}
         close(folder, described)
         summary = described
         if not any(row["num_clients"] for row in read(folder / ROUNDS)):

@@ -110,10 +110,7 @@ def client_data(run_config: Mapping[str, Any], parts: Parts, client: int) -> Cli
     sent = run_config.get(DATA)
     if not isinstance(sent, ShippedData):
         return experiment.client_data(parts, client)
-    whole, rows = _loaded(sent)
-    if not 0 <= client < len(rows):
-        raise ValueError(f"clients.total={len(rows)}: there is no client {client}")
-    return ClientData(whole.train_x, whole.train_y, rows[client], whole.num_classes)
+    return experiment.of_client(*_loaded(sent), client)
 
 
 def forget() -> None:

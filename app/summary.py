@@ -15,11 +15,11 @@ from app.experiment import (
     method_class,
     without_samples,
 )
+from app.run_folder import end
 from data.dataset import Dataset
 from models.cost import FULL_PRECISION_BITS, LayerCost
 from models.metrics import lacking
 from strategies.server.loop import FederatedStrategy
-from tracking.jsonl import ROUNDS, read
 from tracking.summary import summarise
 
 MOST_NAMED = 10  # classes in a remark
@@ -40,7 +40,7 @@ def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) 
     batch, slots = train.batch_size, train.optimizer_slots
     return {
         **totals,
-        "ended_by": ended_by(experiment, folder),
+        "ended_by": end(folder, experiment, totals["rounds"])[1] or "rounds",
         "client_params": sum(part.params for part in parts),
         "client_model_bytes": sum(part.packed_bytes for part in parts),
         "client_flops_per_sample": sum(p.flops_forward + p.flops_backward for p in parts),
@@ -60,12 +60,6 @@ def describe(experiment: Experiment, strategy: FederatedStrategy, folder: Path) 
         "config_hash": experiment.hash,
         "versions": versions(),
     }
-
-
-def ended_by(experiment: Experiment, folder: Path) -> str:
-    """The key that says which round was a run's last; ``rounds`` where nothing ended it before."""
-    rows = read(folder / ROUNDS)
-    return experiment.ending.end([row["accuracy"] for row in rows])[1] or "rounds"
 
 
 def remarks(experiment: Experiment, strategy: FederatedStrategy) -> list[str]:

@@ -157,7 +157,7 @@ def _inputs(name: str, tensors: Mapping[str, Tensor]) -> Inputs:
     return tuple(tensors[f"{name}.{index}"] for index in range(count))
 
 
-def rows_of(inputs: Inputs, keep: Tensor) -> Inputs:
+def rows_of(inputs: Inputs, keep: Tensor | slice) -> Inputs:
     """Return some samples' inputs."""
     return inputs[keep] if isinstance(inputs, Tensor) else tuple(x[keep] for x in inputs)
 

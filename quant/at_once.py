@@ -5,7 +5,6 @@ arithmetic: with ten of them a third of a training step of LeNet-5. Here the cal
 the network. Every value, and every gradient, is that of the layers' own quantizers.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ def at_once(model: nn.Module) -> Callable[..., Any]:
         return model
     weights, steps = [layer.weight for layer in layers], [one.step for one in quantizers]
     values = [step.data for step in steps]
-    grid = [(one.qn, one.qp, _scale(one, w)) for one, w in zip(quantizers, weights, strict=True)]
+    grid = [(one.qn, one.qp, one.scale(w)) for one, w in zip(quantizers, weights, strict=True)]
 
     def call(*inputs: Any) -> Any:
         torch._foreach_clamp_min_(values, MIN_STEP)
@@ -58,10 +57,6 @@ def at_once(model: nn.Module) -> Callable[..., Any]:
 def _is_plain(quantizer: Quantizer) -> bool:
     is_learned = isinstance(quantizer.step, nn.Parameter) and quantizer.step.requires_grad
     return is_learned and quantizer.step.numel() == 1 and quantizer.is_set
-
-
-def _scale(quantizer: Quantizer, weight: Tensor) -> float:
-    return 1 / math.sqrt(max(weight.numel(), 1) * quantizer.qp)
 
 
 class _AtOnce(torch.autograd.Function):

@@ -61,8 +61,12 @@ class Quantizer(nn.Module):
             return lsq(x, self.step.detach(), self.qn, self.qp, 1.0)
         if self.training:
             self.step.data.clamp_(min=MIN_STEP)
+        return lsq(x, self.step, self.qn, self.qp, self.scale(x))
+
+    def scale(self, x: Tensor) -> float:
+        """Factor on the gradient of the step that quantizes ``x``: 1/√(N·qp)."""
         shared = math.prod(x.shape[1:]) if self.per_sample else x.numel() // self.step.numel()
-        return lsq(x, self.step, self.qn, self.qp, 1 / math.sqrt(max(shared, 1) * self.qp))
+        return 1 / math.sqrt(max(shared, 1) * self.qp)
 
     @property
     def is_set(self) -> bool:

@@ -131,12 +131,8 @@ class OwnParts:
         test: Test,
     ) -> dict[str, float]:
         """Mean over some clients' parts, the same in each round, with the global server's."""
-        assert isinstance(network, CutNetwork)
-        arrays = {name: torch.from_numpy(array) for name, array in state.arrays.items()}
-        found = []
-        for partition in select(clients.with_data(), self.evaluate_clients, seed, 0):
-            own = replaced(arrays, self.own(state, network, partition))
-            found.append(network.tested(network, network.place(partition), own, test))
+        chosen = select(clients.with_data(), self.evaluate_clients, seed, 0)
+        found = self.evaluate_each(state, network, chosen, lambda _: test)
         return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
 
     def evaluate_each(

@@ -90,9 +90,8 @@ class LocalHalf:
         self._optimizer = make_optimizer([self._part], self._settings.of_server())
         task.streams.seed_dropout()
         self._generator = _dropout_of(self._part)
-        kept = self._generator.get_state()
-        self._random = self._generator.manual_seed(task.streams.number("dropout.cloud")).get_state()
-        self._generator.set_state(kept)
+        cloud = torch.Generator(self._generator.device)
+        self._random = cloud.manual_seed(task.streams.number("dropout.cloud")).get_state()
 
     def step(self, z: Packet, y: Tensor) -> tuple[Packet, Tensor]:
         """Forward, loss, backward, step."""

@@ -53,6 +53,12 @@ def test_beside_the_main_thread_there_is_no_limit() -> None:
     assert found == [True]
 
 
+def alone(text: str) -> subprocess.CompletedProcess[str]:
+    """Run a text in a process of its own."""
+    command = [sys.executable, "-c", text]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
 @pytest.mark.parametrize(("ends", "code"), [(True, 1), (False, 0)])
 def test_what_cannot_be_interrupted_is_ended_or_shown(ends: bool, code: int) -> None:
     text = f"""
@@ -69,9 +75,7 @@ try:
 except BaseException:
     pass
 """
-    done = subprocess.run(
-        [sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    done = alone(text)
     assert done.returncode == code
     assert "Timeout" in done.stderr and 'File "<string>"' in done.stderr  # where it hangs
 
@@ -117,8 +121,6 @@ with time_limit.series():
     except BaseException:
         pass
 """
-    done = subprocess.run(
-        [sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    done = alone(text)
     assert done.returncode == 1
     assert "Timeout" in done.stderr
