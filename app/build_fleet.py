@@ -49,6 +49,7 @@ def make(fleet: FleetSettings, num_clients: int, seed: int) -> Fleet:
         deadline_s=math.inf if fleet.deadline_s is None else fleet.deadline_s,
         jitter=fleet.jitter,
         tails=fleet.tails,
+        dropout=fleet.dropout,
         kinds=_kinds(fleet),
     )
 

@@ -49,6 +49,7 @@ from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
 from strategies.server.ending import Ending
 from strategies.server.loop import FederatedStrategy
+from strategies.server.schedule_settings import ScheduleSettings
 from targets import short_name
 from tracking.sinks import check_tracker
 from tracking.wandb_sink import WandbSettings
@@ -156,6 +157,7 @@ class Experiment(Parts):
         clients_per_round: an integer counts clients, a float is a share.
         fleet: the clients' devices, links and availability.
         over_select: how many times the clients wanted are asked.
+        schedule: whether rounds wait for their clients.
         objective: what ``split.cut=auto`` minimises.
         evaluate: when the server evaluates, and on how many clients' halves.
         engine: where clients run.
@@ -185,6 +187,7 @@ class Experiment(Parts):
     clients_per_round: int | float
     fleet: Fleet
     over_select: float
+    schedule: ScheduleSettings
     objective: str
     evaluate: EvaluateSettings
     engine: EngineSettings
@@ -255,6 +258,7 @@ def resolve(config: Config) -> Experiment:
         clients_per_round=config.clients.per_round,
         fleet=build_fleet.make(config.fleet, config.clients.total, config.seed),
         over_select=config.fleet.over_select,
+        schedule=config.schedule,
         objective=config.fleet.objective,
         evaluate=config.evaluate,
         engine=config.engine,
@@ -538,7 +542,7 @@ def strategy(experiment: Experiment) -> FederatedStrategy:
     """
     kind = method_class(experiment)
     groups = ("train", "task", "quant", "split", "link", "prune", "privacy", "fleet", "objective",
-              "clients_per_round", "over_select", "seed")  # fmt: skip
+              "clients_per_round", "over_select", "schedule", "seed")  # fmt: skip
     given = {name: getattr(experiment, name) for name in groups} | dict(experiment.own)
     given |= {
         "num_clients": experiment.data.num_clients,

@@ -12,7 +12,8 @@ begins and ends, in seconds from the round's start; None for one that cannot end
 
 In queued and sequential somebody late does not hold up those after it: the server knows from shapes
 that it would be late, and does not serve it. In the others everybody begins, and whoever is late
-holds its share of the server until the deadline.
+holds its share of the server until the deadline. These are made of a pace: how long a client takes
+while n are at it, which is also what asynchronous training goes by (`fleet.flights`).
 """
 
 import math
@@ -31,13 +32,27 @@ class Turn:
 
 
 Rule = Callable[[Sequence[Phases], float], list[Turn | None]]
+# Seconds from a client's begin to its end while n of them share the server's capacity.
+Pace = Callable[[Phases, int], float]
 
 
-def parallel(clients: Sequence[Phases], deadline_s: float = math.inf) -> list[Turn | None]:
-    """End = compute + transfers + n · server, for n clients."""
-    n = len(clients)
-    ends = [c.compute_s + c.transfer_s + n * c.server_s for c in clients]
-    return _in_time(ends, deadline_s)
+@dataclass(frozen=True)
+class AtOnce:
+    """The rule of clients that all begin at once, each at its own pace."""
+
+    pace: Pace
+
+    def __call__(
+        self, clients: Sequence[Phases], deadline_s: float = math.inf
+    ) -> list[Turn | None]:
+        """Turns of the clients."""
+        ends = [self.pace(client, len(clients)) for client in clients]
+        return [Turn(0.0, end) if end <= deadline_s else None for end in ends]
+
+
+def _parallel(client: Phases, n: int) -> float:
+    """Compute + transfers + n · server."""
+    return client.compute_s + client.transfer_s + n * client.server_s
 
 
 def queued(clients: Sequence[Phases], deadline_s: float = math.inf) -> list[Turn | None]:
@@ -71,19 +86,8 @@ def sequential(clients: Sequence[Phases], deadline_s: float = math.inf) -> list[
     return turns
 
 
-def overlapped(clients: Sequence[Phases], deadline_s: float = math.inf) -> list[Turn | None]:
-    """Each batch = forward + max(exit and backward, upload + n · server); then the next."""
-    n = len(clients)
-    return _in_time([_overlapped(client, n) for client in clients], deadline_s)
-
-
-def pipelined(clients: Sequence[Phases], deadline_s: float = math.inf) -> list[Turn | None]:
-    """Device, uplink and server each work batch after batch, as soon as the one before is done."""
-    n = len(clients)
-    return _in_time([_pipelined(client, n) for client in clients], deadline_s)
-
-
 def _overlapped(client: Phases, n: int) -> float:
+    """Each batch = forward + max(exit and backward, upload + n · server); then the next."""
     batches = sum(
         run.count * (run.first_s + max(run.last_s, run.first_up_s + n * run.server_s))
         for run in client.runs
@@ -92,7 +96,9 @@ def _overlapped(client: Phases, n: int) -> float:
 
 
 def _pipelined(client: Phases, n: int) -> float:
-    """Three stations in a row: batch k leaves each at max(batch k−1 left, k came) + its time.
+    """Device, uplink and server each work batch after batch, as soon as the one before is done.
+
+    Three stations in a row: batch k leaves each at max(batch k−1 left, k came) + its time.
 
     For a run of batches alike, the largest of these sums is reached where the queue starts at the
     first batch or at the last, so that a run of any length takes one step.
@@ -110,5 +116,6 @@ def _pipelined(client: Phases, n: int) -> float:
     return max(max(device, link) + client.up_s, server)
 
 
-def _in_time(ends: Sequence[float], deadline_s: float) -> list[Turn | None]:
-    return [Turn(0.0, end) if end <= deadline_s else None for end in ends]
+parallel = AtOnce(_parallel)
+overlapped = AtOnce(_overlapped)
+pipelined = AtOnce(_pipelined)

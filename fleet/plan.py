@@ -9,10 +9,11 @@ from fleet.clock import Rule
 from fleet.cost import check_objective
 from fleet.devices import Device
 from fleet.phases import Phases, phases
-from fleet.population import Client, jitter
+from fleet.population import Client, jitter, stays
 from fleet.work import ClientWork
 
-STATUSES = ("ok", "alone", "absent", "unfit", "late", "surplus")
+STATUSES = ("ok", "alone", "absent", "unfit", "late", "surplus", "left", "stale")
+LOST = ("left", "stale")  # of those that begin, whose work nothing comes of
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,19 @@ class Member:
         device: name of its device; None if it has none.
         status: ``ok`` takes part; ``alone`` is not there, and trains without network; ``absent`` is
             not there; ``unfit`` lacks memory; ``late`` would end after the deadline; ``surplus``
-            would end after enough others have.
+            would end after enough others have; ``left`` began and leaves before its end; ``stale``
+            ends when its update is of no use any more.
         reason: why it takes no part, or not with the server; None if it does.
-        sim_s: simulated seconds from its begin to its end; None unless ``ok`` or ``alone``.
-        energy_j: simulated joules of its device and radio; None unless ``ok`` or ``alone``.
+        sim_s: simulated seconds from its begin to its end; None if it does not begin.
+        energy_j: simulated joules of its device and radio; None if it does not begin.
+        begin_s: when it begins, in simulated seconds since the experiment began; None if it does
+            not.
+        end_s: when it ends or leaves; None if it does not begin.
+        began: the round whose model it trains, where that is not the round in which it ends; 0 for
+            none.
+        share: of its work that it does.
+        bytes_up: that it sent although nothing comes of it; what others sent is counted as it is.
+        bytes_down: that it was sent, in the same way.
     """
 
     partition: int
@@ -36,6 +46,12 @@ class Member:
     reason: str | None = None
     sim_s: float | None = None
     energy_j: float | None = None
+    begin_s: float | None = None
+    end_s: float | None = None
+    began: int = 0
+    share: float = 1.0
+    bytes_up: int = 0
+    bytes_down: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ class RoundPlan:
 
     @property
     def energy_j(self) -> float:
-        """Simulated joules of all participants."""
+        """Simulated joules of all that began."""
         return sum(member.energy_j or 0.0 for member in self.members)
 
 
@@ -79,6 +95,7 @@ class Fleet:
         deadline_s: when a round ends at the latest.
         jitter: how much speeds vary from round to round; sigma of `population.jitter`.
         tails: whether to count the energy of radios' tails.
+        dropout: probability that a client that began leaves before its end.
         kinds: names of devices that clients could have been drawn, beside those that they were.
     """
 
@@ -89,6 +106,7 @@ class Fleet:
     deadline_s: float = math.inf
     jitter: float = 0.0
     tails: bool = False
+    dropout: float = 0.0
     kinds: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -100,6 +118,7 @@ class Fleet:
                 "nobody attends would last no time, and the next would find nobody again"
             )
         jitter(self.jitter, 0, 0, 0)  # checks itself
+        stays(self.dropout, 0, 0, 0)  # checks itself
 
     def device_names(self) -> list[str]:
         """Devices that its clients have or could have had."""
@@ -192,32 +211,50 @@ class Fleet:
             alone: phases of a round without network, for those that train then: they are not
                 absent, use no server, do not count to ``wanted``, and the round lasts for them too.
         """
-        members = {p: self._refused(p, parts, server_round, now_s) for p in asked}
+        members = {p: self.refused(p, parts, server_round, now_s) for p in asked}
         for p, member in members.items():
             if alone and p in alone and member is not None and member.status == "absent":
-                members[p] = self._by_itself(member, alone[p], rule, server_round)
+                members[p] = self._by_itself(member, alone[p], rule, server_round, now_s)
         starting = [p for p, member in members.items() if member is None]
-        paced = [self._paced(parts[p], server_round, p) for p in starting]
+        paced = [self.paced(parts[p], server_round, p) for p in starting]
         turns = rule(paced, self.deadline_s)
-        ends = sorted((turn.end_s, p) for p, turn in zip(starting, turns, strict=True) if turn)
-        kept = {p for _, p in ends[:wanted]}
+        staying = {p: self.stays(p, server_round) for p in starting}
+        ends = sorted(
+            (turn.end_s, p)
+            for p, turn in zip(starting, turns, strict=True)
+            if turn and staying[p] == 1
+        )
+        kept = {p: end for end, p in ends[:wanted]}
+        over_s = max(kept.values()) if len(kept) == wanted else math.inf
         for p, own, turn in zip(starting, paced, turns, strict=True):
-            device = self.clients[p].device.name
             if turn is None:
-                members[p] = self._late(p, device)
-            elif p not in kept:
-                reason = f"would end at {turn.end_s:g} s, after {wanted} others"
+                members[p] = self.late(p)
+                continue
+            seconds, share = turn.end_s - turn.begin_s, staying[p]
+            device, end_s = self.clients[p].device.name, turn.begin_s + share * seconds
+            if end_s > over_s or (share == 1 and p not in kept):
+                reason = f"would end at {end_s:g} s, after {wanted} others"
                 members[p] = Member(p, device, "surplus", reason)
-            else:
-                seconds = turn.end_s - turn.begin_s
-                members[p] = Member(p, device, "ok", None, seconds, own.joules(seconds))
+                continue
+            members[p] = Member(
+                p,
+                device,
+                "ok" if share == 1 else "left",
+                None if share == 1 else left_after(share),
+                share * seconds,
+                share * own.joules(seconds),
+                begin_s=now_s + turn.begin_s,
+                end_s=now_s + end_s,
+                share=share,
+            )
         done = tuple(member for member in members.values() if member is not None)
-        lasts = [end for end, p in ends if p in kept]
-        lasts += [member.sim_s or 0.0 for member in done if member.status == "alone"]
+        lasts = [*kept.values()]
+        lasts += [m.sim_s or 0.0 for m in done if m.status == "alone"]
+        lasts += [(m.end_s or 0.0) - now_s for m in done if m.status == "left"]
         last_s = max(lasts, default=None)
         return RoundPlan(done, self._length(done, last_s, wanted))
 
-    def _refused(
+    def refused(
         self, partition: int, parts: Mapping[int, Phases], server_round: int, now_s: float
     ) -> Member | None:
         """Who cannot begin, and why."""
@@ -229,23 +266,40 @@ class Fleet:
         own = parts[partition]
         return None if own.fits else _unfit(partition, device, own)
 
-    def _by_itself(self, absent: Member, own: Phases, rule: Rule, server_round: int) -> Member:
+    def _by_itself(
+        self, absent: Member, own: Phases, rule: Rule, server_round: int, now_s: float
+    ) -> Member:
         """What becomes of a client without network that trains all the same."""
         partition, device = absent.partition, absent.device
         if not own.fits:
             return _unfit(partition, device, own)
-        paced = self._paced(own, server_round, partition)
+        paced = self.paced(own, server_round, partition)
         (turn,) = rule([paced], self.deadline_s)
         if turn is None:
-            return self._late(partition, device)
+            return self.late(partition)
         seconds = turn.end_s - turn.begin_s
-        return Member(partition, device, "alone", absent.reason, seconds, paced.joules(seconds))
+        return Member(
+            partition,
+            device,
+            "alone",
+            absent.reason,
+            seconds,
+            paced.joules(seconds),
+            begin_s=now_s + turn.begin_s,
+            end_s=now_s + turn.end_s,
+        )
 
-    def _late(self, partition: int, device: str | None) -> Member:
+    def late(self, partition: int) -> Member:
+        """A client that cannot end in time."""
         reason = f"would end after the deadline of {self.deadline_s:g} s"
-        return Member(partition, device, "late", reason)
+        return Member(partition, self.clients[partition].device.name, "late", reason)
 
-    def _paced(self, own: Phases, server_round: int, partition: int) -> Phases:
+    def stays(self, partition: int, server_round: int) -> float:
+        """The share of its work after which a client leaves; 1 where it stays to the end."""
+        return stays(self.dropout, self.seed, server_round, partition)
+
+    def paced(self, own: Phases, server_round: int, partition: int) -> Phases:
+        """A client's phases at the speed that it has in a round."""
         if self.jitter == 0:
             return own
         device, link = jitter(self.jitter, self.seed, server_round, partition)
@@ -274,6 +328,11 @@ def num_asked(wanted: int, over_select: float, num_clients: int) -> int:
     if not 1 <= over_select < math.inf:
         raise ValueError(f"fleet.over_select={over_select}: takes a factor of 1 or more")
     return min(num_clients, math.ceil(round(wanted * over_select, 9)))
+
+
+def left_after(share: float) -> str:
+    """Why a client that left after a share of its work takes no part."""
+    return f"left after {share:.0%} of its work"
 
 
 def _unfit(partition: int, device: str | None, own: Phases) -> Member:

@@ -66,6 +66,22 @@ def jitter(sigma: float, seed: int, server_round: int, partition: int) -> tuple[
 _NORMAL = NormalDist()
 
 
+def stays(dropout: float, seed: int, server_round: int, partition: int) -> float:
+    """Return the share of a round's work after which a client leaves; 1 where it does not.
+
+    It leaves with probability ``dropout``, at a moment that is drawn evenly.
+
+    Raises:
+        ValueError: it is no probability below 1.
+    """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"fleet.dropout={dropout}: takes a probability in [0, 1)")
+    if dropout == 0:
+        return 1.0
+    drawn = draw_uniform(seed, "dropout of clients", server_round, partition)
+    return drawn / dropout if drawn < dropout else 1.0
+
+
 def _pick(shares: Mapping[str, float], u: float) -> str:
     names = [name for name, share in shares.items() if share > 0]
     edges = list(accumulate(shares[name] for name in names))

@@ -7,7 +7,7 @@ from fleet.availability import Sometimes
 from fleet.cost import check_objective
 from fleet.devices import tables
 from fleet.plan import num_asked
-from fleet.population import jitter
+from fleet.population import jitter, stays
 
 WORDS = ("always", "diurnal")
 
@@ -54,6 +54,10 @@ class FleetSettings:
         default=0.0,
         metadata={"help": "sd of the log-normal noise on speeds, drawn in each round"},
     )
+    dropout: float = field(
+        default=0.0,
+        metadata={"help": "probability that a client that began leaves before its end"},
+    )
     tails: bool = field(default=False, metadata={"help": "include the tail energy of the radios"})
     objective: str = field(
         default="seconds", metadata={"help": "objective of split.cut=auto: seconds, joules"}
@@ -65,6 +69,7 @@ class FleetSettings:
         check_objective(self.objective)
         num_asked(1, self.over_select, 1)  # checks the factor
         jitter(self.jitter, 0, 0, 0)  # checks itself
+        stays(self.dropout, 0, 0, 0)  # checks itself
         if (self.population is None) == (self.capacity is None):
             raise ValueError(
                 f"fleet={self.name}: takes either fleet.population or fleet.capacity; "

@@ -128,7 +128,8 @@ class ClientRecord:
         partition: the client's partition id, from 0.
         device: its device class; None without a fleet.
         status: ``ok``, ``alone`` (trained without network) or ``failed``, or why it did not train:
-            ``absent``, ``unfit`` (memory), ``late``, ``surplus`` (others ended before it).
+            ``absent``, ``unfit`` (memory), ``late``, ``surplus`` (others ended before it), ``left``
+            (before its end), ``stale`` (its update came too late to be of use).
         num_examples: samples it has.
         loss: its mean training loss; None unless it trained.
         bytes_up: payload bytes it sent.
@@ -136,6 +137,9 @@ class ClientRecord:
         sim_s: simulated seconds; None without a fleet.
         energy_j: simulated joules; None without a fleet.
         reason: why it failed, did not train, or not with the server, in words; else None.
+        begin_s: when it began, in simulated seconds since the experiment began; stored where it
+            did, on a fleet.
+        end_s: when it ended or left; the same.
         accuracy: of the model after the round on samples that the client holds out; stored where
             clients are tested (evaluate.on).
     """
@@ -151,19 +155,20 @@ class ClientRecord:
     sim_s: float | None
     energy_j: float | None
     reason: str | None = None
+    begin_s: float | None = None
+    end_s: float | None = None
     accuracy: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, but for an accuracy that there is not."""
+        """All fields, but for those that are not said of every client."""
         row = finite(asdict(self))
-        return row if row["accuracy"] is not None else without(row, "accuracy")
+        return without(row, *(name for name in _OF_SOME if row[name] is None))
 
 
 BYTES = ("bytes_up", "bytes_down")
-_CLIENT = frozenset(field.name for field in fields(ClientRecord)) - {
-    "reason",
-    "accuracy",
-}  # younger
+_OF_SOME = ("begin_s", "end_s", "accuracy")
+# What every line of clients.jsonl has; "reason" is younger than the first.
+_CLIENT = frozenset(field.name for field in fields(ClientRecord)) - {"reason", *_OF_SOME}
 
 
 class Sink(Protocol):

@@ -349,6 +349,9 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         for name in ("nesterov", "warmup_rounds", "clip_norm")
         if not getattr(config.train, name)
     }
+    unread |= {f"schedule.{name}" for name in config.schedule.unread()}
+    if not config.fleet.dropout:
+        unread.add("fleet.dropout")
     unread |= {f"strategy.{name}" for name in methods.unread(config.strategy)}
     found = {key: value for key, value in flat.items() if not is_under(key, unread)}
     found |= {key: one.value for key, one in RETIRED.items() if one.beside in found}

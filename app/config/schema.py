@@ -28,6 +28,7 @@ from strategies.client.training import LocalTraining
 from strategies.server.bottleneck import PruneSettings
 from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
+from strategies.server.schedule_settings import ScheduleSettings
 from tracking.wandb_sink import WandbSettings
 
 AUTO = "auto"
@@ -150,6 +151,7 @@ class Config:
     prune: PruneSettings = field(default_factory=PruneSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     fleet: FleetSettings = field(default_factory=FleetSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     tracker: TrackerSettings = field(default_factory=TrackerSettings)

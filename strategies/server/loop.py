@@ -8,7 +8,7 @@ run ends with `AllClientsFailedError`; checkpoints are written and continued fro
 
 A round is a function of the state with which it begins:
 
-    choose      planner: who is there, fits and ends in time
+    choose      schedule and planner: who is there, fits and ends in time
     train       schedule: in parallel, or one handing on to the next; messages by the wire
     keep        private: what stays with its client
     aggregate   over those that hold an array, then the server optimizer
@@ -36,10 +36,12 @@ from models.trace import preserved_randomness, seed_all
 from strategies import messages
 from strategies.contract import ClientHalf, Settings, check_arrays, check_report
 from strategies.server.best import keeping_best
+from strategies.server.buffered import brought_up
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.discovery import introductions
 from strategies.server.method import (
     Arrays,
+    Chosen,
     Clients,
     Method,
     Network,
@@ -48,11 +50,12 @@ from strategies.server.method import (
     RoundArguments,
     RoundSettings,
     ServerState,
+    Start,
     Test,
     TestOf,
     Variant,
 )
-from strategies.server.planner import Chosen, Planner
+from strategies.server.planner import Planner
 from strategies.server.results import (
     all_failed,
     check_forms,
@@ -62,7 +65,7 @@ from strategies.server.results import (
     round_record,
     train_loss,
 )
-from strategies.server.schedules import Parallel
+from strategies.server.schedules import Parallel, scheduled
 from strategies.server.spool import Spool
 from strategies.server.watch import NOTHING, Watch
 from tracking.record import Sink
@@ -102,8 +105,7 @@ class Federation:
 
     def choose(self, state: ServerState) -> Chosen:
         """Draw the clients of the next round."""
-        number, busy = state.round + 1, self.method.schedule.busy(state)
-        return self.planner.choose(self.in_round(number), number, state.now_s, busy)
+        return self.method.schedule.choose(self.planner, self.network, state)
 
     def enter(self, state: ServerState) -> ServerState:
         """Return the state with which the next round begins."""
@@ -122,14 +124,16 @@ class Federation:
         """
         number, network = state.round + 1, self.in_round(state.round + 1)
 
-        def exchange(arrays: Arrays, partitions: Sequence[int]) -> list[Result]:
-            return self.exchange(state.with_arrays(arrays), partitions, is_alone=False)
-
         entered = state
-        state, linked = self.method.schedule.run(state, network, chosen.linked, exchange)
+
+        def exchange(starts: Sequence[Start]) -> list[Result]:
+            return self.exchange(entered, starts)
+
+        state, linked = self.method.schedule.run(state, network, chosen, exchange)
         linked = by_partition(linked)
         report_failures(number, linked)
-        alone = by_partition(self.exchange(entered, chosen.alone, is_alone=True))
+        apart = Start(entered.arrays, chosen.alone)
+        alone = by_partition(self.exchange(entered, [apart], is_alone=True))
         report_failures(number, alone)
         if self.method.private is not None and network is not None:
             state = self.method.private.keep(state, network, linked + alone, chosen.alone)
@@ -142,6 +146,7 @@ class Federation:
         if self.method.private is not None and network is not None:
             useful = list(self.method.private.shared(network, self.clients, useful))
         trained = None if network is None else trained_names(network.model)
+        useful = brought_up(useful, state.arrays, trained)
         return self.method.aggregate(state, useful, trained)
 
     def evaluate(self, state: ServerState, alone: Sequence[int], test: Test) -> dict[str, float]:
@@ -173,60 +178,63 @@ class Federation:
 
     def alone(self, state: ServerState) -> Sequence[int]:
         """The clients that trained without a network in the last round of a state."""
-        if self.method.private is None or not state.round:
+        if self.method.outage is None or not state.round:
             return []
         return self.choose(replace(state, round=state.round - 1, records=state.records[:-1])).alone
 
     def exchange(
-        self, state: ServerState, partitions: Sequence[int], *, is_alone: bool
+        self, state: ServerState, starts: Sequence[Start], *, is_alone: bool = False
     ) -> list[Result]:
         """Send a round's messages and return what came of each, in their order.
 
         Replies are taken one by one, as they come: together they may not fit into memory.
         """
-        sent = self.requests(state, partitions, is_alone=is_alone)
-        expected = forms(state.arrays)
-        network = self.in_round(state.round + 1)
+        asked: dict[int, Asked] = {}  # by node
+        sent: list[Message] = []
+        for start in starts:
+            network = self.in_round(start.server_round or state.round + 1)
+            expected, names = forms(start.arrays), frozenset[str]()
+            sizes: dict[tuple[int, frozenset[str] | None], int] = {}  # most get the same
+            messages_of = self.requests(state, start, is_alone=is_alone)
+            for partition, message in zip(start.partitions, messages_of, strict=True):
+                crossing = names if is_alone else self.method.wire.names(network, partition)
+                key = id(message.content), crossing
+                if key not in sizes:
+                    arrays = messages.read_request(message)[0]
+                    sizes[key] = messages.payload_bytes(arrays, crossing)
+                asked[self.nodes[partition]] = Asked(
+                    partition, expected, network, crossing, sizes[key]
+                )
+                sent.append(message)
         size = sum(array.nbytes for array in state.arrays.values())
         spool = Spool(len(sent) * size)
-        crosses: dict[int, tuple[frozenset[str] | None, int]] = {}
-        sizes: dict[tuple[int, frozenset[str] | None], int] = {}  # most clients get the same
-        for partition, message in zip(partitions, sent, strict=True):
-            names = frozenset() if is_alone else self.method.wire.names(network, partition)
-            key = id(message.content), names
-            if key not in sizes:
-                sizes[key] = messages.payload_bytes(messages.read_request(message)[0], names)
-            crosses[partition] = names, sizes[key]
-        asked = {self.nodes[partition]: partition for partition in partitions}
         results: dict[int, Result] = {}
         for reply in self.grid.send_and_receive(sent, timeout=self.timeout_s):
-            partition = asked[reply.metadata.src_node_id]
-            result = self.result(partition, reply, expected, network, *crosses[partition])
-            results[partition] = replace(result, arrays=spool.put(result.arrays))
-        return [
-            results.get(p) or self.result(p, None, expected, network, *crosses[p])
-            for p in partitions
-        ]
+            node = reply.metadata.src_node_id
+            result = self.result(asked[node], reply)
+            results[node] = replace(result, arrays=spool.put(result.arrays))
+        return [results.get(node) or self.result(one, None) for node, one in asked.items()]
 
     def requests(
-        self, state: ServerState, partitions: Sequence[int], *, is_alone: bool = False
+        self, state: ServerState, start: Start, *, is_alone: bool = False
     ) -> list[Message]:
         """One message per client; clients of one variant share its content."""
-        number = state.round + 1
+        number = start.server_round or state.round + 1
         network = self.in_round(number)
         settings = self.settings(number) | ({messages.ALONE: True} if is_alone else {})
         private = self.method.private if network is not None else None
         contents: dict[Variant, RecordDict] = {}
         sent: list[Message] = []
-        for partition in partitions:
+        for partition in start.partitions:
             variant = () if network is None else network.variant(partition)
+            variant += start.told.get(partition, ())
             own: Arrays = {}
             if private is not None and network is not None:
                 own = private.own(state, network, partition)
             content = contents.get(variant) if not own else None
             if content is None:
                 arrays = self.method.wire.encode(
-                    network, {**state.arrays, **own}, partition, number, self.rounds.seed
+                    network, {**start.arrays, **own}, partition, number, self.rounds.seed
                 )
                 config = ConfigRecord({**settings, **dict(variant)})
                 content = messages.request(messages.to_record(arrays), config, number)
@@ -246,25 +254,9 @@ class Federation:
         told = settings_of(self.method, self.rounds, self.network, server_round)
         return {**told, messages.SEED: self.rounds.seed, **self.config}
 
-    def result(
-        self,
-        partition: int,
-        reply: Message | None,
-        expected: Mapping[str, str],
-        network: Network | None,
-        names: frozenset[str] | None,
-        sent_bytes: int,
-    ) -> Result:
-        """Return what came of a client.
-
-        Args:
-            partition: the client.
-            reply: what it answered; None if it did not.
-            expected: `forms` of the global model's arrays.
-            network: of this round.
-            names: of the arrays that cross the network; None for all.
-            sent_bytes: of those that it was sent.
-        """
+    def result(self, asked: "Asked", reply: Message | None) -> Result:
+        """Return what came of a client; ``reply`` is None where it did not answer."""
+        partition, sent_bytes = asked.partition, asked.sent_bytes
         result = Result(partition, self.clients.num_examples[partition], bytes_down=sent_bytes)
         if reply is None:
             return replace(result, error="no answer in time")
@@ -273,19 +265,38 @@ class Federation:
         try:
             update = messages.read_reply(reply)
             check_report(update, result.num_examples)
-            arrays, masks = self.method.wire.decode(network, update.arrays, partition)
-            check_forms(arrays, expected)
+            arrays, masks = self.method.wire.decode(asked.network, update.arrays, partition)
+            check_forms(arrays, asked.expected)
             check_arrays(arrays)
         except Exception as problem:  # a stranger's bytes fail to be read in any way
             return replace(result, error=f"its reply cannot be used: {problem!r}")
         return replace(
             result,
-            bytes_up=update.bytes_up + messages.update_bytes(update, names),
+            bytes_up=update.bytes_up + messages.update_bytes(update, asked.names),
             bytes_down=update.bytes_down + sent_bytes,
             update=replace(update, arrays={}),
             arrays=arrays,
             masks=masks,
         )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client was sent, and what its answer must be like.
+
+    Attributes:
+        partition: the client.
+        expected: `forms` of the arrays from which it began.
+        network: that it trains.
+        names: of the arrays that cross the network; None for all.
+        sent_bytes: of those that it was sent.
+    """
+
+    partition: int
+    expected: Mapping[str, str]
+    network: Network | None
+    names: frozenset[str] | None
+    sent_bytes: int
 
 
 class FederatedStrategy(Strategy):
@@ -309,8 +320,10 @@ class FederatedStrategy(Strategy):
     is_private: ClassVar[bool] = False
 
     def __init__(self, method: Method, **rounds: Unpack[RoundArguments]) -> None:
-        self.method = method
         self.rounds = RoundSettings(**rounds)
+        self.method = replace(
+            method, schedule=scheduled(method.schedule, self.rounds, method.outage)
+        )
         method.network.check(self.rounds)
         self.network: Prepared | None = None  # set by prepare()
         self._federation: Federation | None = None  # of configure_train() and aggregate_train()
@@ -422,7 +435,8 @@ class FederatedStrategy(Strategy):
             chosen = federation.choose(state)
             state, linked, alone = federation.train(state, chosen)
             results = by_partition(linked + alone)
-            if results and all(one.update is None for one in results):
+            has_failed = bool(results) and all(one.update is None for one in results)
+            if has_failed and not chosen.may_fail:
                 raise all_failed(number, results)
             state = federation.aggregate(state, linked)
             evaluated, own = dict[str, float](), dict[int, float]()
@@ -437,6 +451,7 @@ class FederatedStrategy(Strategy):
                     said, own = watch.test_clients(federation, after)
                     evaluated |= said
             report = self.method.report(federation.in_round(number), results, chosen.alone)
+            report |= chosen.report
             wall_s = time.perf_counter() - started
             record = round_record(number, results, evaluated, report, wall_s, chosen.plan)
             record = replace(record, evaluated_on=watch.evaluated_on)
@@ -485,17 +500,22 @@ class FederatedStrategy(Strategy):
         """One message per chosen client, in the order of partition ids; for a loop of one's own.
 
         Raises:
-            RuntimeError: clients train one after another, which only `start` can do.
+            RuntimeError: clients do not all train at once, which only `start` can do.
         """
         if not isinstance(self.method.schedule, Parallel):
-            raise RuntimeError(f"{type(self).__name__}: clients train in turn; start() runs it")
+            raise RuntimeError(
+                f"{type(self).__name__}: its clients do not all train at once; start() runs it"
+            )
         federation = self._federation
         if federation is None or federation.grid is not grid:
             federation = self.federation(grid)
         federation = replace(federation, config=dict(config))
         state = ServerState(server_round - 1, messages.to_arrays(arrays), self._entered.extra)
         self._federation, self._entered = federation, federation.enter(state)
-        return federation.requests(self._entered, federation.choose(self._entered).linked)
+        chosen = federation.choose(self._entered)
+        return federation.requests(
+            self._entered, Start(self._entered.arrays, chosen.linked, told=chosen.told)
+        )
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -508,7 +528,9 @@ class FederatedStrategy(Strategy):
         network, names = federation.in_round(server_round), self.method.wire.names
         partition_of = {node: partition for partition, node in federation.nodes.items()}
         results = [
-            federation.result(partition, reply, expected, network, names(network, partition), 0)
+            federation.result(
+                Asked(partition, expected, network, names(network, partition), 0), reply
+            )
             for reply in replies
             for partition in [partition_of[reply.metadata.src_node_id]]
         ]

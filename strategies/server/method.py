@@ -1,7 +1,8 @@
 """What a method is: a frozen value that names its parts, and the state that rounds pass on.
 
     network     what is trained, and which of its arrays live on the device
-    schedule    who trains when, what one client hands on to the next, and the clock's rule for it
+    schedule    who trains when, what one client hands on to the next, and the clock's rule for it;
+                the group schedule of the configuration may have it otherwise
     wire        which arrays cross the network each way, and in how many bytes
     aggregate   from the clients' results to the next global model
     private     what a client keeps for itself between rounds, where it does
@@ -21,13 +22,15 @@ from torch import Tensor, nn
 
 from fleet.clock import Rule
 from fleet.outages import Outage
-from fleet.plan import Fleet
+from fleet.phases import Phases
+from fleet.plan import Fleet, Member, RoundPlan
 from fleet.work import ClientWork
 from models.cost import Cost
 from models.inputs import Inputs
 from models.objective import TaskSettings
 from strategies.client.training import LocalTraining
 from strategies.contract import Settings, Update
+from strategies.server.schedule_settings import ScheduleSettings
 from tracking.record import RoundRecord
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -84,6 +87,7 @@ class RoundSettings:
         fleet: the clients' devices, links and availability: who takes part, simulated seconds and
             joules; None has everybody take part and counts neither. Needs ``prepare``.
         over_select: with a fleet, how many times the clients wanted are asked.
+        schedule: whether rounds wait for their clients.
         task: what the network's outputs are for.
     """
 
@@ -94,6 +98,7 @@ class RoundSettings:
     num_clients: int | None = None
     fleet: Fleet | None = None
     over_select: float = 1.0
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     task: TaskSettings = field(default_factory=TaskSettings)
 
 
@@ -107,6 +112,7 @@ class RoundArguments(TypedDict, total=False):
     num_clients: int | None
     fleet: Fleet | None
     over_select: float
+    schedule: ScheduleSettings
     task: TaskSettings
 
 
@@ -165,7 +171,10 @@ class Result:
             read when it is asked for.
         masks: what of these arrays the client holds, where that is not all.
         error: why there is no update.
-        discount: what its weight in an average is multiplied by, such as for staleness.
+        discount: what its weight in an average is multiplied by.
+        base: the model that it began from, where the global one has changed since; what it changed
+            is then added to the present one.
+        damping: what that change is multiplied by.
     """
 
     partition: int
@@ -177,6 +186,8 @@ class Result:
     masks: Masks = field(default_factory=dict)
     error: str | None = None
     discount: float = 1.0
+    base: Arrays | None = None
+    damping: float = 1.0
 
     @property
     def weight(self) -> float:
@@ -185,8 +196,46 @@ class Result:
         return samples * self.discount
 
 
-# Begin from these arrays of the global model; these clients, all at once; what came of each.
-Exchange = Callable[[Arrays, Sequence[int]], list[Result]]
+@dataclass(frozen=True)
+class Start:
+    """Clients that train from the same arrays.
+
+    Attributes:
+        arrays: of the global model.
+        partitions: who begins from them.
+        server_round: the round that they train for; None is the present one.
+        told: by partition, what a client is told beside what its network's variant says.
+    """
+
+    arrays: Arrays
+    partitions: Sequence[int]
+    server_round: int | None = None
+    told: Mapping[int, Variant] = field(default_factory=dict)
+
+
+# Have all clients of these train at once; what came of each, in their order.
+Exchange = Callable[[Sequence[Start]], list[Result]]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The clients of a round.
+
+    Attributes:
+        linked: who trains with the server, in the order of training.
+        alone: who trains without a network, by partition id.
+        plan: what becomes of everybody who was asked, and how long it lasts; None without a fleet.
+        told: by partition, what a client is told beside the others.
+        report: what the round's record says of it.
+        may_fail: whether nothing may come of them all without that ending the run.
+    """
+
+    linked: Sequence[int]
+    alone: Sequence[int]
+    plan: RoundPlan | None = None
+    told: Mapping[int, Variant] = field(default_factory=dict)
+    report: Mapping[str, float] = field(default_factory=dict)
+    may_fail: bool = False
 
 
 class Prepared(Protocol):
@@ -303,6 +352,37 @@ class Wire(Protocol):
         """Bytes of what crosses, to a client and back, from shapes alone."""
 
 
+class Drawing(Protocol):
+    """What a schedule draws a round's clients with: `planner.Planner`."""
+
+    @property
+    def rounds(self) -> RoundSettings:
+        """How rounds go."""
+
+    @property
+    def clients(self) -> Clients:
+        """Who there is."""
+
+    @property
+    def with_data(self) -> Sequence[int]:
+        """Those of them that have samples."""
+
+    def choose(
+        self,
+        network: Network | None,
+        server_round: int,
+        now_s: float,
+        busy: Collection[int] = (),
+    ) -> Chosen:
+        """Draw the clients of a round in which all begin together."""
+
+    def phases(self, network: Network) -> Mapping[int, Phases]:
+        """Each client's round on its device and link."""
+
+    def counted(self, network: Network, member: Member) -> Member:
+        """A client of whose work nothing comes, with the bytes that crossed all the same."""
+
+
 class Schedule(Protocol):
     """Who trains when, and what is handed on."""
 
@@ -310,14 +390,20 @@ class Schedule(Protocol):
     def rule(self) -> Rule:
         """How clients and server take turns, for the simulated clock."""
 
-    def busy(self, state: ServerState) -> Collection[int]:
-        """The clients still at a task of an earlier round; they are not drawn for the next."""
-
     def order(self, chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
         """The clients of a round in the order in which they train."""
 
+    def choose(self, drawing: Drawing, network: Prepared | None, state: ServerState) -> Chosen:
+        """Draw the clients of the next round.
+
+        Args:
+            drawing: knows the clients, and what a round takes them.
+            network: of all rounds; None where the caller did not prepare it.
+            state: with which the round begins.
+        """
+
     def run(
-        self, state: ServerState, network: Network | None, chosen: Sequence[int], exchange: Exchange
+        self, state: ServerState, network: Network | None, chosen: Chosen, exchange: Exchange
     ) -> tuple[ServerState, list[Result]]:
         """Have clients train.
 

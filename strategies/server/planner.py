@@ -1,27 +1,15 @@
 """Selects the clients of a round from shapes alone, before any client trains."""
 
+import functools
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fleet.phases import Phases
-from fleet.plan import RoundPlan, num_asked
+from fleet.plan import LOST, Member, RoundPlan, num_asked
 from fleet.selection import num_selected, select
-from strategies.server.method import Clients, Method, Network, RoundSettings, Variant
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The clients of a round.
-
-    Attributes:
-        linked: who trains with the server, in the order of training.
-        alone: who trains without a network, by partition id.
-        plan: what becomes of everybody who was asked, and how long it lasts; None without a fleet.
-    """
-
-    linked: Sequence[int]
-    alone: Sequence[int]
-    plan: RoundPlan | None = None
+from fleet.work import ClientWork
+from strategies.server.method import Chosen, Clients, Method, Network, RoundSettings, Variant
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +20,19 @@ class Planner:
         method: its schedule orders them and says how they take turns.
         rounds: how many are wanted.
         clients: who there is.
-        made: phases of each network, and of its clients alone, so that shapes are read once.
+        made: work and phases of each network, and of its clients alone, so that shapes are read
+            once.
     """
 
     method: Method
     rounds: RoundSettings
     clients: Clients
-    made: dict[tuple[Network, bool], Mapping[int, Phases]] = field(default_factory=dict, repr=False)
+    made: dict[tuple[Network, bool], "Made"] = field(default_factory=dict, repr=False)
+
+    @functools.cached_property
+    def with_data(self) -> Sequence[int]:
+        """The clients that have samples."""
+        return self.clients.with_data()
 
     def choose(
         self,
@@ -55,7 +49,7 @@ class Planner:
             now_s: simulated seconds since the experiment began.
             busy: clients that cannot be drawn, as they are at an earlier task.
         """
-        idle, seed = [p for p in self.clients.with_data() if p not in busy], self.rounds.seed
+        idle, seed = [p for p in self.with_data if p not in busy], self.rounds.seed
         fleet, order = self.clients.fleet, self.method.schedule.order
         if not idle:
             return Chosen([], [], None if fleet is None else RoundPlan((), 0.0))
@@ -74,7 +68,11 @@ class Planner:
             self.alone_phases(network),
         )  # fmt: skip
         alone = sorted(plan.alone)
-        return Chosen([p for p in plan.participants if p not in alone], alone, plan)
+        linked = [p for p in plan.participants if p not in alone]
+        members = tuple(self.counted(network, member) for member in plan.members)
+        left = sum(member.status == "left" for member in members)
+        report = {"left": float(left)} if fleet.dropout else {}
+        return Chosen(linked, alone, replace(plan, members=members), report=report)
 
     def check(self, network: Network) -> None:
         """Refuse a fleet in which no client could ever take part.
@@ -87,6 +85,24 @@ class Planner:
 
     def phases(self, network: Network) -> Mapping[int, Phases]:
         """Each client's round on its device and link; made once for each network."""
+        return self._made(network).phases
+
+    def alone_phases(self, network: Network) -> Mapping[int, Phases]:
+        """The same of those that train without a network."""
+        assert self.clients.fleet is not None
+        if (network, True) not in self.made:
+            works = network.alone_works(self.rounds.train)
+            self.made[network, True] = Made(works, self.clients.fleet.phases(works))
+        return self.made[network, True].phases
+
+    def counted(self, network: Network, member: Member) -> Member:
+        """A client of whose work nothing comes, with the bytes that crossed all the same."""
+        if member.status not in LOST:
+            return member
+        up, down = crossed(self._made(network).works[member.partition], member.share)
+        return replace(member, bytes_up=up, bytes_down=down)
+
+    def _made(self, network: Network) -> "Made":
         assert self.clients.fleet is not None
         if (network, False) not in self.made:
             sizes: dict[Variant, tuple[int, int]] = {}  # alike for all that train the same
@@ -98,13 +114,24 @@ class Planner:
                 return sizes[variant]
 
             works = network.works(self.rounds.train, sent)
-            self.made[network, False] = self.clients.fleet.phases(works)
+            self.made[network, False] = Made(works, self.clients.fleet.phases(works))
         return self.made[network, False]
 
-    def alone_phases(self, network: Network) -> Mapping[int, Phases]:
-        """The same of those that train without a network."""
-        assert self.clients.fleet is not None
-        if (network, True) not in self.made:
-            works = network.alone_works(self.rounds.train)
-            self.made[network, True] = self.clients.fleet.phases(works)
-        return self.made[network, True]
+
+@dataclass(frozen=True)
+class Made:
+    """What a round takes each client, in operations and bytes, and on its device and link."""
+
+    works: Mapping[int, ClientWork]
+    phases: Mapping[int, Phases]
+
+
+def crossed(work: ClientWork, share: float) -> tuple[int, int]:
+    """Bytes up and down of a client that does a share of its work.
+
+    The model comes down first and goes up last; what crosses a cut is spread over the time between.
+    """
+    total = work.total()
+    up = math.floor(share * (total.bytes_up - work.bytes_up))
+    down = math.floor(share * (total.bytes_down - work.bytes_down))
+    return up + (work.bytes_up if share == 1 else 0), down + work.bytes_down

@@ -90,6 +90,9 @@ def round_record(
     """
     updates = [result.update for result in results if result.update is not None]
     extra = {name: float(value) for name, value in metrics.items()}
+    lost = () if plan is None else plan.members  # the members of others say nothing of bytes
+    up = [result.bytes_up for result in results] + [member.bytes_up for member in lost]
+    down = [result.bytes_down for result in results] + [member.bytes_down for member in lost]
     return RoundRecord(
         round=server_round,
         accuracy=extra.pop("accuracy", None),
@@ -98,8 +101,8 @@ def round_record(
         num_clients=len(updates),
         num_failed=len(results) - len(updates),
         num_dropped=0 if plan is None else len(plan.members) - len(plan.participants),
-        bytes_up=sum(result.bytes_up for result in results),
-        bytes_down=sum(result.bytes_down for result in results),
+        bytes_up=sum(up),
+        bytes_down=sum(down),
         sim_s=None if plan is None else plan.sim_s,
         energy_j=None if plan is None else plan.energy_j,
         wall_s=wall_s,
@@ -142,11 +145,13 @@ def _dropped_record(server_round: int, member: Member) -> ClientRecord:
         status=member.status,
         num_examples=0,
         loss=None,
-        bytes_up=0,
-        bytes_down=0,
-        sim_s=None,
-        energy_j=None,
+        bytes_up=member.bytes_up,
+        bytes_down=member.bytes_down,
+        sim_s=member.sim_s,
+        energy_j=member.energy_j,
         reason=member.reason,
+        begin_s=member.begin_s,
+        end_s=member.end_s,
     )
 
 
@@ -165,6 +170,8 @@ def client_record(server_round: int, result: Result, member: Member | None = Non
         sim_s=member.sim_s if member else None,
         energy_j=member.energy_j if member else None,
         reason=last_line(result.error) if update is None else member.reason if member else None,
+        begin_s=member.begin_s if member else None,
+        end_s=member.end_s if member else None,
     )
 
 

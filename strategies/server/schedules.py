@@ -6,17 +6,32 @@
                `queued`      the server's part is handed on, in a random order of the round's own;
                              the devices' parts all begin as the round did
 
-A client that fails in a chain hands on what it was given.
+A client that fails in a chain hands on what it was given. Those that wait for nobody are in
+`strategies.server.buffered`.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from fleet import clock
-from fleet.clock import Rule
+from fleet.clock import AtOnce, Rule
+from fleet.outages import Outage
 from fleet.seeds import derive_seed
-from strategies.server.method import Exchange, Network, Result, Schedule, ServerState
+from strategies.server.buffered import Buffered
+from strategies.server.method import (
+    Chosen,
+    Drawing,
+    Exchange,
+    Network,
+    Prepared,
+    Result,
+    RoundSettings,
+    Schedule,
+    ServerState,
+    Start,
+)
+from strategies.server.schedule_settings import SYNC
 
 
 @dataclass(frozen=True)
@@ -29,19 +44,23 @@ class Parallel:
 
     rule: Rule = clock.parallel
 
-    def busy(self, state: ServerState) -> tuple[int, ...]:
-        """Nobody: a round ends with all of its clients."""
+    def busy(self, state: ServerState) -> Collection[int]:
+        """Clients at a task of an earlier round, which are not drawn: nobody, as a round ends."""
         return ()
 
     def order(self, chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
         """As they were drawn: by partition id."""
         return list(chosen)
 
+    def choose(self, drawing: Drawing, network: Prepared | None, state: ServerState) -> Chosen:
+        """Those of a round, but for who is still busy."""
+        return draw(drawing, network, state, self.busy(state))
+
     def run(
-        self, state: ServerState, network: Network | None, chosen: Sequence[int], exchange: Exchange
+        self, state: ServerState, network: Network | None, chosen: Chosen, exchange: Exchange
     ) -> tuple[ServerState, list[Result]]:
         """Nothing is handed on."""
-        return state, exchange(state.arrays, chosen)
+        return state, exchange([Start(state.arrays, chosen.linked, told=chosen.told)])
 
 
 @dataclass(frozen=True)
@@ -58,21 +77,21 @@ class Chain:
     relays_device: bool
     is_shuffled: bool
 
-    def busy(self, state: ServerState) -> tuple[int, ...]:
-        """Nobody: a round ends with the last of its clients."""
-        return ()
-
     def order(self, chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
         """The order in which they hand on."""
         return shuffled(chosen, seed, server_round) if self.is_shuffled else list(chosen)
 
+    def choose(self, drawing: Drawing, network: Prepared | None, state: ServerState) -> Chosen:
+        """Those of a round."""
+        return draw(drawing, network, state)
+
     def run(
-        self, state: ServerState, network: Network | None, chosen: Sequence[int], exchange: Exchange
+        self, state: ServerState, network: Network | None, chosen: Chosen, exchange: Exchange
     ) -> tuple[ServerState, list[Result]]:
         """What is handed on is left out of the results: there is nothing to average."""
         current, left = dict(state.arrays), list[Result]()
-        for partition in chosen:
-            (result,) = exchange(current, [partition])
+        for partition in chosen.linked:
+            (result,) = exchange([Start(current, [partition])])
             stays = frozenset[str]()
             if not self.relays_device and network is not None:
                 stays = network.on_device(partition) or frozenset()
@@ -82,10 +101,56 @@ class Chain:
         return state.with_arrays(current), left
 
 
+def draw(
+    drawing: Drawing, network: Prepared | None, state: ServerState, busy: Collection[int] = ()
+) -> Chosen:
+    """Return the clients of a round that all begin together."""
+    number = state.round + 1
+    in_round = None if network is None else network.in_round(number)
+    return drawing.choose(in_round, number, state.now_s, busy)
+
+
 def shuffled(chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
     """Return the clients in a random order of the round's own."""
     generator = random.Random(derive_seed(seed, "order", server_round))
     return generator.sample(sorted(chosen), len(chosen))
+
+
+def scheduled(own: Schedule, rounds: RoundSettings, outage: Outage | None) -> Schedule:
+    """Return a method's schedule as the group schedule of the configuration has it.
+
+    Args:
+        own: the method's.
+        rounds: how rounds go.
+        outage: when clients are without a network, where they then train on.
+
+    Raises:
+        ValueError: the two do not go together; names the key.
+    """
+    settings = rounds.schedule
+    key = f"schedule={settings.name}"
+    if settings.name == SYNC:
+        return own
+    if type(own) is not Parallel or not isinstance(own.rule, AtOnce):
+        raise ValueError(
+            f"{key}: this method's clients train one after another; takes those whose clients "
+            "train at once: fedavg, oqfl, splitfed_v1, splitfed_v3, ushaped, others with "
+            "strategy.base=splitfed_v1, hierarchical with strategy.server_half=replicated"
+        )
+    if rounds.fleet is None:
+        raise ValueError(f"{key}: takes a fleet, whose clock says who arrives when")
+    if rounds.over_select != 1:
+        raise ValueError(
+            f"fleet.over_select={rounds.over_select}: takes 1 with {key}, which waits for nobody"
+        )
+    if outage is not None and outage.happens:
+        raise ValueError(
+            f"{key}: takes clients that have a network while they train: strategy.outage=0 and "
+            "fleet.availability=always"
+        )
+    if rounds.num_clients is not None:
+        settings.check(rounds.clients_per_round, rounds.num_clients)
+    return Buffered(own.rule, settings)
 
 
 PARALLEL = Parallel()

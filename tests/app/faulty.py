@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -29,7 +29,16 @@ from torch import Tensor, nn
 from fleet.clock import Rule
 from strategies.contract import ClientData, ServerHalf, Task, Update
 from strategies.fedavg import FedAvg, FedAvgClient
-from strategies.server.method import Exchange, Network, Result, Schedule, ServerState
+from strategies.server.method import (
+    Chosen,
+    Drawing,
+    Exchange,
+    Network,
+    Prepared,
+    Result,
+    Schedule,
+    ServerState,
+)
 
 Given = tuple[nn.Module, Mapping[str, Tensor], ClientData, Task]
 
@@ -346,15 +355,15 @@ class LeavingOut:
     def rule(self) -> Rule:
         return self.of.rule
 
-    def busy(self, state: ServerState) -> Collection[int]:
-        return self.of.busy(state)
+    def choose(self, drawing: Drawing, network: Prepared | None, state: ServerState) -> Chosen:
+        return self.of.choose(drawing, network, state)
 
     def order(self, chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
         found = self.of.order(chosen, seed, server_round)
         return [p for p in found if not self.is_left_out(p, server_round)]
 
     def run(
-        self, state: ServerState, network: Network | None, chosen: Sequence[int], exchange: Exchange
+        self, state: ServerState, network: Network | None, chosen: Chosen, exchange: Exchange
     ) -> tuple[ServerState, list[Result]]:
         return self.of.run(state, network, chosen, exchange)
 
