@@ -1,11 +1,12 @@
 """Who takes part in a round, and how long it lasts: decided from shapes, before anybody trains."""
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fleet.availability import Always, Availability, Traced
-from fleet.clock import Rule
+from fleet.clock import Pace, Rule, Turn
 from fleet.cost import check_objective
 from fleet.devices import Device
 from fleet.phases import Phases, phases
@@ -36,6 +37,7 @@ class Member:
         began: the round whose model it trains, where that is not the round in which it ends; 0 for
             none.
         share: of its work that it does.
+        batches: that it trains; 0 stands for all.
         bytes_up: that it sent although nothing comes of it; what others sent is counted as it is.
         bytes_down: that it was sent, in the same way.
     """
@@ -50,6 +52,7 @@ class Member:
     end_s: float | None = None
     began: int = 0
     share: float = 1.0
+    batches: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -81,6 +84,23 @@ class RoundPlan:
     def energy_j(self) -> float:
         """Simulated joules of all that began."""
         return sum(member.energy_j or 0.0 for member in self.members)
+
+
+@dataclass(frozen=True)
+class Shorter:
+    """Rounds of fewer batches, for those who would be late with all of them.
+
+    Attributes:
+        pace: seconds of a client while n share the server.
+        num_batches: of a client's whole round.
+        phases: of a client's round of some batches.
+        share: of a client's samples that are in its first batches.
+    """
+
+    pace: Pace
+    num_batches: Callable[[int], int]
+    phases: Callable[[int, int], Phases]
+    share: Callable[[int, int], float]
 
 
 @dataclass(frozen=True)
@@ -198,6 +218,7 @@ class Fleet:
         now_s: float,
         wanted: int | None = None,
         alone: Mapping[int, Phases] | None = None,
+        shorter: Shorter | None = None,
     ) -> RoundPlan:
         """Decide a round.
 
@@ -210,6 +231,8 @@ class Fleet:
             wanted: how many ends the round waits for, where more were asked; None waits for all.
             alone: phases of a round without network, for those that train then: they are not
                 absent, use no server, do not count to ``wanted``, and the round lasts for them too.
+            shorter: has those who would be late do as many batches as they can by the deadline; one
+                at least, else they are late.
         """
         members = {p: self.refused(p, parts, server_round, now_s) for p in asked}
         for p, member in members.items():
@@ -218,41 +241,65 @@ class Fleet:
         starting = [p for p, member in members.items() if member is None]
         paced = [self.paced(parts[p], server_round, p) for p in starting]
         turns = rule(paced, self.deadline_s)
+        began = {p: Begun(p, o, t) for p, o, t in zip(starting, paced, turns, strict=True)}
+        if shorter is not None:
+            n = len(starting)
+            late = [p for p, one in began.items() if one.turn is None]
+            began |= {p: self._cut_short(p, shorter, server_round, n) for p in late}
         staying = {p: self.stays(p, server_round) for p in starting}
         ends = sorted(
-            (turn.end_s, p)
-            for p, turn in zip(starting, turns, strict=True)
-            if turn and staying[p] == 1
+            (one.turn.end_s, p) for p, one in began.items() if one.turn and staying[p] == 1
         )
         kept = {p: end for end, p in ends[:wanted]}
         over_s = max(kept.values()) if len(kept) == wanted else math.inf
-        for p, own, turn in zip(starting, paced, turns, strict=True):
-            if turn is None:
+        for p, one in began.items():
+            if one.turn is None:
                 members[p] = self.late(p)
                 continue
-            seconds, share = turn.end_s - turn.begin_s, staying[p]
-            device, end_s = self.clients[p].device.name, turn.begin_s + share * seconds
-            if end_s > over_s or (share == 1 and p not in kept):
+            member = members[p] = self._began(one, staying[p], now_s)
+            end_s = one.turn.begin_s + (member.sim_s or 0.0)
+            if end_s > over_s or (member.status == "ok" and p not in kept):
                 reason = f"would end at {end_s:g} s, after {wanted} others"
-                members[p] = Member(p, device, "surplus", reason)
-                continue
-            members[p] = Member(
-                p,
-                device,
-                "ok" if share == 1 else "left",
-                None if share == 1 else left_after(share),
-                share * seconds,
-                share * own.joules(seconds),
-                begin_s=now_s + turn.begin_s,
-                end_s=now_s + end_s,
-                share=share,
-            )
+                members[p] = Member(p, member.device, "surplus", reason)
         done = tuple(member for member in members.values() if member is not None)
         lasts = [*kept.values()]
         lasts += [m.sim_s or 0.0 for m in done if m.status == "alone"]
         lasts += [(m.end_s or 0.0) - now_s for m in done if m.status == "left"]
         last_s = max(lasts, default=None)
         return RoundPlan(done, self._length(done, last_s, wanted))
+
+    def _cut_short(self, partition: int, shorter: Shorter, server_round: int, n: int) -> "Begun":
+        """A client that does as many batches as it can by the deadline, while n are at it."""
+
+        def phases_of(count: int) -> Phases:
+            return self.paced(shorter.phases(partition, count), server_round, partition)
+
+        whole = shorter.num_batches(partition)
+        count = bisect_right(
+            range(1, whole), self.deadline_s, key=lambda count: shorter.pace(phases_of(count), n)
+        )
+        if not count:
+            return Begun(partition, phases_of(1), None)
+        own, reason = phases_of(count), f"{count} of {whole} batches by the deadline"
+        turn, share = Turn(0.0, shorter.pace(own, n)), shorter.share(partition, count)
+        return Begun(partition, own, turn, reason, count, share)
+
+    def _began(self, one: "Begun", stays: float, now_s: float) -> Member:
+        """What becomes of a client that begins, and stays for a share of its turn."""
+        assert one.turn is not None
+        seconds = one.turn.end_s - one.turn.begin_s
+        return Member(
+            one.partition,
+            self.clients[one.partition].device.name,
+            "ok" if stays == 1 else "left",
+            one.reason if stays == 1 else left_after(stays),
+            stays * seconds,
+            stays * one.phases.joules(seconds),
+            begin_s=now_s + one.turn.begin_s,
+            end_s=now_s + one.turn.begin_s + stays * seconds,
+            share=stays * one.share,
+            batches=one.batches,
+        )
 
     def refused(
         self, partition: int, parts: Mapping[int, Phases], server_round: int, now_s: float
@@ -312,6 +359,24 @@ class Fleet:
         if waits or last_s is None:
             return self.deadline_s if math.isfinite(self.deadline_s) else 0.0
         return last_s
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A client that could begin, and its turn; None if it cannot end in time.
+
+    Attributes:
+        reason: why it does not do all of its work.
+        batches: that it does then; 0 stands for all.
+        share: of its work.
+    """
+
+    partition: int
+    phases: Phases
+    turn: Turn | None
+    reason: str | None = None
+    batches: int = 0
+    share: float = 1.0
 
 
 def num_asked(wanted: int, over_select: float, num_clients: int) -> int:

@@ -133,6 +133,11 @@ def of_network(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in own and not k.startswith(of_training)}
 
 
+def limit_batches(count: int) -> tuple[tuple[str, int], ...]:
+    """What a client is told beside a round's settings that trains ``count`` batches of it."""
+    return (("train.max_batches", count),)
+
+
 def objective_of(config: Mapping[str, Any]) -> Objective:
     """Return what the network's outputs are for, as it came with a round's settings.
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypedDict
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fleet.clock import Rule
+from fleet.clock import Pace, Rule
 from fleet.outages import Outage
 from fleet.phases import Phases
 from fleet.plan import Fleet, Member, RoundPlan
@@ -373,8 +373,12 @@ class Drawing(Protocol):
         server_round: int,
         now_s: float,
         busy: Collection[int] = (),
+        pace: Pace | None = None,
     ) -> Chosen:
-        """Draw the clients of a round in which all begin together."""
+        """Draw the clients of a round in which all begin together.
+
+        With a pace, those who would be late do what they can by the deadline.
+        """
 
     def phases(self, network: Network) -> Mapping[int, Phases]:
         """Each client's round on its device and link."""

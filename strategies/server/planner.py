@@ -5,11 +5,22 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from fleet.clock import Pace
 from fleet.phases import Phases
-from fleet.plan import LOST, Member, RoundPlan, num_asked
+from fleet.plan import LOST, Member, RoundPlan, Shorter, num_asked
 from fleet.selection import num_selected, select
 from fleet.work import ClientWork
-from strategies.server.method import Chosen, Clients, Method, Network, RoundSettings, Variant
+from strategies import messages
+from strategies.client.training import batch_sizes
+from strategies.server.method import (
+    Chosen,
+    Clients,
+    Method,
+    Network,
+    RoundSettings,
+    Sizes,
+    Variant,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +33,14 @@ class Planner:
         clients: who there is.
         made: work and phases of each network, and of its clients alone, so that shapes are read
             once.
+        fewer: the same of rounds of fewer batches.
     """
 
     method: Method
     rounds: RoundSettings
     clients: Clients
     made: dict[tuple[Network, bool], "Made"] = field(default_factory=dict, repr=False)
+    fewer: dict[Network, Shorter] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def with_data(self) -> Sequence[int]:
@@ -40,6 +53,7 @@ class Planner:
         server_round: int,
         now_s: float,
         busy: Collection[int] = (),
+        pace: Pace | None = None,
     ) -> Chosen:
         """Draw a round's clients.
 
@@ -48,6 +62,7 @@ class Planner:
             server_round: from 1.
             now_s: simulated seconds since the experiment began.
             busy: clients that cannot be drawn, as they are at an earlier task.
+            pace: has those who would be late do what they can by the deadline, at this pace.
         """
         idle, seed = [p for p in self.with_data if p not in busy], self.rounds.seed
         fleet, order = self.clients.fleet, self.method.schedule.order
@@ -65,14 +80,15 @@ class Planner:
         assert network is not None, "a fleet needs prepare()"
         plan = fleet.plan(
             asked, self.phases(network), self.method.schedule.rule, server_round, now_s, wanted,
-            self.alone_phases(network),
+            self.alone_phases(network), None if pace is None else self._shorter(network, pace),
         )  # fmt: skip
         alone = sorted(plan.alone)
         linked = [p for p in plan.participants if p not in alone]
         members = tuple(self.counted(network, member) for member in plan.members)
         left = sum(member.status == "left" for member in members)
         report = {"left": float(left)} if fleet.dropout else {}
-        return Chosen(linked, alone, replace(plan, members=members), report=report)
+        told = {m.partition: messages.limit_batches(m.batches) for m in members if m.batches}
+        return Chosen(linked, alone, replace(plan, members=members), told, report)
 
     def check(self, network: Network) -> None:
         """Refuse a fleet in which no client could ever take part.
@@ -105,17 +121,47 @@ class Planner:
     def _made(self, network: Network) -> "Made":
         assert self.clients.fleet is not None
         if (network, False) not in self.made:
-            sizes: dict[Variant, tuple[int, int]] = {}  # alike for all that train the same
-
-            def sent(partition: int) -> tuple[int, int]:
-                variant = network.variant(partition)
-                if variant not in sizes:
-                    sizes[variant] = self.method.wire.num_bytes(network, partition)
-                return sizes[variant]
-
-            works = network.works(self.rounds.train, sent)
+            works = network.works(self.rounds.train, self._sizes(network))
             self.made[network, False] = Made(works, self.clients.fleet.phases(works))
         return self.made[network, False]
+
+    def _sizes(self, network: Network) -> Sizes:
+        """Bytes of the arrays that cross to a client and back; alike for all of a variant."""
+        sizes: dict[Variant, tuple[int, int]] = {}
+
+        def sent(partition: int) -> tuple[int, int]:
+            variant = network.variant(partition)
+            if variant not in sizes:
+                sizes[variant] = self.method.wire.num_bytes(network, partition)
+            return sizes[variant]
+
+        return sent
+
+    def _shorter(self, network: Network, pace: Pace) -> Shorter:
+        """Rounds of fewer batches; made once for each network and number of them."""
+        if network in self.fewer:
+            return self.fewer[network]
+        fleet, train, sent = self.clients.fleet, self.rounds.train, self._sizes(network)
+        assert fleet is not None
+
+        @functools.cache
+        def works(count: int) -> Mapping[int, ClientWork]:
+            return network.works(replace(train, max_batches=count), sent)
+
+        @functools.cache
+        def phases(partition: int, count: int) -> Phases:
+            return fleet.phases({partition: works(count)[partition]})[partition]
+
+        def sizes(partition: int) -> list[int]:
+            return batch_sizes(self.clients.num_examples[partition], train)
+
+        self.fewer[network] = Shorter(
+            pace,
+            lambda partition: len(sizes(partition)),
+            phases,
+            lambda partition, count: sum(sizes(partition)[:count]) / sum(sizes(partition)),
+        )
+        return self.fewer[network]
 
 
 @dataclass(frozen=True)

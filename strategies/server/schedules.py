@@ -1,6 +1,7 @@
 """Who trains when, and what one client hands on to the next.
 
-    parallel   all at once from the same arrays; each has a copy of the server's part
+    parallel   all at once from the same arrays; each has a copy of the server's part. With
+               schedule=semi who would be late does what it can by the deadline
     chain      one after another, in one of two kinds:
                `sequential`  both parts are handed on, in the order of partition ids
                `queued`      the server's part is handed on, in a random order of the round's own;
@@ -10,12 +11,13 @@ A client that fails in a chain hands on what it was given. Those that wait for n
 `strategies.server.buffered`.
 """
 
+import math
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from fleet import clock
-from fleet.clock import AtOnce, Rule
+from fleet.clock import AtOnce, Pace, Rule
 from fleet.outages import Outage
 from fleet.seeds import derive_seed
 from strategies.server.buffered import Buffered
@@ -31,7 +33,7 @@ from strategies.server.method import (
     ServerState,
     Start,
 )
-from strategies.server.schedule_settings import SYNC
+from strategies.server.schedule_settings import SEMI, SYNC
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,30 @@ class Parallel:
     ) -> tuple[ServerState, list[Result]]:
         """Nothing is handed on."""
         return state, exchange([Start(state.arrays, chosen.linked, told=chosen.told)])
+
+
+@dataclass(frozen=True)
+class ByDeadline(Parallel):
+    """All clients at once, each for as many batches as it can do by the deadline.
+
+    What it did counts by the samples that it has seen: a client's weight is nᵢ times the share of
+    its round. With no deadline, or where all meet it, this is `Parallel`, bit for bit.
+    """
+
+    def choose(self, drawing: Drawing, network: Prepared | None, state: ServerState) -> Chosen:
+        """Those of a round; who would be late is told how many batches to train."""
+        assert isinstance(self.rule, AtOnce)
+        chosen = draw(drawing, network, state, pace=self.rule.pace)
+        return replace(chosen, report={**chosen.report, "cut_short": float(len(chosen.told))})
+
+    def run(
+        self, state: ServerState, network: Network | None, chosen: Chosen, exchange: Exchange
+    ) -> tuple[ServerState, list[Result]]:
+        """Nothing is handed on; shorter rounds weigh less."""
+        state, results = super().run(state, network, chosen, exchange)
+        members = () if chosen.plan is None else chosen.plan.members
+        shares = {member.partition: member.share for member in members}
+        return state, [replace(one, discount=shares[one.partition]) for one in results]
 
 
 @dataclass(frozen=True)
@@ -102,12 +128,16 @@ class Chain:
 
 
 def draw(
-    drawing: Drawing, network: Prepared | None, state: ServerState, busy: Collection[int] = ()
+    drawing: Drawing,
+    network: Prepared | None,
+    state: ServerState,
+    busy: Collection[int] = (),
+    pace: Pace | None = None,
 ) -> Chosen:
     """Return the clients of a round that all begin together."""
     number = state.round + 1
     in_round = None if network is None else network.in_round(number)
-    return drawing.choose(in_round, number, state.now_s, busy)
+    return drawing.choose(in_round, number, state.now_s, busy, pace)
 
 
 def shuffled(chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
@@ -139,6 +169,10 @@ def scheduled(own: Schedule, rounds: RoundSettings, outage: Outage | None) -> Sc
         )
     if rounds.fleet is None:
         raise ValueError(f"{key}: takes a fleet, whose clock says who arrives when")
+    if settings.name == SEMI:
+        if math.isinf(rounds.fleet.deadline_s):
+            raise ValueError(f"{key}: takes fleet.deadline_s, by which its clients end")
+        return ByDeadline(own.rule)
     if rounds.over_select != 1:
         raise ValueError(
             f"fleet.over_select={rounds.over_select}: takes 1 with {key}, which waits for nobody"

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from machines import DEVICE, FEDERATED, LINK, SERVER, SLOW, SPLIT
+from machines import DEVICE, FEDERATED, LINK, SERVER, SLOW, SPLIT, flops
 
 from fleet.availability import Intervals, Sometimes, Traced
 from fleet.clock import overlapped, parallel, pipelined, queued, sequential
 from fleet.devices import tables
-from fleet.plan import Fleet, RoundPlan, num_asked
+from fleet.plan import Fleet, RoundPlan, Shorter, num_asked
 from fleet.population import Client, assign
 from fleet.work import ClientWork
 
@@ -177,3 +177,57 @@ def test_impossible_deadlines_are_refused() -> None:
         Fleet({}, SERVER, availability=Traced())
     with pytest.raises(ValueError, match=r"fleet\.jitter="):
         Fleet({}, SERVER, jitter=-1)
+
+
+def shorter(num_batches: int) -> Shorter:
+    """Of ten seconds of computing a batch takes its part; the device's way down and up is 7 s."""
+    fleet = Fleet(FAST_AND_SLOW, SERVER)
+
+    def phases_of(partition: int, count: int):
+        work = replace(FEDERATED, local=flops(10 * count / num_batches))
+        return fleet.phases({partition: work})[partition]
+
+    return Shorter(parallel.pace, lambda p: num_batches, phases_of, lambda p, n: n / num_batches)
+
+
+def test_who_would_be_late_does_what_it_can() -> None:
+    """Of five batches of 4 s the slow one does three in 12 + 7 s by a deadline of 20 s."""
+    fleet = Fleet(FAST_AND_SLOW, SERVER, deadline_s=20)
+    found = plan(fleet, FEDERATED, shorter=shorter(5))
+    assert statuses(found) == ["ok"] * 3
+    assert [member.batches for member in found.members] == [0, 3, 0]
+    assert [member.share for member in found.members] == [1, 0.6, 1]
+    assert [member.sim_s for member in found.members] == [17, 19, 17]
+    assert found.sim_s == 19  # nobody has more to wait for
+    assert found.members[1].reason == "3 of 5 batches by the deadline"
+    assert found.members[1].energy_j == 0.5 * 19 + 1.5 * 12
+    # Exactly in time is in time; where one batch takes too long, it is late.
+    for deadline, batches in ((19, 3), (18.9, 2), (23, 4), (26.9, 4), (27, 0)):
+        found = plan(replace(fleet, deadline_s=deadline), FEDERATED, shorter=shorter(5))
+        assert (found.members[1].batches, found.members[1].status) == (batches, "ok")
+    found = plan(replace(fleet, deadline_s=17), FEDERATED, shorter=shorter(1))
+    assert statuses(found) == ["ok", "late", "ok"]
+    assert found.sim_s == 17
+
+
+@pytest.mark.parametrize("rule", [parallel, queued, sequential])
+def test_who_leaves_ends_its_turn_earlier(rule) -> None:
+    """Of the clients 1 and 2 leave; what they cost is counted, and nobody waits for them longer."""
+    whole = plan(Fleet(FAST_AND_SLOW, SERVER, seed=16), SPLIT, rule)
+    found = plan(Fleet(FAST_AND_SLOW, SERVER, seed=16, dropout=0.6), SPLIT, rule)
+    assert statuses(found) == ["ok", "left", "left"]
+    assert found.participants == [0]
+    for before, member in zip(whole.members, found.members, strict=True):
+        assert member.begin_s == before.begin_s
+        assert member.sim_s == pytest.approx(before.sim_s * member.share)
+        assert member.energy_j == pytest.approx(before.energy_j * member.share)
+        assert member.end_s == pytest.approx(member.begin_s + member.sim_s)
+    assert found.sim_s == max(member.end_s for member in found.members)
+
+
+def test_who_would_leave_after_the_round_is_over_is_surplus() -> None:
+    """Client 1 would leave after 12 % of its 27 s, client 2 after 97 %; 0 ends at 17 s."""
+    fleet = Fleet({**FAST_AND_SLOW, 2: Client(SLOW, LINK)}, SERVER, seed=16, dropout=0.6)
+    found = plan(fleet, FEDERATED, wanted=1)
+    assert statuses(found) == ["ok", "left", "surplus"]
+    assert found.sim_s == 17
