@@ -50,6 +50,8 @@ def make(fleet: FleetSettings, num_clients: int, seed: int) -> Fleet:
         jitter=fleet.jitter,
         tails=fleet.tails,
         dropout=fleet.dropout,
+        selection=fleet.selection,
+        candidates=fleet.candidates,
         kinds=_kinds(fleet),
     )
 

@@ -11,6 +11,7 @@ from fleet.cost import check_objective
 from fleet.devices import Device
 from fleet.phases import Phases, phases
 from fleet.population import Client, jitter, stays
+from fleet.selection import check_selection
 from fleet.work import ClientWork
 
 STATUSES = ("ok", "alone", "absent", "unfit", "late", "surplus", "left", "stale")
@@ -116,6 +117,8 @@ class Fleet:
         jitter: how much speeds vary from round to round; sigma of `population.jitter`.
         tails: whether to count the energy of radios' tails.
         dropout: probability that a client that began leaves before its end.
+        selection: which clients are asked; one of `selection.SELECTIONS`.
+        candidates: power_of_choice: how many are drawn for each that is asked.
         kinds: names of devices that clients could have been drawn, beside those that they were.
     """
 
@@ -127,6 +130,8 @@ class Fleet:
     jitter: float = 0.0
     tails: bool = False
     dropout: float = 0.0
+    selection: str = "uniform"
+    candidates: float = 2.0
     kinds: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -139,6 +144,7 @@ class Fleet:
             )
         jitter(self.jitter, 0, 0, 0)  # checks itself
         stays(self.dropout, 0, 0, 0)  # checks itself
+        check_selection(self.selection, self.candidates)
 
     def device_names(self) -> list[str]:
         """Devices that its clients have or could have had."""

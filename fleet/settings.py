@@ -8,6 +8,7 @@ from fleet.cost import check_objective
 from fleet.devices import tables
 from fleet.plan import num_asked
 from fleet.population import jitter, stays
+from fleet.selection import check_selection
 
 WORDS = ("always", "diurnal")
 
@@ -50,6 +51,14 @@ class FleetSettings:
         default=1.0,
         metadata={"help": "over-selection factor; the fastest clients are kept"},
     )
+    selection: str = field(
+        default="uniform",
+        metadata={"help": "which clients take part: uniform, fastest, power_of_choice, oort"},
+    )
+    candidates: float = field(
+        default=2.0,
+        metadata={"help": "power_of_choice: clients drawn for each that takes part"},
+    )
     jitter: float = field(
         default=0.0,
         metadata={"help": "sd of the log-normal noise on speeds, drawn in each round"},
@@ -70,6 +79,7 @@ class FleetSettings:
         num_asked(1, self.over_select, 1)  # checks the factor
         jitter(self.jitter, 0, 0, 0)  # checks itself
         stays(self.dropout, 0, 0, 0)  # checks itself
+        check_selection(self.selection, self.candidates)
         if (self.population is None) == (self.capacity is None):
             raise ValueError(
                 f"fleet={self.name}: takes either fleet.population or fleet.capacity; "

@@ -352,6 +352,10 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     unread |= {f"schedule.{name}" for name in config.schedule.unread()}
     if not config.fleet.dropout:
         unread.add("fleet.dropout")
+    if config.fleet.selection == "uniform":
+        unread.add("fleet.selection")
+    if config.fleet.selection != "power_of_choice":
+        unread.add("fleet.candidates")
     unread |= {f"strategy.{name}" for name in methods.unread(config.strategy)}
     found = {key: value for key, value in flat.items() if not is_under(key, unread)}
     found |= {key: one.value for key, one in RETIRED.items() if one.beside in found}

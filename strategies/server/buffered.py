@@ -90,8 +90,9 @@ class Buffered:
             is_stale,
         )
         idle = idle_clients(everybody, {flight.partition for flight in flights})
-        generator = random.Random(derive_seed(drawing.rounds.seed, "selection", number))
-        plan = step.plan(flights, in_turn(idle, at_work - len(flights), generator))
+        generator = random.Random(derive_seed(drawing.rounds.seed, "selection in a step", number))
+        first = drawing.select(current, state, idle, at_work - len(flights))
+        plan = step.plan(flights, in_turn(idle, first, generator))
         members = tuple(
             drawing.counted(network.in_round(member.began or number), member)
             for member in plan.members
@@ -139,12 +140,11 @@ def idle_clients(everybody: Sequence[int], busy: Collection[int]) -> Sequence[in
     return [p for p in everybody if p not in busy] if busy else everybody
 
 
-def in_turn(idle: Sequence[int], count: int, generator: random.Random) -> Iterator[int]:
-    """Yield the clients in a random order; the first ``count`` as a synchronous round draws them.
+def in_turn(idle: Sequence[int], first: Sequence[int], generator: random.Random) -> Iterator[int]:
+    """Yield ``first``, then the other clients in a random order.
 
     One after another, as few are asked of many.
     """
-    first = sorted(generator.sample(idle, min(count, len(idle))))
     yield from first
     asked = set(first)
     while len(asked) * 2 < len(idle):

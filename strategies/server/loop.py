@@ -30,6 +30,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fleet.seeds import derive_seed
+from fleet.selection import BY_LOSS
 from models.inputs import Inputs
 from models.objective import TaskSettings
 from models.trace import preserved_randomness, seed_all
@@ -39,6 +40,7 @@ from strategies.server.best import keeping_best
 from strategies.server.buffered import brought_up
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.discovery import introductions
+from strategies.server.losses import with_losses
 from strategies.server.method import (
     Arrays,
     Chosen,
@@ -137,6 +139,8 @@ class Federation:
         report_failures(number, alone)
         if self.method.private is not None and network is not None:
             state = self.method.private.keep(state, network, linked + alone, chosen.alone)
+        if (fleet := self.clients.fleet) is not None and fleet.selection in BY_LOSS:
+            state = with_losses(state, linked)
         return state, linked, alone
 
     def aggregate(self, state: ServerState, results: Sequence[Result]) -> ServerState:

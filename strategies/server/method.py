@@ -370,8 +370,7 @@ class Drawing(Protocol):
     def choose(
         self,
         network: Network | None,
-        server_round: int,
-        now_s: float,
+        state: ServerState,
         busy: Collection[int] = (),
         pace: Pace | None = None,
     ) -> Chosen:
@@ -379,6 +378,11 @@ class Drawing(Protocol):
 
         With a pace, those who would be late do what they can by the deadline.
         """
+
+    def select(
+        self, network: Network, state: ServerState, idle: Sequence[int], count: int
+    ) -> list[int]:
+        """Draw ``count`` of the clients, or all where there are fewer, as the fleet selects."""
 
     def phases(self, network: Network) -> Mapping[int, Phases]:
         """Each client's round on its device and link."""

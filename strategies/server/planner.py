@@ -2,22 +2,26 @@
 
 import functools
 import math
+import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fleet.clock import Pace
 from fleet.phases import Phases
 from fleet.plan import LOST, Member, RoundPlan, Shorter, num_asked
-from fleet.selection import num_selected, select
+from fleet.seeds import derive_seed
+from fleet.selection import SELECTIONS, Known, num_selected, select
 from fleet.work import ClientWork
 from strategies import messages
 from strategies.client.training import batch_sizes
+from strategies.server.losses import known_losses
 from strategies.server.method import (
     Chosen,
     Clients,
     Method,
     Network,
     RoundSettings,
+    ServerState,
     Sizes,
     Variant,
 )
@@ -50,8 +54,7 @@ class Planner:
     def choose(
         self,
         network: Network | None,
-        server_round: int,
-        now_s: float,
+        state: ServerState,
         busy: Collection[int] = (),
         pace: Pace | None = None,
     ) -> Chosen:
@@ -59,12 +62,12 @@ class Planner:
 
         Args:
             network: of this round.
-            server_round: from 1.
-            now_s: simulated seconds since the experiment began.
+            state: with which the round begins.
             busy: clients that cannot be drawn, as they are at an earlier task.
             pace: has those who would be late do what they can by the deadline, at this pace.
         """
         idle, seed = [p for p in self.with_data if p not in busy], self.rounds.seed
+        server_round = state.round + 1
         fleet, order = self.clients.fleet, self.method.schedule.order
         if not idle:
             return Chosen([], [], None if fleet is None else RoundPlan((), 0.0))
@@ -76,11 +79,12 @@ class Planner:
             return Chosen([], ordered) if is_out else Chosen(ordered, [])
         wanted = num_selected(self.rounds.clients_per_round, len(idle))
         count = num_asked(wanted, self.rounds.over_select, len(idle))
-        asked = order(select(idle, count, seed, server_round), seed, server_round)
         assert network is not None, "a fleet needs prepare()"
+        asked = order(sorted(self.select(network, state, idle, count)), seed, server_round)
         plan = fleet.plan(
-            asked, self.phases(network), self.method.schedule.rule, server_round, now_s, wanted,
-            self.alone_phases(network), None if pace is None else self._shorter(network, pace),
+            asked, self.phases(network), self.method.schedule.rule, server_round, state.now_s,
+            wanted, self.alone_phases(network),
+            None if pace is None else self._shorter(network, pace),
         )  # fmt: skip
         alone = sorted(plan.alone)
         linked = [p for p in plan.participants if p not in alone]
@@ -89,6 +93,35 @@ class Planner:
         report = {"left": float(left)} if fleet.dropout else {}
         told = {m.partition: messages.limit_batches(m.batches) for m in members if m.batches}
         return Chosen(linked, alone, replace(plan, members=members), told, report)
+
+    def select(
+        self, network: Network, state: ServerState, idle: Sequence[int], count: int
+    ) -> list[int]:
+        """Draw ``count`` of the clients, or all where there are fewer, as the fleet selects."""
+        fleet, number = self.clients.fleet, state.round + 1
+        assert fleet is not None
+        count = min(count, len(idle))
+        if not count or fleet.selection == "uniform":
+            return select(idle, count, self.rounds.seed, number) if count else []
+        losses, rounds = known_losses(state)
+        seconds = self._seconds(network)
+        known = Known(
+            number, self.clients.num_examples, seconds.__getitem__, losses, rounds,
+            fleet.candidates,
+        )  # fmt: skip
+        purpose = f"selection {fleet.selection}"
+        generator = random.Random(derive_seed(self.rounds.seed, purpose, number))
+        return SELECTIONS[fleet.selection](idle, count, known, generator)
+
+    def _seconds(self, network: Network) -> Mapping[int, float]:
+        """Of each client's round, alone with the server; made once for each network."""
+        made = self._made(network)
+        if not made.seconds:
+            rule = self.method.schedule.rule
+            for partition, own in made.phases.items():
+                (turn,) = rule([own], math.inf)
+                made.seconds[partition] = math.inf if turn is None else turn.end_s
+        return made.seconds
 
     def check(self, network: Network) -> None:
         """Refuse a fleet in which no client could ever take part.
@@ -166,10 +199,15 @@ class Planner:
 
 @dataclass(frozen=True)
 class Made:
-    """What a round takes each client, in operations and bytes, and on its device and link."""
+    """What a round takes each client, in operations and bytes, and on its device and link.
+
+    Attributes:
+        seconds: alone with the server, once somebody asked.
+    """
 
     works: Mapping[int, ClientWork]
     phases: Mapping[int, Phases]
+    seconds: dict[int, float] = field(default_factory=dict)
 
 
 def crossed(work: ClientWork, share: float) -> tuple[int, int]:

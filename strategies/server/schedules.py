@@ -135,9 +135,8 @@ def draw(
     pace: Pace | None = None,
 ) -> Chosen:
     """Return the clients of a round that all begin together."""
-    number = state.round + 1
-    in_round = None if network is None else network.in_round(number)
-    return drawing.choose(in_round, number, state.now_s, busy, pace)
+    in_round = None if network is None else network.in_round(state.round + 1)
+    return drawing.choose(in_round, state, busy, pace)
 
 
 def shuffled(chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
