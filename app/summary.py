@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from app.device import CPU, find
 from app.experiment import (
     Experiment,
     dataset,
@@ -83,6 +84,9 @@ def remarks(experiment: Experiment, strategy: FederatedStrategy) -> list[str]:
         )
     if text := without_evaluation(experiment, data):
         said.append(text)
+    engine = experiment.engine
+    if engine.gpus_per_worker and not engine.address and find(engine.device).type == CPU:
+        said.append(f"engine.gpus_per_worker={engine.gpus_per_worker}: not read: there is no GPU")
     return said + left_in_fp32(experiment, strategy)
 
 

@@ -1,22 +1,34 @@
-"""What the simulated clock costs: milliseconds to plan a round.
+"""What the simulated clock costs: milliseconds to plan a round, or an asynchronous server step.
 
 python -m benchmarks.fleet [--clients 100 300 1000] [--repeats 20]
 """
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from benchmarks.table import table
 from fleet.availability import Diurnal
-from fleet.clock import overlapped, parallel, pipelined, queued, sequential
+from fleet.clock import Rule, overlapped, parallel, pipelined, queued, sequential
 from fleet.devices import tables
+from fleet.flights import Flight, Step
 from fleet.plan import Fleet
 from fleet.population import assign
+from fleet.selection import select
 from fleet.work import BatchWork, ClientWork, Compute, Exchange
+from strategies.server.buffered import idle_clients, in_turn
 
-RULES = (parallel, queued, sequential, overlapped, pipelined)
+RULES: dict[str, Rule] = {
+    "parallel": parallel,
+    "queued": queued,
+    "sequential": sequential,
+    "overlapped": overlapped,
+    "pipelined": pipelined,
+}
+CONCURRENCY, BUFFER = 200, 10  # of asynchronous steps
 
 
 def median_ms(run: Callable[[], object], repeats: int) -> float:
@@ -48,13 +60,50 @@ def measure(num_clients: int, repeats: int) -> dict[str, tuple[float, float, flo
     parts = plain.phases(works)
     once = median_ms(lambda: plain.phases(works), repeats)
     found = {}
-    for rule in RULES:
+    for name, rule in RULES.items():
         plan, drawn = (
             median_ms(lambda f=f, r=rule: f.plan(list(parts), parts, r, 1, 0.0), repeats)
             for f in (plain, varied)
         )
-        found[rule.__name__] = (plan, drawn, once)
+        found[name] = (plan, drawn, once)
     return found
+
+
+def steps(num_clients: int, repeats: int, is_cut: bool) -> tuple[float, float]:
+    """Return the milliseconds of a server step, and of one with more to draw.
+
+    Args:
+        num_clients: of which `CONCURRENCY` are at work, or all.
+        repeats: steps, one after another.
+        is_cut: whether there is a server whose capacity they share.
+    """
+    clients = assign(tables().population("mobile"), tables(), range(num_clients), 0)
+    plain = Fleet(clients, tables().device("server"))
+    varied = replace(plain, availability=Diurnal(), jitter=0.2, dropout=0.1)
+    local = ClientWork(400_000, Compute({"fp32": 1e9}, 1e7), (), 400_000, 10**7)
+    parts = plain.phases({p: work(10 + p % 50) if is_cut else local for p in clients})
+    at_work = min(CONCURRENCY, num_clients)
+    found = []
+    for fleet in (plain, varied):
+        now, number, flights = 0.0, 0, tuple[Flight, ...]()
+
+        def step(fleet: Fleet = fleet) -> None:
+            nonlocal now, number, flights
+            number += 1
+            idle = idle_clients(range(num_clients), {flight.partition for flight in flights})
+            first = (
+                select(idle, at_work - len(flights), 0, number) if len(flights) < at_work else []
+            )
+            one = Step(
+                fleet, parallel.pace, lambda began: parts, number, now, at_work,
+                min(BUFFER, at_work),
+            )  # fmt: skip
+            plan = one.plan(flights, in_turn(idle, first, random.Random(number)))
+            now, flights = now + plan.sim_s, plan.flights
+
+        step()  # all begin
+        found.append(median_ms(step, repeats))
+    return found[0], found[1]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,6 +118,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     heads = ("clients", "rule", "plan", "with jitter, diurnal", "phases, once a run")
     print(table(heads, rows, "planning a round, median ms"))
+    stepped = [
+        (num_clients, kind, *(f"{t:.2f}" for t in steps(num_clients, chosen.repeats, is_cut)))
+        for num_clients in chosen.clients
+        for kind, is_cut in (("whole", False), ("cut", True))
+    ]
+    columns = ("clients", "network", "step", "with jitter, diurnal, dropout")
+    title = f"planning a server step, median ms; {CONCURRENCY} at work, {BUFFER} arrive"
+    print(f"\n{table(columns, stepped, title)}")
 
 
 if __name__ == "__main__":

@@ -260,6 +260,11 @@ def _check_together(config: Config) -> None:
             f"evaluate.patience={config.evaluate.patience}: takes data.validation beside it: the "
             "share of the training data that decides"
         )
+    if config.engine.gpus_per_worker is not None and config.sweep.jobs != 1:
+        raise ValueError(
+            f"engine.gpus_per_worker={config.engine.gpus_per_worker} with sweep.jobs="
+            f"{config.sweep.jobs}: takes sweep.jobs=1: jobs side by side share all GPUs"
+        )
     if config.train.augment != "none":
         config.data.check_images(f"train.augment={config.train.augment}")
     if not isinstance(config.model.get("replace_head", False), bool):

@@ -82,8 +82,15 @@ class EngineSettings:
                 f"engine.device={self.device}: with engine=ray, which gives each worker its GPU, "
                 "takes cuda; CUDA_VISIBLE_DEVICES says which there are"
             )
-        if (share := self.gpus_per_worker) is not None and not 0 < share <= MOST_GPUS:
-            raise ValueError(f"engine.gpus_per_worker={share}: takes more than 0, or null")
+        if (share := self.gpus_per_worker) is not None:
+            key = f"engine.gpus_per_worker={share}"
+            if not 0 < share <= MOST_GPUS:
+                raise ValueError(f"{key}: takes more than 0 and up to {MOST_GPUS}, or null")
+            if self.name != "ray" or self.device not in (device.AUTO, device.CUDA):
+                raise ValueError(
+                    f"{key} with engine={self.name}, engine.device={self.device}: takes engine=ray "
+                    "and engine.device=auto or cuda"
+                )
         seconds = self.client_timeout_s
         if seconds is not None and not 0 < seconds <= LONGEST_S:
             raise ValueError(

@@ -14,6 +14,7 @@ from command_line import run
 from conftest import assert_same_run, rounds, simulate, small
 
 from app import device, experiment
+from app.config.composition import compose
 from app.config.schema import EngineSettings
 from app.engine import pool_of
 from quant.quantizer import Quantizer
@@ -99,7 +100,10 @@ def test_losses_on_a_device_are_fetched_together() -> None:
     [
         ("engine.device=tpu", "engine.device=tpu: takes auto, cpu, cuda, cuda:1, mps"),
         ("engine.device=cuda:1", "engine.device=cuda:1: with engine=ray, which gives each worker"),
-        ("engine.gpus_per_worker=0", "engine.gpus_per_worker=0.0: takes more than 0, or null"),
+        (
+            "engine.gpus_per_worker=0",
+            "engine.gpus_per_worker=0.0: takes more than 0 and up to 64, or null",
+        ),
         pytest.param(
             "engine.device=cuda",
             "engine.device=cuda: is not on this machine (torch ",
@@ -111,6 +115,19 @@ def test_refused(override: str, error: str) -> None:
     done = run(override, "rounds=1")
     assert done.returncode == 1 and error in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        (("engine=serial",), "takes engine=ray and engine.device=auto or cuda"),
+        (("engine.device=cpu",), "takes engine=ray and engine.device=auto or cuda"),
+        (("sweep.jobs=2",), "takes sweep.jobs=1: jobs side by side share all GPUs"),
+    ],
+)
+def test_a_share_of_a_gpu_is_not_left_unread(overrides: tuple[str, ...], error: str) -> None:
+    with pytest.raises(ValueError, match=f"engine.gpus_per_worker=0.5 with .*: {error}"):
+        compose(["engine.gpus_per_worker=0.5", *overrides])
 
 
 def test_processes_are_forked_only_where_no_gpu_is_used() -> None:
