@@ -30,8 +30,17 @@ def killed_often(chosen: Sequence[str], folder: Path, num_kills: int, seed: int)
     raise AssertionError("unreachable")
 
 
+ASYNCHRONOUS = ("schedule=buffered", "schedule.buffer=1", "fleet=mobile", "fleet.dropout=0.2")
+
+
 @pytest.mark.parametrize(
-    "chosen", [("strategy=fedavg",), ("strategy=splitfed_v3", "data.validation=0.3")], ids=str
+    "chosen",
+    [
+        ("strategy=fedavg",),
+        ("strategy=splitfed_v3", "data.validation=0.3"),
+        ("strategy=splitfed_v3", *ASYNCHRONOUS, "fleet.selection=oort"),
+    ],
+    ids=str,
 )
 def test_killed_at_random_a_few_times(chosen: tuple[str, ...], tmp_path: Path) -> None:
     assert killed_often(chosen, tmp_path, num_kills=3, seed=len(chosen[0])) == 3
@@ -49,6 +58,24 @@ def test_a_run_that_ends_at_its_target_is_killed(tmp_path: Path) -> None:
 def test_killed_at_random(chosen: tuple[str, ...], tmp_path: Path) -> None:
     kills = killed_often(chosen, tmp_path, PER_CASE, seed=len(str(chosen)))
     print(f"\nkills: {kills} serial {' '.join(chosen)}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("strategy=fedavg", "strategy.server_optimizer=fedyogi"),
+        ("strategy=oqfl", "quant.wire=codes_both"),
+        ("strategy=splitfed_v1", "split.cut=auto", "link.up=int8"),
+        ("strategy=ushaped",),
+        ("strategy=deprune",),
+        ("strategy=hierarchical", "strategy.server_half=replicated"),
+    ],
+    ids=str,
+)
+def test_asynchronous_runs_are_killed_at_random(method: tuple[str, ...], tmp_path: Path) -> None:
+    kills = killed_often((*method, *ASYNCHRONOUS), tmp_path, PER_CASE, seed=len(str(method)))
+    print(f"\nkills: {kills} buffered {' '.join(method)}")
 
 
 @pytest.mark.long
