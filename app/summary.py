@@ -14,6 +14,7 @@ from app.experiment import (
     done_to_weights,
     held_out,
     method_class,
+    num_examples,
     without_samples,
 )
 from app.run_folder import end
@@ -21,6 +22,7 @@ from data.dataset import Dataset
 from models.cost import FULL_PRECISION_BITS, LayerCost
 from models.metrics import lacking
 from strategies.server.loop import FederatedStrategy
+from strategies.server.schedule_settings import BUFFERED
 from tracking.summary import summarise
 
 MOST_NAMED = 10  # classes in a remark
@@ -84,6 +86,13 @@ def remarks(experiment: Experiment, strategy: FederatedStrategy) -> list[str]:
         )
     if text := without_evaluation(experiment, data):
         said.append(text)
+    if (schedule := experiment.schedule).name == BUFFERED:
+        with_data = sum(map(bool, num_examples(experiment).values()))
+        at_work = schedule.at_work(experiment.clients_per_round, with_data)
+        said.append(
+            f"schedule=buffered: a round is a server step of {schedule.arrivals(at_work)} updates, "
+            f"with {at_work} clients at work"
+        )
     engine = experiment.engine
     if engine.gpus_per_worker and not engine.address and find(engine.device).type == CPU:
         said.append(f"engine.gpus_per_worker={engine.gpus_per_worker}: not read: there is no GPU")

@@ -158,12 +158,15 @@ class Fleet:
             if (client := self.clients.get(partition)) is not None
         }
 
-    def check(self, parts: Mapping[int, Phases], rule: Rule) -> None:
+    def check(
+        self, parts: Mapping[int, Phases], rule: Rule, least: Mapping[int, Phases] | None = None
+    ) -> None:
         """Refuse clients of which none could ever take part.
 
         Args:
             parts: each client's phases.
             rule: how clients and server take turns.
+            least: the same of the least that a client may do; None takes the whole.
 
         Raises:
             ValueError: all lack memory, or no client can meet the deadline; names the key.
@@ -175,7 +178,8 @@ class Fleet:
             raise ValueError(
                 f"fleet: training needs {least} MiB, and no client has more than {most}"
             )
-        turns = [rule([own], math.inf)[0] for own in fitting]
+        shortest = [own for p, own in (least or parts).items() if parts[p].fits]
+        turns = [rule([own], math.inf)[0] for own in shortest]
         fastest = min((turn.end_s for turn in turns if turn is not None), default=0.0)
         if fastest > self.deadline_s and self.jitter == 0:
             raise ValueError(

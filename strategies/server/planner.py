@@ -6,7 +6,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fleet.clock import Pace
+from fleet.clock import AtOnce, Pace
 from fleet.phases import Phases
 from fleet.plan import LOST, Member, RoundPlan, Shorter, num_asked
 from fleet.seeds import derive_seed
@@ -25,6 +25,7 @@ from strategies.server.method import (
     Sizes,
     Variant,
 )
+from strategies.server.schedule_settings import SEMI
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +130,13 @@ class Planner:
         Raises:
             ValueError: all lack memory, or no client can meet the deadline; names the key.
         """
-        if self.clients.fleet is not None:
-            self.clients.fleet.check(self.phases(network), self.method.schedule.rule)
+        if self.clients.fleet is None:
+            return
+        parts, rule, least = self.phases(network), self.method.schedule.rule, None
+        if self.rounds.schedule.name == SEMI and isinstance(rule, AtOnce):
+            shorter = self._shorter(network, rule.pace)
+            least = {partition: shorter.phases(partition, 1) for partition in parts}
+        self.clients.fleet.check(parts, rule, least)
 
     def phases(self, network: Network) -> Mapping[int, Phases]:
         """Each client's round on its device and link; made once for each network."""

@@ -1,6 +1,7 @@
 """schedule=semi: rounds end at the deadline, and what was done by then counts."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 
 from app import experiment
 from app.engine import SerialGrid, Simulator
+from fleet.clock import Turn
 from strategies import messages
 from strategies.client.training import batch_sizes
 from strategies.server.method import ServerState
@@ -34,11 +36,16 @@ def clients(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()]
 
 
+def turns(*overrides: str) -> list[Turn]:
+    """Of all clients in a round."""
+    strategy = experiment.check(small(*overrides)).strategy
+    found = strategy.method.schedule.rule(list(phases_of(strategy).values()), math.inf)
+    return [turn for turn in found if turn is not None]
+
+
 def middle(*overrides: str) -> float:
     """Seconds by which half of the clients would be late."""
-    strategy = experiment.check(small(*overrides)).strategy
-    rule, parts = strategy.method.schedule.rule, phases_of(strategy)
-    return float(np.median([turn.end_s for turn in rule(list(parts.values()), float("inf"))]))
+    return float(np.median([turn.end_s for turn in turns(*overrides)]))
 
 
 @pytest.mark.parametrize("method", [METHODS[i] for i in (0, 3, 5)], ids=name_of)
@@ -125,6 +132,17 @@ def test_it_weighs_by_the_samples_that_it_saw(tmp_path: Path) -> None:
             for p, count in seen.items()
         )
         np.testing.assert_allclose(array, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_deadline_that_one_batch_meets_is_one() -> None:
+    chosen = ("strategy=fedavg", *SLOWER, "fleet.jitter=0")
+    fastest = min(t.end_s for t in turns(*chosen))
+    sync = small(*chosen, f"fleet.deadline_s={fastest * 0.99}")
+    with pytest.raises(ValueError, match="no client can meet the deadline"):
+        experiment.check(sync)
+    experiment.check(small(*chosen, "schedule=semi", f"fleet.deadline_s={fastest * 0.99}"))
+    with pytest.raises(ValueError, match="no client can meet the deadline"):
+        experiment.check(small(*chosen, "schedule=semi", f"fleet.deadline_s={fastest * 0.01}"))
 
 
 def test_it_needs_a_deadline_and_clients_at_once() -> None:
