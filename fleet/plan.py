@@ -173,10 +173,10 @@ class Fleet:
         """
         fitting = [own for own in parts.values() if own.fits]
         if parts and not fitting:
-            least = _mib(min(own.peak_bytes for own in parts.values()))
+            smallest = _mib(min(own.peak_bytes for own in parts.values()))
             most = _mib(max(own.memory_bytes for own in parts.values()))
             raise ValueError(
-                f"fleet: training needs {least} MiB, and no client has more than {most}"
+                f"fleet: training needs {smallest} MiB, and no client has more than {most}"
             )
         shortest = [own for p, own in (least or parts).items() if parts[p].fits]
         turns = [rule([own], math.inf)[0] for own in shortest]
