@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: demo test test-long lint bench install clean
+.PHONY: demo test test-long lint bench docs install clean
 
 demo: .venv/demo
 	$(BIN)/python main.py -m strategy=fedavg,oqfl clients.total=100
@@ -27,6 +27,11 @@ bench: .venv/dev
 	@for name in $(BENCHMARKS); do echo; echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 BENCHMARKS := wire codec quant evaluation networks fleet hierarchical split scale sweep engine
 
+# The pages of this repository and the API, in site/.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
+
 install: .venv/dev
 
 # Installed anew when pyproject.toml changes.
@@ -42,10 +47,16 @@ install: .venv/dev
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --editable ".[dev]"
 	touch $@ .venv/demo
 
+.venv/docs: pyproject.toml
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --editable ".[docs]"
+	touch $@
+
 CHECK_PYTHON = found=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
 	case "$$found" in 3.11|3.12|3.13) ;; *) \
 	echo "PYTHON=$(PYTHON): is $${found:-missing}; 3.11, 3.12 or 3.13 is needed," \
 	"such as make PYTHON=python3.12" >&2; exit 1;; esac
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build site *.egg-info .mypy_cache .ruff_cache .pytest_cache
