@@ -15,6 +15,7 @@ from targets import short_name
 from tracking.checksums import differing, read_json, stored
 from tracking.files import DamagedError
 from tracking.jsonl import CLIENTS, ROUNDS, readable
+from tracking.text import last_message
 
 # Said on the command line, but never the reason of a result.
 _NO_REASON = ("resume", "name", "sweep", "tracker", "checkpoint")
@@ -32,7 +33,8 @@ class Run:
         overrides: what the command line said, in its order.
         status: ``finished``, ``same as <job>``, ``failed``, ``unfinished``, or ``damaged``: a file
             is not what was written to it.
-        error: the last line of its traceback, or what is damaged; else empty.
+        error: the message that ends its traceback, whole, or what is damaged; else empty.
+        traceback: error.txt of a failed run; else empty.
         config: what its results depend on, as flat keys; empty if it failed before it had any, or
             if config.json is damaged.
         summary: summary.json; empty if it did not finish, or if summary.json is damaged.
@@ -45,6 +47,7 @@ class Run:
     error: str
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
+    traceback: str = ""
 
     @property
     def is_copy(self) -> bool:
@@ -166,16 +169,16 @@ def _read(folder: Path, job: str) -> Run:
         config = {} if differs.startswith("config.json") else config
         summary = {} if differs.startswith("summary.json") else summary
         wrong.append(differs)
-    status, error = "unfinished", ""
+    status, error, traceback = "unfinished", "", ""
     if wrong:
         status, error = "damaged", wrong[0]
     elif summary:
         status = f"same as {summary['same_as']}" if "same_as" in summary else "finished"
     if not wrong and (folder / "error.txt").exists():  # also of a finished run that was to grow
-        lines = (folder / "error.txt").read_text("utf-8", errors="replace").strip().split("\n")
-        status, error = "failed", lines[-1].strip()
+        traceback = (folder / "error.txt").read_text("utf-8", errors="replace").strip()
+        status, error = "failed", last_message(traceback)
     said = [text.lstrip("+") for text in overrides if not text.startswith("resume=")]
-    return Run(job, folder, said, status, error, config, summary)
+    return Run(job, folder, said, status, error, config, summary, traceback)
 
 
 def _overrides(folder: Path, wrong: list[str]) -> list[str]:
