@@ -54,7 +54,7 @@ def shortened(text: str, most: int | None) -> str:
 
 
 def last_message(traceback: str) -> str:
-    """Return what the last error of a traceback says, all lines of it.
+    """Return what the last error of a traceback says, all lines of it, its kind without module.
 
     >>> last_message("Traceback (most recent call last):\\n  File x\\nValueError: a\\n  and b")
     'ValueError: a\\n  and b'
@@ -64,7 +64,7 @@ def last_message(traceback: str) -> str:
     behind = found[begins[-1] + 1 :] if begins else found
     while begins and behind and (not behind[0].strip() or behind[0][0].isspace()):
         del behind[0]  # the calls, which are indented
-    return "\n".join(behind or found[-1:]).strip()
+    return re.sub(r"^(\w+\.)+(?=\w+:)", "", "\n".join(behind or found[-1:]).strip())
 
 
 def cell(value: object) -> object:

@@ -1,6 +1,6 @@
 // The first screen: what was compared, what failed, the best setting, and what equals it.
 
-const MOST_RIVALS = 6;
+const MOST_RIVALS = 6, MOST_WORSE = 3;
 // What of the configuration is said first of all runs, where it is the same.
 const TOLD = [
   ["data.name", "data"], ["model._target_", "model"], ["strategy.name", "method"], ["clients.total", "clients"],
@@ -36,7 +36,8 @@ function drawCompared(place) {
       return pair(name, said);
     }));
   }
-  if (DATA.common.length) line("Command", DATA.common.join(" "));
+  const said = RUNS.length > 1 ? DATA.common.join(" ") : RUNS[0].overrides;
+  if (said) line("Command", said);
 }
 
 function drawFailures(place) {
@@ -74,7 +75,7 @@ function drawVerdict(place, sets, style) {
   name.append(set.name);
   const on = set.runs[0].summary.evaluated_on === "clients" ? "accuracy on clients' own samples" : "accuracy";
   value.append(found(set, "final_accuracy").length ? accuracy(set) : "–",
-    element("small", ` ${on}, ${set.runs.length > 1 ? `mean ± sd of ${found(set, "final_accuracy").length} seeds` : "one seed"}`));
+    element("small", ` ${on}, ${set.runs.length > 1 ? `mean ± sd of ${found(set, "final_accuracy").length} seeds` : set.runs[0].config.seed === undefined ? "one run" : `seed ${text(set.runs[0].config.seed)}`}`));
   const prices = MEASURES.filter((m) => m.isPrice && !m.isMore && found(set, m.key).length);
   card.append(name, value, element("div", prices.map((m) => `${spread(m, found(set, m.key))} ${{ total_bytes: "up and down", total_sim_s: "simulated", total_wall_s: "real" }[m.key] ?? ""}`.trim()).join(" · "), "quiet"));
   const run = set.runs[0], round = run.summary.best_round;
@@ -84,14 +85,14 @@ function drawVerdict(place, sets, style) {
 
   const seeds = Math.max(...sets.map((s) => s.runs.length)), few = rivals.filter((r) => r.verdict === "few");
   const open = rivals.filter((r) => r.verdict === "open" || r.verdict === "same"), worse = rivals.filter((r) => r.verdict === "worse");
-  const list = (title, those) => {
+  const list = (title, those, most = MOST_RIVALS) => {
     if (!those.length) return;
     place.append(element("h3", title));
-    const shown = rivalTable(those.slice(0, MOST_RIVALS), setOf, accuracy, style);
+    const shown = rivalTable(those.slice(0, most), setOf, accuracy, style);
     place.append(shown);
-    if (those.length > MOST_RIVALS) {
+    if (those.length > most) {
       const more = element("details", "");
-      more.append(element("summary", `and ${those.length - MOST_RIVALS} more`), rivalTable(those.slice(MOST_RIVALS), setOf, accuracy, style));
+      more.append(element("summary", `and ${those.length - most} more`), rivalTable(those.slice(most), setOf, accuracy, style));
       place.append(more);
     }
   };
@@ -100,7 +101,7 @@ function drawVerdict(place, sets, style) {
     list("Behind it", few);
   } else {
     list("Cannot be told apart from it", open);
-    list(`Worse (p < 0.05)`, worse);
+    list("Worse (p < 0.05)", worse, MOST_WORSE);
     list("Too few seeds in common to say", few);
     if (!open.length && !few.length) place.append(element("p", "Every other setting is worse by more than the seeds differ."));
     const least = Math.min(...rivals.filter((r) => r.p !== null).map((r) => r.n));
@@ -109,12 +110,12 @@ function drawVerdict(place, sets, style) {
   }
   if (short.length) place.append(element("p", `Higher, but of fewer seeds: ${short.map((g) => `${NAMES[g]} (${accuracy(setOf(g))}, ${found(setOf(g), "final_accuracy").length})`).join("; ")}.`, "quiet"));
   place.append(element("p", measure === "final_validation_accuracy" ? "Chosen by accuracy on the validation samples; shown is that on the test set."
-    : "Chosen by the samples it is tested on: on new ones the best of many is a little worse.", "quiet"));
+    : "Chosen on the test samples themselves: on new data the best of many does a little worse.", "quiet"));
 }
 
 function rivalTable(rivals, setOf, accuracy, style) {
   const table = element("table", ""), head = element("thead", ""), body = element("tbody", ""), titles = element("tr", "");
-  for (const [title, kind] of [["setting", ""], ["accuracy", "number"], ["Δ", "number"], ["p", "number"]]) {
+  for (const [title, kind] of [["setting", ""], ["accuracy", "number"], ["Δ", "number delta"], ["p", "number"]]) {
     const cell = element("th", title, kind);
     cell.scope = "col";
     titles.append(cell);
@@ -124,10 +125,12 @@ function rivalTable(rivals, setOf, accuracy, style) {
   for (const { group, difference, low, high, p, verdict } of rivals) {
     const line = element("tr", ""), name = element("th", "");
     name.scope = "row";
-    name.append(swatch({ ...style.of[group], mark: "square" }), element("span", NAMES[group]));
+    const named = element("span", "", "named");
+    named.append(swatch({ ...style.of[group], mark: "square" }), element("span", NAMES[group]));
+    name.append(named);
     const delta = verdict === "same" ? "equal, seed by seed" : difference === null ? "–"
       : points(difference, 4) + (low === null ? "" : ` [${points(low, 3)}, ${points(high, 3)}]`);
-    line.append(name, element("td", accuracy(setOf(group)), "number"), element("td", delta, "number"),
+    line.append(name, element("td", accuracy(setOf(group)), "number"), element("td", delta, "number delta"),
       element("td", p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(p < 0.1 ? 3 : 2), "number"));
     body.append(line);
   }

@@ -44,7 +44,7 @@ function drawCurves(sets, choice, style) {
   draw("curves-figure", [...bands, ...traces], {
     xaxis: axis(x.title ?? x.name, x.unit, { rangemode: "tozero", ...rounds }), yaxis: axis(title),
   }, {
-    title: `${title} over ${x.name}`, said: `${lines.length} lines. ${ends}.`, legend: isFew ? (lines.length > 1 ? legend : []) : colourLegend(style),
+    title: `${title} over ${x.name}`, said: `${lines.length} lines. ${ends}.`, legend: isFew ? (lines.length > 1 ? legend : []) : colourLegend(style, lines.map((l) => l.set)),
     rows: () => [["setting", x.unit ? `${x.name} (${x.unit})` : x.name, title, "sd"], ...lines.flatMap((l) => l.points.map((p) => [l.set.label, p.x, p.y, p.sd]))],
   });
   const twins = [...same].map(([one, first]) => `${one.set.name} = ${first.set.name}`);
@@ -77,7 +77,8 @@ function course(runs, x, y) {
   return points;
 }
 
-// Points at one price stand side by side, so that their bars can be seen.
+// Few points at one price stand side by side, so that their bars can be seen; of many, those that are
+// named have bars.
 function drawFront(sets, choice, style) {
   const price = MEASURES.find((m) => m.key === choice.price);
   const points = sets.map((set) => {
@@ -93,8 +94,10 @@ function drawFront(sets, choice, style) {
   const [from, to] = isLog ? [Math.log10(least), Math.log10(most)] : [least, most];
   const room = most < 1.01 * least ? 0.1 * (Math.abs(to) || 1) : 0.16 * (to - from); // no telescope on what is the same
   const across = to - from + 2 * room, place = (v) => (isLog ? Math.log10(v) : v);
-  for (const near of clusters(points, (p) => (place(p.x) - from + room) / across, 0.8 * step)) {
-    near.forEach((p, i) => { p.at = place(p.x) + (i - (near.length - 1) / 2) * step * across * Math.min(1, 14 / near.length); });
+  const isFew = points.length <= FEW, best = [...points].sort((a, b) => b.y - a.y);
+  const told = new Set(points.length <= (wide > 420 ? FEW : 5) ? points : [...front, ...best].slice(0, wide > 420 ? 8 : 4));
+  for (const near of isFew ? clusters(points, (p) => (place(p.x) - from + room) / across, 0.8 * step) : points.map((p) => [p])) {
+    near.forEach((p, i) => { p.at = place(p.x) + (i - (near.length - 1) / 2) * step * across; });
   }
   const drawn = (p) => (isLog ? 10 ** p.at : p.at);
   const traces = front.length > 1 ? [{
@@ -103,33 +106,31 @@ function drawFront(sets, choice, style) {
   }] : [];
   for (const p of points) traces.push({
     type: "scatter", mode: "markers", name: plain(p.set.name), x: [drawn(p)], y: [p.y], legendgroup: `of ${p.name}`,
-    error_y: { type: "data", array: [p.sd], visible: p.sd > 0, color: see_through(p.colour, 0.55), ...BAR }, cliponaxis: false,
+    error_y: { type: "data", array: [p.sd], visible: p.sd > 0 && (isFew || told.has(p)), color: see_through(p.colour, 0.55), ...BAR }, cliponaxis: false,
     hovertext: [`${plain(p.set.name)}<br>accuracy ${share(p.y)}${p.n > 1 ? ` ± ${share(p.sd)}, ${p.n} seeds` : ""}<br>${price.name} ${price.write(p.x)}`],
     hovertemplate: "%{hovertext}<extra></extra>",
     marker: { color: p.colour, size: 9, symbol: isOn.has(p) ? p.symbol : `${p.symbol}-open`, line: { width: 1.5, color: p.colour } },
   });
-  const ys = points.flatMap((p) => [p.y - p.sd, p.y + p.sd]), [low, high] = [Math.min(...ys), Math.max(...ys)];
+  const ys = points.flatMap((p) => (isFew || told.has(p) ? [p.y - p.sd, p.y + p.sd] : [p.y])), [low, high] = [Math.min(...ys), Math.max(...ys)];
   const pad = Math.max(high - low, 0.02) * 0.12;
   const range = { range: high - low < 0.005 ? [low - 0.05, high + 0.05] : [low - pad, high + pad] }; // nor on a whole unit
   const scale = { range: [from - room, to + room], ...(isLog ? logTicks(least, most, price.write) : { nticks: 6 }) };
   const list = front.map((p) => `${p.set.name} (${share(p.y)}, ${price.write(p.x)})`).join(" · ");
   const shown = { title: `Accuracy against ${price.title ?? price.name}`, said: `${points.length} points. On the Pareto front: ${list}`,
-    legend: [...colourLegend(style), ...(front.length > 1 ? [{ label: "Pareto front", colour: css("--quiet"), dash: "dot" }] : [])],
+    legend: [...colourLegend(style, points.map((p) => p.set)), ...(front.length > 1 ? [{ label: "Pareto front", colour: css("--quiet"), dash: "dot" }] : [])],
     rows: () => [["setting", price.unit ? `${price.name} (${price.unit})` : price.name, "accuracy", "sd", "seeds", "on the front"],
       ...points.map((p) => [p.set.label, p.x, p.y, p.sd, p.n, isOn.has(p) ? "yes" : "no"])] };
   const chart = draw("front-figure", traces, { xaxis: axis(price.title ?? price.name, price.unit, scale), yaxis: axis("final accuracy", "", range) }, shown);
-  const best = [...points].sort((a, b) => b.y - a.y);
-  const told = points.length <= FEW ? points : [...new Set([...front, ...best])].slice(0, 8);
-  if (points.length) labelled(chart, told.map((p) => ({ x: drawn(p), y: p.y, sd: p.sd, text: brief(p.set.runs[0]), colour: css("--ink") })));
+  if (points.length) labelled(chart, points.map((p) => ({ x: drawn(p), y: p.y, sd: isFew || told.has(p) ? p.sd : 0, text: told.has(p) ? cut(brief(p.set.runs[0]), wide > 420 ? LONGEST : 16) : "", colour: css("--ink") })));
   by("front-list").textContent = front.length ? `Filled, on the front: ${list}` : "";
 }
 
-// Items whose places (0 to 1) are nearer than `least` to their neighbour's, together.
+// Items whose places (0 to 1) are nearer than `least` to that of the first of them, together.
 function clusters(items, place, least) {
   const all = [];
   for (const item of [...items].sort((a, b) => place(a) - place(b))) {
     const last = all.at(-1);
-    if (last && place(item) - place(last.at(-1)) < least) last.push(item); else all.push([item]);
+    if (last && place(item) - place(last[0]) < least) last.push(item); else all.push([item]);
   }
   return all;
 }
@@ -150,7 +151,7 @@ function drawEffects(sets, choice, style) {
     return values.length ? [mean(values) - deviation(values), mean(values) + deviation(values)] : [];
   });
   const [low, high] = [Math.min(...ends), Math.max(...ends)], pad = (high - low || Math.abs(high) || 1) * 0.08;
-  const legend = colourLegend(style);
+  const legend = colourLegend(style, sets.filter((set) => found(set, measure.key).length));
   KEYS.forEach((key, i) => drawEffect(place.children[i], key, measure, sets, style, ends.length ? [low - pad, high + pad] : null, legend));
   fillLegend(by("effects-legend"), legend, new Set());
 }
@@ -189,6 +190,7 @@ function drawEffect(place, key, measure, sets, style, range, legend) {
     for (const p of points.filter((p) => !places.has(p.value))) traces.push({
       type: "scatter", mode: "lines", x: [-0.4, ticks.length - 0.6], y: [p.y, p.y], name: plain(line),
       text: Array(2).fill(`${plain(line)}<br>does not read ${plain(key)}`), hovertemplate: hover.hovertemplate, line: { color: p.colour, width: 1.5, dash: "dot" },
+      opacity: lines.size > FEW ? 0.3 : 1,
     });
   });
   draw(place, traces, {

@@ -4,7 +4,8 @@ const MOST_BOXES = 12;
 
 function drawClients(sets, choice, style) {
   const measure = CLIENT_MEASURES.find((m) => m.key === choice.client);
-  const having = ranked(sets).filter((set) => set.runs.some((run) => Object.values(run.clients).some((device) => measure.key in device)));
+  const all = ranked(sets), done = all.filter((set) => found(set, "final_accuracy").length);
+  const having = (done.length ? done : all).filter((set) => set.runs.some((run) => Object.values(run.clients).some((device) => measure.key in device)));
   const shown = having.slice(0, MOST_BOXES), isNarrow = document.body.clientWidth < 640;
   const label = (set) => plain(isNarrow ? set.name.replaceAll(" ", "\n") : set.name).replaceAll("\n", "<br>");
   const devices = choice.byDevice

@@ -122,7 +122,11 @@ function own(run) {
 }
 
 // Settings by a short name: the method by itself, of other keys the last word where it is enough.
-const KEYS = DATA.keys.filter((key) => key !== "seed");
+const KEYS = (() => {
+  const keys = DATA.keys.filter((key) => key !== "seed"), done = RUNS.filter((run) => Object.keys(run.summary).length);
+  const told = keys.filter((key) => new Set(done.map((run) => text(run.values[DATA.keys.indexOf(key)]))).size > 1);
+  return told.length ? told : keys; // not what tells failed runs from the others alone
+})();
 function shortKey(key) {
   const last = key.split(".").at(-1);
   return KEYS.filter((other) => other.split(".").at(-1) === last).length > 1 ? key : last;
@@ -132,9 +136,11 @@ function named(run) {
   return parts.map(([key, value]) => (key === "strategy" || key === "model" ? text(value) : `${shortKey(key)}=${text(value)}`)).join(" ");
 }
 const NAMES = (() => {
-  const first = DATA.groups.map((_, group) => RUNS.find((run) => run.group === group));
-  const short = first.map((run, group) => named(run) || DATA.groups[group]);
-  return short.map((name, group) => (short.indexOf(name) === short.lastIndexOf(name) ? name : DATA.groups[group]));
+  const sets = DATA.groups.map((_, group) => RUNS.filter((run) => run.group === group));
+  const short = sets.map((those, group) => named(those[0]) || DATA.groups[group]);
+  const isDone = sets.map((those) => those.some((run) => Object.keys(run.summary).length));
+  const clash = (group) => short.some((name, other) => name === short[group] && other !== group && (isDone[other] || !isDone[group]));
+  return short.map((name, group) => (clash(group) ? DATA.groups[group] : name));
 })();
 
 // The same beside a point of a chart: the values alone.

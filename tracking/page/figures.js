@@ -4,6 +4,12 @@ const FEW = 12; // so many lines can be told apart by a legend
 const IS_TOUCH = matchMedia("(pointer: coarse)").matches;
 const OPTIONS = { responsive: false, displaylogo: false, displayModeBar: false };
 let isPrinting = false;
+// Light colours, also where the reader's are dark: on paper and in files.
+let isLight = false;
+function setLight(wanted) {
+  isLight = wanted;
+  document.documentElement.classList.toggle("light", wanted);
+}
 
 // Colours that people with colour blindness can tell apart, on white and on black; more values than
 // that go from dark to light in their order.
@@ -15,7 +21,7 @@ const RAMP = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [222, 2
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "star", "cross"];
 
-function isDark() { return !isPrinting && matchMedia("(prefers-color-scheme: dark)").matches; }
+function isDark() { return !isLight && matchMedia("(prefers-color-scheme: dark)").matches; }
 function css(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
 function colours(names) {
   const palette = PALETTE[isDark() ? "dark" : "light"];
@@ -49,9 +55,10 @@ function styles(key) {
   return { key: at < 0 ? "" : key, names, colour, of };
 }
 // A legend of the colours alone, for charts of more settings than a legend can name.
-function colourLegend(style) {
-  if (style.names.length < 2 || style.names.length > 24) return [];
-  return style.names.map((name) => ({ label: style.key ? `${shortKey(style.key)} ${name}` : name, colour: style.colour.get(name), mark: "square" }));
+function colourLegend(style, sets) {
+  const shown = new Set(sets.map((set) => style.of[set.group].name)), names = style.names.filter((name) => shown.has(name));
+  if (names.length < 2 || names.length > 24) return [];
+  return names.map((name) => ({ label: style.key ? `${shortKey(style.key)} ${name}` : name, colour: style.colour.get(name), mark: "square" }));
 }
 
 function axis(title, unit = "", more = {}) {
@@ -160,8 +167,8 @@ function fillLegend(list, entries, hidden, again) {
   }));
 }
 
-// Labels beside points, each where it touches neither a point nor another label; further away with a
-// line. `points` are {x, y, text, colour} in data, `bars` the rest that must not be written on.
+// Labels beside points, each where it touches neither a point nor a bar nor another label; further
+// away with a line. `points` are {x, y, sd, text, colour}; those without text are not written on.
 function labelled(chart, points) {
   const { xaxis, yaxis } = chart._fullLayout;
   const pen = document.createElement("canvas").getContext("2d");
@@ -173,7 +180,7 @@ function labelled(chart, points) {
   // How much a line to a label runs over other points.
   const crossed = (p, cx, cy) => at.filter((q) => q !== p && [0.35, 0.6, 0.85].some((t) => Math.hypot(p.px + t * (cx - p.px) - q.px, p.py + t * (cy - p.py) - q.py) < 10)).length;
   const annotations = [];
-  for (const p of [...at].sort((a, b) => a.py - b.py)) {
+  for (const p of at.filter((one) => one.text).sort((a, b) => a.py - b.py)) {
     let best = null;
     for (const far of [0, 16, 34, 56, 82, 112]) {
       for (const [sx, sy] of [[1, 0], [-1, 0], [1, -1], [-1, -1], [1, 1], [-1, 1], [0, -1], [0, 1]]) {
@@ -207,6 +214,8 @@ function fileName(made, ending) {
   return `${made.content.title.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60)}.${ending}`;
 }
 async function saveSvg(made) {
+  const wasDark = isDark();
+  if (wasDark) { setLight(true); restyle(); }
   const { chart, content } = made, entries = content.legend ?? [];
   const width = Math.max(640, chart.clientWidth), height = chart.clientHeight, perRow = Math.max(1, Math.floor(width / 240));
   const rows = Math.ceil(entries.length / perRow), extra = rows * 18 + 8;
@@ -230,6 +239,7 @@ async function saveSvg(made) {
     add(svg, "text", { x: x + 28, y: y + 10, "font-size": 11, "font-family": "sans-serif", fill: css("--ink") }, entry.label);
   });
   save(fileName(made, "svg"), "image/svg+xml", new XMLSerializer().serializeToString(svg));
+  if (wasDark) { setLight(false); restyle(); }
 }
 // What a spreadsheet would compute is marked as text, as in summary.csv.
 function csvCell(value) {

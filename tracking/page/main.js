@@ -73,6 +73,16 @@ function chosenRuns() {
     keyFilters.every((select, i) => !select.value || `=${text(run.values[i])}` === select.value));
 }
 
+// Plotly takes a second to read, so the words are on the screen before.
+let hasPlotly = false;
+function readPlotly() {
+  if (hasPlotly) return;
+  hasPlotly = true;
+  const script = by("plotly");
+  document.head.append(Object.assign(document.createElement("script"), { textContent: script.textContent }));
+  script.remove();
+}
+
 // Charts are drawn when they come into view, and again only when what they show has changed.
 let style = styles(by("colour").value);
 const sections = {
@@ -92,7 +102,7 @@ function refresh(...names) {
   names.forEach((name) => stale.add(name));
   // Effects and classes are always over seeds: that is what their bars are.
   const sets = by("seeds").checked && HAS_SEEDS ? grouped(runs) : single(runs);
-  for (const name of Object.keys(sections)) {
+  for (const name of hasPlotly ? Object.keys(sections) : []) {
     if (!visible.has(name) || !stale.has(name) || by(name).hidden) continue;
     stale.delete(name);
     sections[name](name === "effects" || name === "classes" ? grouped(runs) : sets);
@@ -139,7 +149,10 @@ const watch = new IntersectionObserver((entries) => {
   entries.filter((entry) => entry.isIntersecting).forEach((entry) => visible.add(entry.target.id));
   refresh();
 }, { rootMargin: "300px" });
-Object.keys(sections).forEach((name) => watch.observe(by(name)));
+requestAnimationFrame(() => setTimeout(() => {
+  readPlotly();
+  Object.keys(sections).forEach((name) => watch.observe(by(name)));
+}));
 
 let width = document.body.clientWidth, waiting = 0;
 addEventListener("resize", () => {
@@ -153,17 +166,19 @@ addEventListener("resize", () => {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", restyle);
 
 // On paper: light, as wide as the paper, everything drawn that was not yet in view.
-const PAPER = 700; // px of A4 and Letter between their margins
 addEventListener("beforeprint", () => {
+  readPlotly();
   isPrinting = true;
+  setLight(true);
   document.documentElement.classList.add("printing");
-  document.body.style.width = `${PAPER}px`;
   Object.keys(sections).forEach((name) => visible.add(name));
   restyle();
+  document.querySelectorAll("details").forEach((one) => { one.dataset.was = one.open; one.open = true; });
 });
 addEventListener("afterprint", () => {
   isPrinting = false;
+  setLight(false);
   document.documentElement.classList.remove("printing");
-  document.body.style.width = "";
   restyle();
+  document.querySelectorAll("details[data-was]").forEach((one) => { one.open = one.dataset.was === "true"; });
 });

@@ -5,7 +5,7 @@ const COLUMNS = [
   { name: "job", get: (run) => run.job, show: (run) => run.job },
   { name: "accuracy", ...measured(MEASURES.find((m) => m.key === "final_accuracy")) },
   ...DATA.keys.map((key, i) => ({ name: key, isKey: true, get: (run) => text(run.values[i]), show: (run) => keyText(key, run.values[i]) })),
-  ...(DATA.keys.length ? [] : [{ name: "overrides", isKey: true, get: (run) => run.overrides, show: (run) => run.overrides }]),
+  ...(DATA.keys.length || RUNS.length < 2 ? [] : [{ name: "overrides", isKey: true, get: (run) => run.overrides, show: (run) => run.overrides }]),
   ...MEASURES.filter((m) => m.key !== "final_accuracy").map((m) => ({ name: m.name, isMore: m.isMore, ...measured(m) })),
   { name: "status", get: (run) => run.status, show: (run) => run.status },
 ].filter((column) => column.name !== "accuracy" || column.measure);
