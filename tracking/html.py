@@ -183,14 +183,22 @@ def classes(details: Mapping[str, Any]) -> dict[str, Any]:
             for measure, values in content.items():
                 if isinstance(values, list) and len(values) <= MOST_CLASSES:
                     found[line(prefix + measure)] = [_short(number) for number in values]
-    matrix = final.get("confusion_matrix")
     shown: dict[str, Any] = {"measures": found} if found else {}
-    if isinstance(matrix, list) and len(matrix) <= MOST_CLASSES:
+    if _is_matrix(matrix := final.get("confusion_matrix")):
         shown["matrix"] = _finite(matrix)
     labels = details.get("labels")
     if shown and isinstance(labels, list):
         shown["labels"] = [line(label) for label in labels]
     return shown
+
+
+def _is_matrix(found: Any) -> bool:
+    """Whether it is rows of one length, no more than are shown."""
+    return (
+        isinstance(found, list)
+        and 0 < len(found) <= MOST_CLASSES
+        and all(isinstance(row, list) and len(row) == len(found[0]) for row in found)
+    )
 
 
 def _shown(summary: Mapping[str, Any]) -> dict[str, Any]:

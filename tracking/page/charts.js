@@ -7,7 +7,7 @@ const BAR = { thickness: 1, width: 3 };
 function drawCurves(sets, choice, style) {
   const [y, x] = [choice.y, AXES.find((a) => a.key === choice.x)], title = y.replaceAll("_", " ");
   const lines = ranked(sets).map((set) => ({ set, points: course(set.runs, x.key, y), ...style.of[set.group] })).filter((l) => l.points.length);
-  const isFew = lines.length <= FEW, same = identical(lines);
+  const isFew = lines.length <= FEW, same = identical(lines), isTwice = new Set(same.values()); // a thin line on a wide one
   const traces = [], bands = [], legend = [];
   const shared = new Map(), met = new Map();
   for (const one of lines) {
@@ -19,7 +19,7 @@ function drawCurves(sets, choice, style) {
     if (!trace) {
       trace = {
         type: "scatter", mode: "lines", name: plain(isFew ? one.set.name : one.name), x: [], y: [], text: [], legendgroup: group,
-        line: { color: one.colour, width: isFew ? (twin ? 1.6 : 2) : 1.1, dash: isFew ? (twin && one.dash === "solid" ? "dash" : one.dash) : "solid" },
+        line: { color: one.colour, width: isFew ? (twin ? 1.4 : isTwice.has(one) ? 5 : 2) : 1.1, dash: isFew ? one.dash : "solid" },
         opacity: isFew ? 1 : lines.length > 60 ? 0.55 : 0.8,
         hovertemplate: `%{text}<br>${x.name} %{x}<br>${plain(title)} %{y:.5~g}<extra></extra>`,
       };

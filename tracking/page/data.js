@@ -178,8 +178,10 @@ function grouped(runs) {
   return [...sets].map(([group, { seeds, all }]) => ({ group, label: DATA.groups[group], name: NAMES[group], runs: [...seeds.values()], all }));
 }
 function single(runs) {
-  const each = grouped(runs).flatMap((set) => set.runs).sort((a, b) => a.index - b.index);
-  return each.map((run) => ({ group: run.group, label: `${run.job} ${own(run)}`, name: `${run.job} ${NAMES[run.group]}`, runs: [run], all: [run] }));
+  const each = grouped(runs).flatMap((set) => set.runs.map((run) => [run, set.runs.length > 1]));
+  return each.sort(([a], [b]) => a.index - b.index).map(([run, isOneOfSeveral]) => ({
+    group: run.group, label: `${run.job} ${own(run)}`, name: NAMES[run.group] + (isOneOfSeveral ? ` seed=${text(run.config.seed)}` : ""), runs: [run], all: [run],
+  }));
 }
 const HAS_SEEDS = grouped(RUNS).some((set) => set.runs.length > 1);
 // The best first; without a result last.
