@@ -30,7 +30,7 @@ class Run:
     Attributes:
         job: its folder, relative to where runs were looked for.
         folder: its folder.
-        overrides: what the command line said, in its order.
+        overrides: what the command line said, in its order; interpolations as their values.
         status: ``finished``, ``same as <job>``, ``failed``, ``unfinished``, or ``damaged``: a file
             is not what was written to it.
         error: the message that ends its traceback, whole, or what is damaged; else empty.
@@ -128,6 +128,17 @@ def value(run: Run, key: str, known: set[str]) -> Any:
     return short_name(str(found)) if places[0] == f"{key}._target_" else found
 
 
+def resolved(override: str, config: Mapping[str, Any]) -> str:
+    """Return an override with the value that an interpolation in it (``${…}``) came to.
+
+    Args:
+        override: ``key=value``.
+        config: flat keys; an override of another key stays as it is.
+    """
+    key = override.partition("=")[0]
+    return f"{key}={_text(config[key])}" if "${" in override and key in config else override
+
+
 def common(jobs: Sequence[Sequence[str]]) -> list[str]:
     """Return the overrides that all jobs have, in the first one's order; none for a single job."""
     if len(jobs) < 2:
@@ -177,7 +188,8 @@ def _read(folder: Path, job: str) -> Run:
     if not wrong and (folder / "error.txt").exists():  # also of a finished run that was to grow
         traceback = (folder / "error.txt").read_text("utf-8", errors="replace").strip()
         status, error = "failed", last_message(traceback)
-    said = [text.lstrip("+") for text in overrides if not text.startswith("resume=")]
+    given = [text.lstrip("+") for text in overrides if not text.startswith("resume=")]
+    said = [resolved(text, config) for text in given]
     return Run(job, folder, said, status, error, config, summary, traceback)
 
 
