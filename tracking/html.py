@@ -33,6 +33,10 @@ TOTALS = {"bytes": ("bytes_up", "bytes_down"), "sim_s": ("sim_s",), "energy_j": 
 DIGITS = 6  # that a number is shown with at most
 QUANTILES = 100  # a distribution over more clients than this is kept as its quantiles
 MOST_POINTS = 60_000  # rounds of all runs together; of more, every second, third … is kept
+MOST_CELLS = (
+    500_000  # clients times rounds of all runs together; a run of more than its part has none
+)
+STATES = ("ok", "alone", "late", "surplus", "absent", "unfit", "failed")
 MOST_CLASSES = 100  # beyond them there is no room for the values of each
 METRICS = "metrics.json"
 
@@ -102,10 +106,12 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
                 "config": _finite(run.config),
                 "summary": _finite(_shown(run.summary)),
                 "rounds": curves(rows, step),
-                "clients": clients(readable(run.folder / CLIENTS)[0], _tested(found)),
+                "clients": clients(of_clients, _tested(found)),
+                "timeline": timeline(of_clients, MOST_CELLS // len(runs)),
                 "classes": classes(found),
             }
             for run, rows, (found, _) in zip(runs, rounds, details, strict=True)
+            for of_clients in [readable(run.folder / CLIENTS)[0]]
         ],
     }
 
@@ -267,6 +273,27 @@ def clients(
     return {
         line(device): {name: _quantiles(sorted(values)) for name, values in measures.items()}
         for device, measures in found.items()
+    }
+
+
+def timeline(rows: Sequence[Mapping[str, Any]], most: int = MOST_CELLS) -> dict[str, Any]:
+    """Return who did what in each round, from the lines of clients.jsonl.
+
+    ``clients`` by partition, with their device class, and for each of them ``states``: a character
+    for each round, the index into `STATES`, or ``.`` where it was not drawn. Empty where these are
+    more than ``most``.
+    """
+    num_rounds = max((row["round"] for row in rows), default=0)
+    devices = {row["partition"]: row["device"] for row in rows}
+    if not 0 < num_rounds * len(devices) <= most:
+        return {}
+    states = {partition: ["."] * num_rounds for partition in sorted(devices)}
+    for row in rows:
+        if row["status"] in STATES:
+            states[row["partition"]][row["round"] - 1] = str(STATES.index(row["status"]))
+    return {
+        "clients": [line(f"{p} {devices[p]}" if devices[p] else p) for p in states],
+        "states": ["".join(found) for found in states.values()],
     }
 
 

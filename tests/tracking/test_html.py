@@ -17,6 +17,7 @@ from tracking.html import (
     describe,
     embed,
     render,
+    timeline,
     write_html,
 )  # fmt: skip
 from tracking.text import line
@@ -78,6 +79,16 @@ def test_where_all_clients_were_tested_at_the_end_that_is_their_accuracy():
     assert found["phone"]["accuracy"] == [0.5, 0.9]
     assert found["tablet"] == {"accuracy": [0.75]}  # of which nobody trained
     assert "accuracy" not in found[""]
+
+
+def test_timeline():
+    rows = [
+        client_row(1, 2, device="phone"), client_row(1, 0, status="late"), client_row(3, 0),
+        client_row(3, 2, device="phone", status="failed"), client_row(3, 1, status="new"),
+    ]  # fmt: skip
+    found = {"clients": ["0", "1", "2 phone"], "states": ["2.0", "...", "0.6"]}
+    assert timeline(rows) == timeline(rows, most=9) == found
+    assert timeline(rows, most=8) == timeline([]) == {}
 
 
 def test_classes():
@@ -309,6 +320,7 @@ def test_a_method_has_one_colour_throughout(seen):
     points = {t["name"]: t["marker"]["color"] for t in drawn(seen, "front")[1:]}
     assert points == colour
     assert {t["line"]["color"] for t in drawn(seen, "clients")} == set(colour.values())
+    assert seen.locator("#timeline .legend").inner_text() == "trained"
     swatches = seen.locator("#table tbody tr.set .swatch rect").evaluate_all(
         "all => all.map(one => one.getAttribute('stroke'))"
     )
@@ -413,7 +425,7 @@ def test_dark_on_the_screen_light_in_files_and_on_paper(seeds, open_page, tmp_pa
     assert paper() == "#14181e"  # again
 
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    for name in ("front", "curves", "effects", "classes", "matrix", "clients"):
+    for name in ("front", "curves", "effects", "classes", "matrix", "clients", "timeline"):
         assert page.locator(f"#{name} .main-svg").count() > 0, name
         assert page.locator(f"#{name} .chart").first.evaluate("c => c.offsetWidth") <= 700
     assert paper() == "#fff"

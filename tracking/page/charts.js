@@ -19,7 +19,7 @@ function drawCurves(sets, choice, style) {
     if (!trace) {
       trace = {
         type: "scatter", mode: "lines", name: plain(isFew ? one.set.name : one.name), x: [], y: [], text: [], legendgroup: group,
-        line: { color: one.colour, width: isFew ? (twin ? 1.4 : isTwice.has(one) ? 5 : 2) : 1.1, dash: isFew ? one.dash : "solid" },
+        line: { color: one.colour, width: isFew ? (twin ? 1.4 : isTwice.has(one) ? 4.5 : 2) : 1.1, dash: isFew ? one.dash : "solid" },
         opacity: isFew ? 1 : lines.length > 60 ? 0.55 : 0.8,
         hovertemplate: `%{text}<br>${x.name} %{x}<br>${plain(title)} %{y:.5~g}<extra></extra>`,
       };
@@ -122,7 +122,8 @@ function drawFront(sets, choice, style) {
       ...points.map((p) => [p.set.label, p.x, p.y, p.sd, p.n, isOn.has(p) ? "yes" : "no"])] };
   const chart = draw("front-figure", traces, { xaxis: axis(price.title ?? price.name, price.unit, scale), yaxis: axis("final accuracy", "", range) }, shown);
   if (points.length) labelled(chart, points.map((p) => ({ x: drawn(p), y: p.y, sd: isFew || told.has(p) ? p.sd : 0, text: told.has(p) ? cut(brief(p.set.runs[0]), wide > 420 ? LONGEST : 16) : "", colour: css("--ink") })));
-  by("front-list").textContent = front.length ? `Filled, on the front: ${list}` : "";
+  const isApart = points.some((p) => p.at !== place(p.x));
+  by("front-list").textContent = (front.length ? `Filled, on the front: ${list}` : "") + (isApart ? ". Points at one price stand side by side." : "");
 }
 
 // Items whose places (0 to 1) are nearer than `least` to that of the first of them, together.

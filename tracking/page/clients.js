@@ -30,7 +30,7 @@ function drawClients(sets, choice, style) {
     ? devices.map((device) => ({ label: told(device), group: device, colour: css("--quiet"), mark: "square", share: shade(device) })) : [];
   draw("clients-figure", traces, {
     height: Math.max(200, height), boxmode: "group", boxgap: 0.2, boxgroupgap: 0.1,
-    xaxis: axis(measure.name, measure.unit), yaxis: axis("", "", { type: "category", categoryorder: "array", categoryarray: shown.map(label).reverse(), tickfont: { size: 11 } }),
+    xaxis: axis(isNarrow ? measure.name.split(",")[0] : measure.name, measure.unit), yaxis: axis("", "", { type: "category", categoryorder: "array", categoryarray: shown.map(label).reverse(), tickfont: { size: 11 } }),
   }, {
     title: `Clients: ${measure.name}`, said: `${shown.length} settings${legend.length ? `, device classes ${devices.map(told).join(", ")}` : ""}.`, legend,
     rows: () => [["setting", "device class", measure.unit ? `${measure.name} (${measure.unit})` : measure.name], ...rows],
@@ -38,4 +38,31 @@ function drawClients(sets, choice, style) {
   by("clients-note").textContent = "A box holds the middle half of the clients, the whiskers the rest but for outliers." +
     (sets.some((s) => s.runs.length > 1) ? " Clients of all seeds together." : "") +
     (having.length > shown.length ? ` The best ${shown.length} of ${having.length}; the filter chooses others.` : "");
+}
+
+// Who did what in each round of one run. The names are those of clients.jsonl; the first is usual.
+const STATES = [
+  ["ok", "trained", "#7fa9d6", "#2c5688"], ["alone", "trained without network", "#b9cfe6", "#4d6c8f"], ["late", "late", "#e07b00", "#f39a3d"],
+  ["surplus", "not needed", "#b5a27c", "#8f7d58"], ["absent", "absent", "#a7aeb8", "#6b7480"], ["unfit", "memory too small", "#7b5ab5", "#b296ec"],
+  ["failed", "failed", "#c0392b", "#ff6f61"],
+];
+
+function drawTimeline(run) {
+  const { clients = [], states = [] } = run?.timeline ?? {}, paint = isDark() ? 3 : 2, num = states[0]?.length ?? 0;
+  const z = states.map((line) => [...line].map((c) => (c === "." ? null : Number(c))));
+  const met = new Set(z.flat().filter((v) => v !== null)), shown = STATES.map((state, i) => [state, i]).filter(([, i]) => met.has(i));
+  const step = 1 / STATES.length, scale = STATES.flatMap((state, i) => [[i * step, state[paint]], [(i + 1) * step, state[paint]]]);
+  const every = Math.ceil(clients.length / 40), rows = clients.map((name, i) => [name, i]).filter((_, i) => i % every === 0);
+  draw("timeline-figure", clients.length ? [{
+    type: "heatmap", z, x: Array.from({ length: num }, (_, i) => i + 1), y: clients.map((_, i) => i), colorscale: scale, zmin: -0.5, zmax: STATES.length - 0.5, showscale: false,
+    xgap: num > 150 ? 0 : 1, ygap: clients.length > 100 ? 0 : 1, hovertemplate: "%{text}<extra></extra>",
+    text: z.map((line, i) => line.map((v, round) => `client ${plain(clients[i])}<br>round ${round + 1}: ${v === null ? "not drawn" : STATES[v][1]}`)),
+  }] : [], {
+    height: 84 + Math.min(620, Math.max(80, clients.length * 18)), xaxis: axis("rounds", "", { tickformat: "d", showgrid: false, ...(num < 8 ? { dtick: 1 } : {}) }),
+    yaxis: axis("client", "", { tickmode: "array", tickvals: rows.map(([, i]) => i), ticktext: rows.map(([name]) => plain(cut(name, 18))), autorange: "reversed", showgrid: false, ticks: "" }),
+  }, {
+    title: `Clients of run ${run?.job ?? ""} over rounds`, said: shown.map(([state, i]) => `${state[1]}: ${z.flat().filter((v) => v === i).length} times`).join(", "),
+    legend: shown.map(([state]) => ({ label: state[1], colour: state[paint], mark: "square" })),
+    rows: () => [["client", ...Array.from({ length: num }, (_, i) => `round ${i + 1}`)], ...z.map((line, i) => [clients[i], ...line.map((v) => (v === null ? "" : STATES[v][0]))])],
+  });
 }

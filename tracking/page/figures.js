@@ -105,7 +105,9 @@ function figure(place) {
     button.addEventListener("click", click);
     tools.append(button);
   }
-  place.replaceChildren(chart, legend, tools);
+  const foot = element("div", "", "foot");
+  foot.append(legend, tools);
+  place.replaceChildren(chart, foot);
   FIGURES.set(place, made);
   return made;
 }

@@ -39,6 +39,9 @@ fill(by("colour"), [["", "each setting"], ...KEYS.map((key) => [key, key])],
 const hasDevices = RUNS.some((run) => Object.keys(run.clients).some((device) => device !== ""));
 const withMatrix = grouped(RUNS).filter((set) => set.runs.some((run) => run.classes.matrix));
 fill(by("matrix-of"), ranked(withMatrix).map((set) => [String(set.group), set.name]));
+const withTimeline = ranked(single(RUNS)).map((set) => set.runs[0]).filter((run) => run.timeline.states);
+fill(by("timeline-of"), withTimeline.map((run) => [String(run.index), cut(`${run.job} ${own(run)}`, 80)]));
+by("timeline").hidden = !withTimeline.length;
 by("devices-label").hidden = !hasDevices;
 by("devices").checked = hasDevices;
 by("seeds-label").hidden = by("unfold-label").hidden = !HAS_SEEDS;
@@ -93,7 +96,10 @@ const sections = {
     if (CLASS_MEASURES.length) drawClasses(sets, { measure: by("class-y").value });
     if (withMatrix.length) drawMatrix(withMatrix.find((set) => String(set.group) === by("matrix-of").value));
   },
-  clients: (sets) => drawClients(sets, { client: by("client-y").value, byDevice: by("devices").checked }, style),
+  clients: (sets) => {
+    drawClients(sets, { client: by("client-y").value, byDevice: by("devices").checked }, style);
+    if (withTimeline.length) drawTimeline(RUNS[by("timeline-of").value]);
+  },
 };
 const visible = new Set(), stale = new Set(Object.keys(sections));
 let runs = RUNS;
@@ -138,7 +144,7 @@ keyFilters.forEach((select) => select.addEventListener("change", refreshAll));
 by("colour").addEventListener("change", restyle);
 for (const [id, names] of Object.entries({
   "curve-y": ["curves"], "curve-x": ["curves"], seeds: ["curves", "front", "clients"], "front-x": ["front"], "effect-y": ["effects"],
-  "class-y": ["classes"], "matrix-of": ["classes"], "client-y": ["clients"], devices: ["clients"],
+  "class-y": ["classes"], "matrix-of": ["classes"], "client-y": ["clients"], devices: ["clients"], "timeline-of": ["clients"],
 })) by(id).addEventListener("change", () => refresh(...names));
 for (const id of ["unfold", "columns"]) by(id).addEventListener("change", table);
 for (const id of ["run-a", "run-b", "differences"]) by(id).addEventListener("change", compare);
