@@ -415,7 +415,7 @@ def alike(configs: Sequence[Config]) -> list[list[int]]:
 def _with_value(override: str, node: DictConfig) -> str:
     """Return an override with the value that an interpolation in it came to."""
     key = override.partition("=")[0].lstrip("+")
-    if "${" not in override:
+    if "${" not in override.replace("\\", ""):  # Hydra keeps it as $\{…\}
         return override
     found = OmegaConf.select(node, key, throw_on_resolution_failure=False)
     return override if found is None else f"{key}={found}"

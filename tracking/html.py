@@ -86,6 +86,13 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
     notes = [f"{run.job}: {wrong}" for run, (_, wrong) in zip(runs, details, strict=True) if wrong]
     if step > 1:
         notes.append(f"of each {step} rounds one is drawn, and the last")
+    of_clients = [readable(run.folder / CLIENTS)[0] for run in runs]
+    timelines = [timeline(rows, MOST_CELLS // len(runs)) for rows in of_clients]
+    pairs = zip(of_clients, timelines, strict=True)
+    if large := sum(bool(rows) and not found for rows, found in pairs):
+        notes.append(f"{large} runs have too many clients and rounds for a timeline")
+    if many := sum(_has_many_classes(found) for found, _ in details):
+        notes.append(f"{many} runs have over {MOST_CLASSES} classes: their values are in {METRICS}")
     return {
         "title": line(title),
         "keys": _finite(keys),
@@ -106,12 +113,13 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
                 "config": _finite(run.config),
                 "summary": _finite(_shown(run.summary)),
                 "rounds": curves(rows, step),
-                "clients": clients(of_clients, _tested(found)),
-                "timeline": timeline(of_clients, MOST_CELLS // len(runs)),
+                "clients": clients(trained, _tested(found)),
+                "timeline": when,
                 "classes": classes(found),
             }
-            for run, rows, (found, _) in zip(runs, rounds, details, strict=True)
-            for of_clients in [readable(run.folder / CLIENTS)[0]]
+            for run, rows, (found, _), trained, when in zip(
+                runs, rounds, details, of_clients, timelines, strict=True
+            )
         ],
     }
 
@@ -196,6 +204,13 @@ def classes(details: Mapping[str, Any]) -> dict[str, Any]:
     if shown and isinstance(labels, list):
         shown["labels"] = [line(label) for label in labels]
     return shown
+
+
+def _has_many_classes(details: Mapping[str, Any]) -> bool:
+    matrix = details.get("final", {}).get("confusion_matrix", [])
+    measures = details.get("final", {}).get("per_class", {})
+    columns = [matrix, *(measures.values() if isinstance(measures, Mapping) else ())]
+    return any(isinstance(found, list) and len(found) > MOST_CLASSES for found in columns)
 
 
 def _is_matrix(found: Any) -> bool:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from runs import client_row, make_run, make_seeds, round_row
+from tracking import html
 from tracking.collect import find
 from tracking.html import (
     MOST_POINTS,
@@ -148,6 +149,26 @@ def test_the_answer_is_there_by_group(tmp_path):
     assert [rival["difference"] for rival in said["rivals"]] == [-0.125, -0.375]
     assert {rival["verdict"] for rival in said["rivals"]} == {"few"}
     assert said["fronts"] == {"total_bytes": [0, 1, 2]}
+
+
+def test_what_there_is_no_room_for_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(html, "MOST_POINTS", 2)
+    monkeypatch.setattr(html, "MOST_CELLS", 2)
+    make_run(
+        tmp_path / "0", [], {"seed": 0}, {"final_accuracy": 0.5},
+        rounds=[round_row(r, 0.5) for r in (1, 2, 3, 4)],
+        clients=[client_row(1, p) for p in range(3)],
+    )  # fmt: skip
+    final = {"per_class": {"recall": [0.5] * 101}}
+    (tmp_path / "0" / "metrics.json").write_text(json.dumps({"final": final}))
+    found = describe(find([tmp_path]), "")
+    assert found["runs"][0]["rounds"]["round"] == [2, 4]
+    assert found["runs"][0]["timeline"] == found["runs"][0]["classes"] == {}
+    assert found["notes"] == [
+        "of each 2 rounds one is drawn, and the last",
+        "1 runs have too many clients and rounds for a timeline",
+        "1 runs have over 100 classes: their values are in metrics.json",
+    ]
 
 
 @pytest.mark.parametrize(("content", "note"), [("{", "0: "), ('{"final": 3}', "0: metrics.json")])
