@@ -115,7 +115,8 @@ function drawVerdict(place, sets, style) {
 
 function rivalTable(rivals, setOf, accuracy, style) {
   const table = element("table", ""), head = element("thead", ""), body = element("tbody", ""), titles = element("tr", "");
-  for (const [title, kind] of [["setting", ""], ["accuracy", "number"], ["Δ", "number delta"], ["p", "number"]]) {
+  const isTested = rivals.some((rival) => rival.p !== null);
+  for (const [title, kind] of [["setting", ""], ["accuracy", "number"], ["Δ", "number delta"], ...(isTested ? [["p", "number"]] : [])]) {
     const cell = element("th", title, kind);
     cell.scope = "col";
     titles.append(cell);
@@ -131,7 +132,7 @@ function rivalTable(rivals, setOf, accuracy, style) {
     const delta = verdict === "same" ? "equal, seed by seed" : difference === null ? "–"
       : points(difference, 4) + (low === null ? "" : ` [${points(low, 3)}, ${points(high, 3)}]`);
     line.append(name, element("td", accuracy(setOf(group)), "number"), element("td", delta, "number delta"),
-      element("td", p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(p < 0.1 ? 3 : 2), "number"));
+      ...(isTested ? [element("td", p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(p < 0.1 ? 3 : 2), "number")] : []));
     body.append(line);
   }
   table.append(head, body);

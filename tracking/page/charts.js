@@ -186,17 +186,19 @@ function drawEffect(place, key, measure, sets, style, range, legend) {
       type: "scatter", mode: "lines+markers", x: told.map((p) => p.x), y: told.map((p) => p.y), name: plain(line), ...hover,
       error_y: { type: "data", array: told.map((p) => p.sd), visible: told.some((p) => p.sd), color: see_through(one, 0.5), ...BAR },
       line: { color: one, width: 1.5, dash: one === points[0].colour ? points[0].dash : "solid" },
-      marker: { size: 7, color: told.map((p) => p.colour), symbol: told.map((p) => p.symbol) }, opacity: lines.size > 30 ? 0.5 : 1,
+      marker: { size: ticks.length > 4 * FEW ? 4 : 7, color: told.map((p) => p.colour), symbol: told.map((p) => p.symbol) }, opacity: lines.size > 30 ? 0.5 : 1,
     });
     for (const p of points.filter((p) => !places.has(p.value))) traces.push({
       type: "scatter", mode: "lines", x: [-0.4, ticks.length - 0.6], y: [p.y, p.y], name: plain(line),
       text: Array(2).fill(`${plain(line)}<br>does not read ${plain(key)}`), hovertemplate: hover.hovertemplate, line: { color: p.colour, width: 1.5, dash: "dot" },
-      opacity: lines.size > FEW ? 0.3 : 1,
+      opacity: lines.size > 4 * FEW ? 0.12 : lines.size > FEW ? 0.3 : 1,
     });
   });
+  const longest = Math.max(1, ...ticks.map((v) => Math.min(18, v.length) + 2)), every = Math.ceil((ticks.length * longest) / 44);
+  const told = ticks.map((v, i) => [v, i]).filter(([, i]) => i % every === 0); // as many as have room
   draw(place, traces, {
     margin: { l: 60, r: 10, t: 30, b: 34 }, title: { text: plain(key), font: { size: 13 }, x: 0, xref: "paper", y: 0.97 },
-    xaxis: axis("", "", { tickmode: "array", tickvals: ticks.map((_, i) => i), ticktext: ticks.map((v) => plain(cut(v, 18))), range: [-0.5, ticks.length - 0.5], showgrid: false }),
+    xaxis: axis("", "", { tickmode: "array", tickangle: 0, tickvals: told.map(([, i]) => i), ticktext: told.map(([v]) => plain(cut(v, 18))), range: [-0.5, ticks.length - 0.5], showgrid: false }),
     yaxis: axis(measure.name, measure.unit, range ? { range, nticks: 6 } : {}),
   }, {
     title: `${measure.name} by ${key}`, said: `${lines.size} lines over ${ticks.join(", ")}.`, legend: [],
