@@ -151,7 +151,8 @@ class Jobs:
         number, what, view = 1, "", None
         if self._is_sweep:
             number = int(hydra.job.num) + 1
-            what = " ".join(text for text in hydra.overrides.task if text not in self._shared)
+            own = [text for text in hydra.overrides.task if text not in self._shared]
+            what = " ".join(_with_value(text, node) for text in own)
             self._view = self._view or SweepView(self._num_jobs)
             view = self._view.begin(number, what) if self._wanted is None else None
         outcome = ""
@@ -409,6 +410,15 @@ def alike(configs: Sequence[Config]) -> list[list[int]]:
         parts = {key: part for key, part in asdict(config).items() if key not in aside}
         groups.setdefault(json.dumps(parts), []).append(position)
     return list(groups.values())
+
+
+def _with_value(override: str, node: DictConfig) -> str:
+    """Return an override with the value that an interpolation in it came to."""
+    key = override.partition("=")[0].lstrip("+")
+    if "${" not in override.replace("\\", ""):  # Hydra keeps it as $\{…\}
+        return override
+    found = OmegaConf.select(node, key, throw_on_resolution_failure=False)
+    return override if found is None else f"{key}={found}"
 
 
 def given_folder(overrides: Sequence[str], is_sweep: bool) -> Path | None:

@@ -15,6 +15,7 @@ from targets import short_name
 from tracking.checksums import differing, read_json, stored
 from tracking.files import DamagedError
 from tracking.jsonl import CLIENTS, ROUNDS, readable
+from tracking.text import last_message
 
 # Said on the command line, but never the reason of a result.
 _NO_REASON = ("resume", "name", "sweep", "tracker", "checkpoint")
@@ -29,10 +30,11 @@ class Run:
     Attributes:
         job: its folder, relative to where runs were looked for.
         folder: its folder.
-        overrides: what the command line said, in its order.
+        overrides: what the command line said, in its order; interpolations as their values.
         status: ``finished``, ``same as <job>``, ``failed``, ``unfinished``, or ``damaged``: a file
             is not what was written to it.
-        error: the last line of its traceback, or what is damaged; else empty.
+        error: the message that ends its traceback, whole, or what is damaged; else empty.
+        traceback: error.txt of a failed run; else empty.
         config: what its results depend on, as flat keys; empty if it failed before it had any, or
             if config.json is damaged.
         summary: summary.json; empty if it did not finish, or if summary.json is damaged.
@@ -45,6 +47,7 @@ class Run:
     error: str
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
+    traceback: str = ""
 
     @property
     def is_copy(self) -> bool:
@@ -125,6 +128,17 @@ def value(run: Run, key: str, known: set[str]) -> Any:
     return short_name(str(found)) if places[0] == f"{key}._target_" else found
 
 
+def resolved(override: str, config: Mapping[str, Any]) -> str:
+    """Return an override with the value that an interpolation in it (``${…}``) came to.
+
+    Args:
+        override: ``key=value``.
+        config: flat keys; an override of another key stays as it is.
+    """
+    key = override.partition("=")[0]
+    return f"{key}={_text(config[key])}" if "${" in override and key in config else override
+
+
 def common(jobs: Sequence[Sequence[str]]) -> list[str]:
     """Return the overrides that all jobs have, in the first one's order; none for a single job."""
     if len(jobs) < 2:
@@ -166,16 +180,17 @@ def _read(folder: Path, job: str) -> Run:
         config = {} if differs.startswith("config.json") else config
         summary = {} if differs.startswith("summary.json") else summary
         wrong.append(differs)
-    status, error = "unfinished", ""
+    status, error, traceback = "unfinished", "", ""
     if wrong:
         status, error = "damaged", wrong[0]
     elif summary:
         status = f"same as {summary['same_as']}" if "same_as" in summary else "finished"
     if not wrong and (folder / "error.txt").exists():  # also of a finished run that was to grow
-        lines = (folder / "error.txt").read_text("utf-8", errors="replace").strip().split("\n")
-        status, error = "failed", lines[-1].strip()
-    said = [text.lstrip("+") for text in overrides if not text.startswith("resume=")]
-    return Run(job, folder, said, status, error, config, summary)
+        traceback = (folder / "error.txt").read_text("utf-8", errors="replace").strip()
+        status, error = "failed", last_message(traceback)
+    given = [text.lstrip("+") for text in overrides if not text.startswith("resume=")]
+    said = [resolved(text, config) for text in given]
+    return Run(job, folder, said, status, error, config, summary, traceback)
 
 
 def _overrides(folder: Path, wrong: list[str]) -> list[str]:

@@ -14,19 +14,31 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from tracking.answer import answer
+from tracking.checksums import read_json
 from tracking.collect import Run, common, flat_provenance, swept, value
-from tracking.files import whole
+from tracking.files import DamagedError, whole
 from tracking.jsonl import CLIENTS, ROUNDS, readable
 from tracking.record import numbers
-from tracking.seeds import groups
-from tracking.text import line
+from tracking.seeds import Group, groups
+from tracking.text import line, lines
 
-SCRIPTS = ("data.js", "table.js", "charts.js", "compare.js", "main.js")
+SCRIPTS = (
+    "data.js", "figures.js", "answer.js", "table.js", "charts.js", "clients.js", "classes.js",
+    "compare.js", "main.js",
+)  # fmt: skip
 # Axes of the page: running totals over the rounds.
 TOTALS = {"bytes": ("bytes_up", "bytes_down"), "sim_s": ("sim_s",), "energy_j": ("energy_j",),
           "wall_s": ("wall_s",)}  # fmt: skip
 DIGITS = 6  # that a number is shown with at most
 QUANTILES = 100  # a distribution over more clients than this is kept as its quantiles
+MOST_POINTS = 60_000  # rounds of all runs together; of more, every second, third … is kept
+MOST_CELLS = (
+    500_000  # clients times rounds of all runs together; a run of more than its part has none
+)
+STATES = ("ok", "alone", "late", "surplus", "absent", "unfit", "failed")
+MOST_CLASSES = 100  # beyond them there is no room for the values of each
+METRICS = "metrics.json"
 
 
 def write_html(path: Path, runs: Sequence[Run], title: str) -> None:
@@ -68,11 +80,27 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
     known = {key for run in runs for key in run.config}
     divided = groups(runs)
     group_of = {run.job: number for number, group in enumerate(divided) for run in group.runs}
+    rounds = [readable(run.folder / ROUNDS)[0] for run in runs]
+    step = max(1, math.ceil(sum(map(len, rounds)) / MOST_POINTS))
+    details = [_details(run) for run in runs]
+    notes = [f"{run.job}: {wrong}" for run, (_, wrong) in zip(runs, details, strict=True) if wrong]
+    if step > 1:
+        notes.append(f"of each {step} rounds one is drawn, and the last")
+    of_clients = [readable(run.folder / CLIENTS)[0] for run in runs]
+    timelines = [timeline(rows, MOST_CELLS // len(runs)) for rows in of_clients]
+    pairs = zip(of_clients, timelines, strict=True)
+    if large := sum(bool(rows) and not found for rows, found in pairs):
+        notes.append(f"{large} runs have too many clients and rounds for a timeline")
+    if many := sum(_has_many_classes(found) for found, _ in details):
+        notes.append(f"{many} runs have over {MOST_CLASSES} classes: their values are in {METRICS}")
     return {
         "title": line(title),
         "keys": _finite(keys),
         "common": _finite(common([run.overrides for run in runs])),
         "groups": [line(group.label, None) for group in divided],
+        "answer": _answer(divided),
+        "failures": _failures(runs),
+        "notes": [line(note) for note in notes],
         "runs": [
             {
                 "job": line(run.job, None),
@@ -84,12 +112,114 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
                 "values": [_finite(value(run, key, known)) for key in keys],
                 "config": _finite(run.config),
                 "summary": _finite(_shown(run.summary)),
-                "rounds": curves(readable(run.folder / ROUNDS)[0]),
-                "clients": clients(readable(run.folder / CLIENTS)[0]),
+                "rounds": curves(rows, step),
+                "clients": clients(trained, _tested(found)),
+                "timeline": when,
+                "classes": classes(found),
             }
-            for run in runs
+            for run, rows, (found, _), trained, when in zip(
+                runs, rounds, details, of_clients, timelines, strict=True
+            )
         ],
     }
+
+
+def _answer(divided: Sequence[Group]) -> dict[str, Any]:
+    found = answer(divided)
+    rivals = [
+        {
+            "group": rival.group, "difference": rival.found.mean, "low": rival.found.low,
+            "high": rival.found.high, "p": rival.p, "n": rival.found.n, "verdict": rival.verdict,
+        }
+        for rival in found.rivals
+    ]  # fmt: skip
+    shown: dict[str, Any] = _finite(
+        {
+            "measure": found.measure, "best": found.best, "rivals": rivals,
+            "short": list(found.short), "fronts": dict(found.fronts),
+        }
+    )  # fmt: skip
+    return shown
+
+
+def _failures(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Each reason once, whole, with its jobs and the traceback of the first."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        if run.error:
+            found.setdefault((run.status, run.error), []).append(run)
+    return [
+        {
+            "status": line(status),
+            "reason": lines(reason),
+            "jobs": [line(run.job, None) for run in those],
+            "traceback": lines(those[0].traceback),
+        }
+        for (status, reason), those in found.items()
+    ]
+
+
+def _details(run: Run) -> tuple[Mapping[str, Any], str]:
+    """metrics.json, empty where there is none, and what is wrong with it."""
+    path = run.folder / METRICS
+    if not run.summary or not path.exists():
+        return {}, ""
+    try:
+        found = read_json(path)
+    except DamagedError as error:
+        return {}, str(error)
+    fits = isinstance(found.get("final"), Mapping)
+    return (found, "") if fits else ({}, f"{METRICS} is damaged")
+
+
+def _tested(details: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Device class and accuracy of the clients that were tested at the end."""
+    found = details.get("final", {}).get("clients")
+    rows = found.values() if isinstance(found, Mapping) else ()
+    return [
+        (str(row.get("device") or ""), float(row["accuracy"]))
+        for row in rows
+        if isinstance(row, Mapping) and isinstance(row.get("accuracy"), int | float)
+    ]
+
+
+def classes(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what metrics.json says per class of the last round's model.
+
+    ``labels`` (None without names), by measure a value per class, and ``matrix``: rows are classes,
+    columns predictions. Empty where it says nothing, or of more than `MOST_CLASSES`.
+    """
+    final = details.get("final", {})
+    found: dict[str, Any] = {}
+    for name, content in final.items():
+        if name.endswith("per_class") and isinstance(content, Mapping):
+            prefix = name.removesuffix("per_class").replace("_", " ")
+            for measure, values in content.items():
+                if isinstance(values, list) and len(values) <= MOST_CLASSES:
+                    found[line(prefix + measure)] = [_short(number) for number in values]
+    shown: dict[str, Any] = {"measures": found} if found else {}
+    if _is_matrix(matrix := final.get("confusion_matrix")):
+        shown["matrix"] = _finite(matrix)
+    labels = details.get("labels")
+    if shown and isinstance(labels, list):
+        shown["labels"] = [line(label) for label in labels]
+    return shown
+
+
+def _has_many_classes(details: Mapping[str, Any]) -> bool:
+    matrix = details.get("final", {}).get("confusion_matrix", [])
+    measures = details.get("final", {}).get("per_class", {})
+    columns = [matrix, *(measures.values() if isinstance(measures, Mapping) else ())]
+    return any(isinstance(found, list) and len(found) > MOST_CLASSES for found in columns)
+
+
+def _is_matrix(found: Any) -> bool:
+    """Whether it is rows of one length, no more than are shown."""
+    return (
+        isinstance(found, list)
+        and 0 < len(found) <= MOST_CLASSES
+        and all(isinstance(row, list) and len(row) == len(found[0]) for row in found)
+    )
 
 
 def _shown(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,10 +229,14 @@ def _shown(summary: Mapping[str, Any]) -> dict[str, Any]:
     return rest | {f"provenance: {key.replace('_', ' ')}": v for key, v in origin.items()}
 
 
-def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def curves(rows: Sequence[Mapping[str, Any]], step: int = 1) -> dict[str, list[Any]]:
     """Return a run's rounds as columns, with running totals in place of the rounds' own costs.
 
     A total that a round lacks is left out, as is what no round has.
+
+    Args:
+        rows: of rounds.jsonl.
+        step: of so many evaluated rounds one is kept, and the last.
     """
     names = dict.fromkeys(name for row in rows for name in numbers(row))
     spent = {name for parts in TOTALS.values() for name in parts}
@@ -112,41 +246,81 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     for total, parts in TOTALS.items():
         if all(row.get(part) is not None for row in rows for part in parts):
             columns[total] = list(accumulate(sum(row[part] for part in parts) for row in rows))
+    kept = _kept(rows, step)
     return {
-        line(name): [_short(number) for number in column]
+        line(name): [_short(column[index]) for index in kept]
         for name, column in columns.items()
         if any(number is not None for number in column)
     }
 
 
-def clients(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+def _kept(rows: Sequence[Mapping[str, Any]], step: int) -> list[int]:
+    """Which rounds are drawn: of the evaluated ones where not all of them can be."""
+    if step == 1:
+        return list(range(len(rows)))
+    evaluated = [index for index, row in enumerate(rows) if row.get("accuracy") is not None]
+    chosen = (evaluated or list(range(len(rows))))[::-1][::step]
+    return chosen[::-1]
+
+
+def clients(
+    rows: Sequence[Mapping[str, Any]], tested: Sequence[tuple[str, float]] = ()
+) -> dict[str, dict[str, list[float]]]:
     """Return, by device class ("" without a fleet) and measure, a sorted value per client.
 
     Loss and accuracy are of a client's last round; seconds, joules and bytes means over its rounds.
+
+    Args:
+        rows: of clients.jsonl.
+        tested: device class and accuracy of each client at the end, where all were tested.
     """
     mine: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["status"] in ("ok", "alone"):
             mine.setdefault((row["device"] or "", row["partition"]), []).append(row)
     found: dict[str, dict[str, list[float]]] = {}
-    for (device, _), lines in mine.items():
-        for measure, number in _client(lines).items():
-            found.setdefault(device, {}).setdefault(measure, []).append(number)
+    for (device, _), own in mine.items():
+        for measure, number in _client(own).items():
+            if measure != "accuracy" or not tested:
+                found.setdefault(device, {}).setdefault(measure, []).append(number)
+    for device, accuracy in tested:
+        found.setdefault(device, {}).setdefault("accuracy", []).append(accuracy)
     return {
         line(device): {name: _quantiles(sorted(values)) for name, values in measures.items()}
         for device, measures in found.items()
     }
 
 
-def _client(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    num = len(lines)
-    last = {name: lines[-1].get(name) for name in ("loss", "accuracy")}
+def timeline(rows: Sequence[Mapping[str, Any]], most: int = MOST_CELLS) -> dict[str, Any]:
+    """Return who did what in each round, from the lines of clients.jsonl.
+
+    ``clients`` by partition, with their device class, and for each of them ``states``: a character
+    for each round, the index into `STATES`, or ``.`` where it was not drawn. Empty where these are
+    more than ``most``.
+    """
+    num_rounds = max((row["round"] for row in rows), default=0)
+    devices = {row["partition"]: row["device"] for row in rows}
+    if not 0 < num_rounds * len(devices) <= most:
+        return {}
+    states = {partition: ["."] * num_rounds for partition in sorted(devices)}
+    for row in rows:
+        if row["status"] in STATES:
+            states[row["partition"]][row["round"] - 1] = str(STATES.index(row["status"]))
+    return {
+        "clients": [line(f"{p} {devices[p]}" if devices[p] else p) for p in states],
+        "states": ["".join(found) for found in states.values()],
+    }
+
+
+def _client(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    num = len(rows)
+    last = {name: rows[-1].get(name) for name in ("loss", "accuracy")}
     found = {name: float(value) for name, value in last.items() if value is not None}
     for name in ("sim_s", "energy_j"):
-        values = [row[name] for row in lines]
+        values = [row[name] for row in rows]
         if None not in values:
             found[name] = sum(values) / num
-    found["bytes"] = sum(row["bytes_up"] + row["bytes_down"] for row in lines) / num
+    found["bytes"] = sum(row["bytes_up"] + row["bytes_down"] for row in rows) / num
     return found
 
 

@@ -7,22 +7,28 @@ python -m tracking.report runs/<name>/* --out here     several together
 import argparse
 import csv
 import io
+import json
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tracking.answer import answer
 from tracking.collect import Run, common, find, swept, value
 from tracking.files import whole
 from tracking.html import write_html
+from tracking.paired import FEWEST
 from tracking.seeds import MEASURES, Group, Spread, groups
-from tracking.text import cell, line, tolerant
+from tracking.text import cell, line, shortened, tolerant
 from tracking.text import markdown as marked
 
 NOT_READ = "–"
@@ -93,7 +99,8 @@ def markdown(runs: Sequence[Run]) -> str:
     tables = [(HEADINGS, [cells(run.row()) for run in runs])]
     if together := over_seeds(runs):
         tables.insert(0, (SEED_HEADINGS, [seed_cells(group) for group in together]))
-    return "\n".join(_markdown(headings, rows) for headings, rows in tables)
+    found = "".join(f"- {marked(text)}\n" for text in found_lines(groups(runs)))
+    return "\n".join([*([found] if found else []), *(_markdown(*table) for table in tables)])
 
 
 def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -126,52 +133,167 @@ def seed_cells(group: Group) -> list[str]:
         _spread(best, ".4f"),
         _bytes(None if up is None else up.mean),
         _bytes(None if down is None else down.mean),
-        _spread(sim_s, ".4g"),
-        _spread(energy_j, ".4g"),
+        _rounded(sim_s),
+        _rounded(energy_j),
         _spread(wall_s, ".1f"),
     ]
 
 
-def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
-    """Print the runs and, where an experiment has several seeds, its mean and spread.
+MOST_ROWS = 60  # runs; of more, only the table over seeds is printed
 
-    Made for terminals of 80 columns or more. What all runs have in common stands above; what is
-    the same or empty for all is left out (summary.csv has everything). Where there is no terminal
-    to fit a table to, every row is one line.
+
+def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
+    """Print what was found: a row for each run and, where there are several seeds, each setting.
+
+    What varies comes first, then accuracy and costs; what has the same value for all stands above
+    or is left out, and of costs what has no room (summary.csv has everything). Where there is no
+    terminal, every row is one line.
     """
     console = console or Console()
+    together = over_seeds(runs)
+    said = runs[0].overrides if len(runs) == 1 else common([run.overrides for run in runs])
+    console.print(Text(line(" ".join(said))), soft_wrap=not console.is_terminal)
+    if together and len(runs) > MOST_ROWS:
+        console.print(f"{len(runs)} runs, in summary.csv")
+    else:
+        _print(console, _of_runs(runs))
+    if together:
+        _print(console, _of_settings(runs, together))
+    for text in found_lines(groups(runs)):
+        console.print(Text(line(text)), soft_wrap=not console.is_terminal)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A table by columns: heading, and a text for each row; those at the end go first for room."""
+
+    first: Mapping[str, Sequence[str]]
+    rest: Mapping[str, Sequence[str]]
+
+
+def _of_runs(runs: Sequence[Run]) -> Columns:
     rows = [run.row() for run in runs]
-    if not console.is_terminal:
-        widest = max((len(" ".join(cells(row))) for row in rows), default=0)
-        console = Console(file=console.file, width=widest + 100)
-    shared = common([run.overrides for run in runs])
-    for run, row in zip(runs, rows, strict=True):
-        row["overrides"] = " ".join(text for text in run.overrides if text not in shared)
-    left_out = {"best"} | ({"status"} if all(r["status"] == "finished" for r in rows) else set())
-    table = _table(HEADINGS, [cells(row) for row in rows], left_out)
-    table.title, table.title_justify = Text(line(" ".join(shared))), "left"
-    console.print(table)
-    if together := over_seeds(runs):
-        filled = [seed_cells(group) for group in together]
-        empty = {h for i, h in enumerate(SEED_HEADINGS) if not any(row[i] for row in filled)}
-        console.print(_table(SEED_HEADINGS, filled, {"best"} | empty))
+    filled = dict(zip(HEADINGS, zip(*(cells(row) for row in rows), strict=True), strict=True))
+    keys = swept(runs)
+    by_key = _by_key(runs, keys)
+    status = {} if set(filled["status"]) == {"finished"} else {"status": filled["status"]}
+    named = {} if "strategy" in keys else {"strategy": filled["strategy"]}
+    as_set = zip(filled["bits"], by_key.get("quant.bits", filled["overrides"]), runs, strict=True)
+    is_told = all(bits == given for bits, given, run in as_set if run.summary)
+    effective = {} if is_told else {"bits": filled["bits"]}  # w2 a8, 4 (5%)
+    costs = {name: filled[name] for name in ("up", "down", "seconds")}
+    return Columns(
+        {"job": filled["job"], **by_key, "accuracy": filled["accuracy"], **status},
+        _told(named | effective | costs, always=("up", "down", "seconds")),
+    )
 
 
-LEFT = ("job", "overrides", "strategy", "status", "experiment")
+def _of_settings(runs: Sequence[Run], together: Sequence[Group]) -> Columns:
+    """The settings, that of the highest accuracy first."""
+    ranked = sorted(together, key=_rank)
+    filled = dict(zip(SEED_HEADINGS, zip(*map(seed_cells, ranked), strict=True), strict=True))
+    keys = [key for key in swept(runs) if key != "seed"]
+    by_key = _by_key([group.runs[0] for group in ranked], keys)
+    if not by_key or len({*zip(*by_key.values(), strict=True)}) < len(ranked):
+        by_key = {"experiment": filled["experiment"]}
+    costs = {name: filled[name] for name in ("up", "down", "sim s", "joules", "seconds")}
+    return Columns(
+        {**by_key, "seeds": filled["seeds"], "accuracy": filled["accuracy"]}, _told(costs)
+    )
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], left_out: set[str]) -> Table:
+def _rank(group: Group) -> float:
+    accuracy = group.measures.get("final_accuracy")
+    return math.inf if accuracy is None else -accuracy.mean
+
+
+def _by_key(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, Sequence[str]]:
+    """A column for each key, called by its last word where that is enough."""
+    known = {key for run in runs for key in run.config}
+    last = [key.rpartition(".")[2] for key in keys]
+    columns: dict[str, Sequence[str]] = {}
+    for key, word in zip(keys, last, strict=True):
+        is_clear = last.count(word) == 1 and word not in HEADINGS + SEED_HEADINGS
+        values = [value(run, key, known) for run in runs]
+        texts = [shortened(_said(found), LONGEST_VALUE) for found in values]
+        columns[word if is_clear and not word.startswith("_") else key] = texts
+    return columns
+
+
+def _said(found: Any) -> str:
+    """A value of a setting as the tables show it."""
+    if found is None:
+        return NOT_READ
+    return found if isinstance(found, str) else json.dumps(found)
+
+
+def _told(columns: Mapping[str, Sequence[str]], always: Sequence[str] = ()) -> dict[str, Any]:
+    """Leave out what is empty, or has one value for several rows."""
+    return {
+        name: texts
+        for name, texts in columns.items()
+        if any(texts) and (name in always or len(texts) < 2 or len({*filter(None, texts)}) > 1)
+    }
+
+
+def found_lines(divided: Sequence[Group]) -> list[str]:
+    """Return in words what was found: the best setting, and what cannot be told apart from it."""
+    found = answer(divided)
+    if found.best is None or not found.rivals:
+        return []
+    best = divided[found.best]
+    mean = _spread(best.measures.get("final_accuracy"), ".4f")
+    lines = [f"best: {best.label}  {mean}".rstrip()]
+    kinds: dict[str, list[str]] = {}
+    for rival in found.rivals:
+        kinds.setdefault(rival.verdict, []).append(divided[rival.group].label)
+    for verdict, title in VERDICTS.items():
+        if labels := kinds.get(verdict):
+            more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+            lines.append(f"{title}: {'; '.join(labels[:3])}{more}")
+    return lines if kinds.keys() != {"few"} else [lines[0] + f"  ({TOO_FEW})"]
+
+
+VERDICTS = {
+    "same": "equal to it, seed by seed",
+    "open": "cannot be told apart from it (paired t-test)",
+    "worse": "worse (p < 0.05)",
+    "few": "too few seeds to say",
+}
+TOO_FEW = f"too few seeds for a test, which takes {FEWEST}"
+LONGEST_VALUE = 40  # characters of a setting's value in a column
+
+
+def _print(console: Console, columns: Columns) -> None:
+    """Print a table with what has room; a terminal that is too narrow for the rest folds it."""
+    shown = {**columns.first, **columns.rest}
+    width = console.width if console.is_terminal else WIDEST
+    droppable = list(columns.rest)
+    while droppable and _width(shown) > width:
+        del shown[droppable.pop()]
     table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for heading in headings:
-        if heading not in left_out:
-            folds = heading in ("overrides", "experiment")
-            justify: Any = "left" if heading in LEFT else "right"
-            table.add_column(heading, justify=justify, no_wrap=not folds, overflow="fold")
-    for row in rows:
-        texts = zip(headings, row, strict=True)
-        # Text, not markup: brackets stay.
-        table.add_row(*(Text(line(text)) for heading, text in texts if heading not in left_out))
-    return table
+    numbers = ("accuracy", "up", "down", "seconds", "seeds", "sim s", "joules", "bits")
+    for heading in shown:
+        folds = heading not in numbers and heading != "job"
+        table.add_column(
+            Text(line(heading)), justify="right" if heading in numbers else "left",
+            no_wrap=not folds, overflow="fold",
+        )  # fmt: skip
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*(Text(line(text)) for text in row))  # Text, not markup: brackets stay
+    if not console.is_terminal:  # wide enough for every row to be one line
+        console = Console(file=console.file, width=max(_width(shown), 1) + 10)
+    console.print(table)
+
+
+WIDEST = 160  # columns of a row where there is no terminal
+
+
+def _width(shown: Mapping[str, Sequence[str]]) -> int:
+    """Characters of the longest row, with two between columns."""
+    return sum(
+        max(cell_len(line(text)) for text in (name, *texts)) + 2 for name, texts in shown.items()
+    )
 
 
 def _bits(row: dict[str, Any]) -> str:
@@ -205,6 +327,18 @@ def _spread(found: Spread | None, form: str) -> str:
     return f"{found.mean:{form}}" + ("" if found.sd is None else f" ± {found.sd:{form}}")
 
 
+def _rounded(found: Spread | None) -> str:
+    """Mean and deviation with two digits of the latter, but no more than three of the former."""
+    if found is None:
+        return ""
+    digits = [2 - _magnitude(found.mean)] + ([1 - _magnitude(found.sd)] if found.sd else [])
+    return _spread(found, f".{max(0, min(digits))}f")
+
+
+def _magnitude(number: float) -> int:
+    return math.floor(math.log10(abs(number))) if number else 0
+
+
 def main(arguments: Sequence[str]) -> int:
     """Compare the folders given."""
     parser = argparse.ArgumentParser(
@@ -225,7 +359,11 @@ def main(arguments: Sequence[str]) -> int:
     above = os.path.commonpath([folder.absolute() for folder in given.folder])
     out = given.out or (given.folder[0] if len(given.folder) == 1 else Path(above))
     try:
-        print_tables(write_report(given.folder, out))
+        runs = write_report(given.folder, out)
+        print_tables(runs)
+        for run in runs:
+            if run.error:
+                sys.stdout.write(f"{run.status}: job {line(run.job)}: {line(run.error)}\n")
     except OSError as error:
         sys.stderr.write(line(f"error: --out={out}: {error}") + "\n")
         return 1

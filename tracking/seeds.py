@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,14 @@ class Group:
     Attributes:
         label: what tells the group from the others, such as ``strategy=oqfl quant.bits=4``.
         runs: all of them, also failed ones and copies.
-        measures: of the finished ones, each seed once; only those that every one of them has.
+        seeds: the finished ones by seed, each seed once.
+        measures: of those; only what every one of them has.
     """
 
     label: str
     runs: Sequence[Run]
-    measures: dict[str, Spread]
+    seeds: Mapping[Any, Run]
+    measures: Mapping[str, Spread]
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
@@ -46,14 +48,12 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         divided.setdefault(_identity(run), []).append(run)
     labels = [_label(members[0], keys, known) for members in divided.values()]
-    return [
-        Group(
-            f"{label} ({members[0].job})" if labels.count(label) > 1 else label,
-            members,
-            _measures(members),
-        )
-        for label, members in zip(labels, divided.values(), strict=True)
-    ]
+    found = []
+    for label, members in zip(labels, divided.values(), strict=True):
+        seeds = _by_seed(members)
+        name = f"{label} ({members[0].job})" if labels.count(label) > 1 else label
+        found.append(Group(name, members, seeds, _measures(list(seeds.values()))))
+    return found
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -80,16 +80,21 @@ def _label(run: Run, keys: Sequence[str], known: set[str]) -> str:
     return " ".join(said) or str(run.config.get("strategy.name", run.job))
 
 
-def _measures(runs: Sequence[Run]) -> dict[str, Spread]:
+def _by_seed(runs: Sequence[Run]) -> dict[Any, Run]:
+    """The finished ones; a copy only where the run itself is not among them."""
     finished: dict[Any, Run] = {}
-    for run in runs:  # a copy only where the run itself is not among them
+    for run in runs:
         if run.summary and run.status != "failed":
             seed = run.config.get("seed")
             if seed not in finished or finished[seed].is_copy:
                 finished[seed] = run
+    return finished
+
+
+def _measures(runs: Sequence[Run]) -> dict[str, Spread]:
     found: dict[str, Spread] = {}
     for name in MEASURES:
-        values = [run.summary.get(name) for run in finished.values()]
+        values = [run.summary.get(name) for run in runs]
         numbers = [float(number) for number in values if number is not None]
         if numbers and len(numbers) == len(values):
             found[name] = spread(numbers)

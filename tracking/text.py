@@ -53,6 +53,20 @@ def shortened(text: str, most: int | None) -> str:
     return f"{text[: most - end]} … {text[len(text) - end :]}"
 
 
+def last_message(traceback: str) -> str:
+    """Return what the last error of a traceback says, all lines of it, its kind without module.
+
+    >>> last_message("Traceback (most recent call last):\\n  File x\\nValueError: a\\n  and b")
+    'ValueError: a\\n  and b'
+    """
+    found = traceback.strip().split("\n")
+    begins = [number for number, text in enumerate(found) if text.startswith("Traceback")]
+    behind = found[begins[-1] + 1 :] if begins else found
+    while begins and behind and (not behind[0].strip() or behind[0][0].isspace()):
+        del behind[0]  # the calls, which are indented
+    return re.sub(r"^(\w+\.)+(?=\w+:)", "", "\n".join(behind or found[-1:]).strip())
+
+
 def cell(value: object) -> object:
     """Return a value for a table of comma separated values: text that no spreadsheet computes.
 

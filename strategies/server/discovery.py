@@ -8,7 +8,7 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from strategies import messages
-from strategies.server.results import last_line
+from strategies.server.results import reason
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def introductions(grid: Grid, num_clients: int | None, timeout: float) -> dict[i
         node = reply.metadata.src_node_id
         if reply.has_error():
             log.warning("node %d: %s", node, reply.error.reason)
-            raise RuntimeError(f"node {node} cannot take part: {last_line(messages.why(reply))}")
+            raise RuntimeError(f"node {node} cannot take part: {reason(messages.why(reply))}")
         try:
             partition, num_examples = messages.read_introduction(reply)
         except ValueError as error:

@@ -8,6 +8,7 @@ from fleet.plan import Member, RoundPlan
 from strategies.contract import Update
 from strategies.server.method import Arrays, Result
 from tracking.record import ClientRecord, RoundRecord
+from tracking.text import last_message, shortened
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def _compare(found: Mapping[str, object], expected: Mapping[str, object]) -> Non
 def all_failed(server_round: int, results: Sequence[Result]) -> AllClientsFailedError:
     """Return the error that ends a run of whose clients none is left."""
     return AllClientsFailedError(
-        f"round {server_round}: all {len(results)} clients failed; {last_line(results[0].error)}"
+        f"round {server_round}: all {len(results)} clients failed; {reason(results[0].error)}"
     )
 
 
@@ -63,7 +64,7 @@ def report_failures(server_round: int, results: Sequence[Result]) -> None:
     by_reason: dict[str, list[Result]] = {}
     for result in results:
         if result.error is not None:
-            by_reason.setdefault(last_line(result.error), []).append(result)
+            by_reason.setdefault(reason(result.error), []).append(result)
     for alike in by_reason.values():
         who = ", ".join(str(result.partition) for result in alike[:10])
         more = f" and {len(alike) - 10} more" if len(alike) > 10 else ""
@@ -169,7 +170,7 @@ def client_record(server_round: int, result: Result, member: Member | None = Non
         bytes_down=result.bytes_down,
         sim_s=member.sim_s if member else None,
         energy_j=member.energy_j if member else None,
-        reason=last_line(result.error) if update is None else member.reason if member else None,
+        reason=reason(result.error) if update is None else member.reason if member else None,
         begin_s=member.begin_s if member else None,
         end_s=member.end_s if member else None,
     )
@@ -181,7 +182,7 @@ def train_loss(updates: Sequence[Update]) -> float:
     return sum(update.loss * update.num_examples for update in updates) / total
 
 
-def last_line(error: str | None) -> str:
-    """What a traceback ends with, in at most 500 characters."""
-    lines = (error or "").strip().splitlines()
-    return lines[-1][:500] if lines else "no reason given"
+def reason(error: str | None) -> str:
+    """What the last error of a traceback says, in one line of about 500 characters."""
+    said = " ".join(last_message(error or "").split())
+    return shortened(said, 500) or "no reason given"

@@ -53,9 +53,20 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
     assert not (tmp_path / "0" / "summary.json").exists()
     assert (tmp_path / "1" / "summary.json").exists()
     lines = [line for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]
-    statuses = [line.split()[-1] for line in lines]
-    assert statuses == ["failed", "finished"]
+    statuses = [[word for word in line.split() if word in ("failed", "finished")] for line in lines]
+    assert statuses == [["failed"], ["finished"]]
     assert "this phone is broken" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_interpolation_is_shown_as_its_value(tmp_path: Path) -> None:
+    sweep = ("train.lr=0.1,0.2", "train.server_lr=${train.lr},0.5", f"hydra.sweep.dir={tmp_path}")
+    result = run("-m", "strategy=splitfed_v1", *sweep, *SERIAL)
+    assert result.returncode == 0, result.stderr
+    assert "job 3/4 train.lr=0.2 train.server_lr=0.2:" in result.stderr
+    lines = [line.split() for line in result.stdout.splitlines() if line.strip()[:1].isdigit()]
+    assert [line[1:3] for line in lines] == [
+        ["0.1", "0.1"], ["0.1", "0.5"], ["0.2", "0.2"], ["0.2", "0.5"],
+    ]  # fmt: skip
 
 
 def test_a_run_that_fails_says_so_in_its_exit_code(tmp_path: Path) -> None:

@@ -37,11 +37,17 @@ def test_natural_order():
     assert sorted(["10", "9", "a2/1", "a10", "a2"], key=natural) == ["9", "10", "a2", "a2/1", "a10"]
 
 
-def test_the_error_is_the_last_line(tmp_path):
-    make_run(tmp_path / "0", error="Traceback\n  File\nValueError: no\n\n")
-    make_run(tmp_path / "1", error="")
-    assert [run.error for run in find([tmp_path])] == ["ValueError: no", ""]
-    assert [run.status for run in find([tmp_path])] == ["failed", "failed"]
+def test_the_error_is_what_the_last_one_says_whole(tmp_path):
+    first = "Traceback (most recent call last):\n  File\nKeyError: 1\n\nDuring it, another:\n\n"
+    whole = (
+        f"{first}Traceback (most recent call last):\n  File\n    x()\na.b.MyError: no\n  shape 3\n"
+    )
+    for number, error in enumerate(("Traceback\n  File\nValueError: no\n\n", "", whole, "killed")):
+        make_run(tmp_path / str(number), error=error)
+    runs = find([tmp_path])
+    assert [run.error for run in runs] == ["ValueError: no", "", "MyError: no\n  shape 3", "killed"]
+    assert {run.status for run in runs} == {"failed"}
+    assert runs[2].traceback == whole.strip()
 
 
 def test_swept_keys_are_those_that_differ(tmp_path):
@@ -98,6 +104,7 @@ def test_seeds_together(tmp_path):
     accuracy = found[2].measures["final_accuracy"]
     assert accuracy == spread([0.875, 1.0])  # but counts once
     assert (accuracy.mean, accuracy.n) == (0.9375, 2)
+    assert {seed: run.job for seed, run in found[2].seeds.items()} == {0: "4", 1: "5"}
     assert accuracy.sd == pytest.approx(statistics.stdev([0.875, 1.0]))
     assert "total_sim_s" not in found[0].measures
 

@@ -12,7 +12,16 @@ from rich.console import Console
 
 from runs import make_seeds
 from tracking.collect import find
-from tracking.report import HEADINGS, cells, main, markdown, print_tables, write_report
+from tracking.report import (
+    HEADINGS,
+    _rounded,
+    cells,
+    main,
+    markdown,
+    print_tables,
+    write_report,
+)
+from tracking.seeds import spread
 
 SUMMARY = {
     "final_accuracy": 0.91234, "best_accuracy": 0.95, "rounds": 5, "total_bytes_up": 1_500_000,
@@ -107,7 +116,9 @@ def test_bytes_just_below_the_next_unit(tmp_path, value, text):
 
 
 def test_markdown(sweep):
-    lines = markdown(find([sweep])).splitlines()
+    found, table = markdown(find([sweep])).split("\n\n")
+    assert found.startswith("- best: strategy=oqfl quant.bits=4  0.9123")
+    lines = table.splitlines()
     assert len(lines) == 2 + 5
     assert [part.strip() for part in lines[0].strip("|").split("|")] == list(HEADINGS)
     assert set(lines[1]) == {"|", "-"}
@@ -191,7 +202,8 @@ def test_command_line(sweep, capsys):
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if line.strip()[:1].isdigit()]
     assert len(rows) == 5
-    assert "strategy=oqfl quant.bits=4" in rows[0]
+    assert rows[0].split()[:3] == ["0", "oqfl", "4"]  # what varies, in columns
+    assert "failed: job 1: ValueError: x" in out
     assert (sweep / "summary.csv").exists()
     assert out.splitlines()[-1] == str(sweep / "report.html")
     with pytest.raises(SystemExit, match="2"):
@@ -212,10 +224,88 @@ def test_every_row_is_one_line_where_there_is_no_terminal(sweep):
     assert len([line for line in out.splitlines() if line.strip()[:1].isdigit()]) == 5
 
 
-def test_also_a_long_row(tmp_path):
-    make_run(tmp_path / "0", [f"train.some_option_{i}=value_{i}" for i in range(8)], SUMMARY)
+def test_also_of_long_overrides_and_no_row_is_very_long(tmp_path):
+    for job in (0, 1):
+        said = [f"train.some_option_{i}=value_{i}" for i in range(20)]
+        varies = [f"data.path={'x' * 300}{job}", f"seed={job}"]
+        make_run(tmp_path / str(job), [*said, *varies], SUMMARY)
     out = shown(find([tmp_path]))
-    assert len([line for line in out.splitlines() if line.strip()[:1].isdigit()]) == 1
+    rows = [line for line in out.splitlines() if line.strip()[:1].isdigit()]
+    assert len(rows) == 2
+    assert max(map(len, rows)) <= 160
+    assert " xxx" in rows[1] and "xxx1 " in rows[1]  # without its middle
+    assert "train.some_option_19=value_19" in out  # above, once
+    assert out.count("train.some_option_19") == 1
+
+
+def test_in_a_narrow_terminal_costs_go_first(sweep):
+    def headings(width):
+        out = shown(find([sweep]), width=width, force_terminal=True, color_system=None)
+        return next(line.split() for line in out.splitlines() if line.lstrip().startswith("job"))
+
+    # `seed` and `strategy` are what varies; what has no room is left out from the right.
+    first = ["job", "strategy", "quant.bits", "seed", "accuracy", "status"]
+    assert headings(120) == [*first, "up", "down", "seconds"]
+    assert headings(72) == [*first, "up", "down"]
+    assert headings(60) == first
+
+
+def test_settings_by_accuracy_and_what_was_found(tmp_path):
+    make_seeds(tmp_path)
+    out = shown(find([tmp_path]))
+    settings = [line.split()[:4] for line in out.splitlines() if " ± " in line][:3]
+    assert settings == [
+        ["fedavg", "–", "2", "0.9375"], ["oqfl", "4", "2", "0.8125"], ["oqfl", "2", "2", "0.5625"],
+    ]  # fmt: skip
+    assert out.splitlines()[-1] == (
+        "best: strategy=fedavg  0.9375 ± 0.0884  (too few seeds for a test, which takes 3)"
+    )
+
+
+def test_three_seeds_are_tested(tmp_path):
+    for bits, accuracies in {
+        2: (0.5, 0.51, 0.52),
+        4: (0.9, 0.92, 0.91),
+        8: (0.89, 0.93, 0.9),
+    }.items():
+        for seed, accuracy in enumerate(accuracies):
+            make_seeded(tmp_path / f"{bits}-{seed}", bits, seed, accuracy)
+    assert shown(find([tmp_path])).splitlines()[-3:] == [
+        "best: quant.bits=4  0.9100 ± 0.0100",
+        "cannot be told apart from it (paired t-test): quant.bits=8",
+        "worse (p < 0.05): quant.bits=2",
+    ]
+    assert markdown(find([tmp_path])).splitlines()[0] == "- best: quant.bits=4  0.9100 ± 0.0100"
+
+
+def make_seeded(folder, bits, seed, accuracy):
+    make_run(folder, [f"quant.bits={bits}", f"seed={seed}"], SUMMARY | {"final_accuracy": accuracy})
+    config = {"seed": seed, "quant.bits": bits}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_an_interpolation_is_shown_as_its_value(tmp_path):
+    for job, rate in enumerate((0.1, 0.2)):
+        said = [f"train.lr={rate}", "train.server_lr=${train.lr}", "name=${data.name}"]
+        make_run(tmp_path / str(job), said, SUMMARY)
+        config = {"train.lr": rate, "train.server_lr": rate}
+        (tmp_path / str(job) / "config.json").write_text(json.dumps(config))
+    runs = find([tmp_path])
+    assert runs[1].overrides == ["train.lr=0.2", "train.server_lr=0.2", "name=${data.name}"]
+    rows = [line.split() for line in shown(runs).splitlines() if line.strip()[:1].isdigit()]
+    assert [row[:3] for row in rows] == [["0", "0.1", "0.1"], ["1", "0.2", "0.2"]]
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (spread([18.0, 21.0, 24.0]), "21.0 ± 3.0"), (spread([100.0, 350.0]), "225 ± 177"),
+        (spread([0.01234]), "0.0123"), (spread([7.0, 7.0]), "7.00 ± 0.00"), (None, ""),
+        (spread([0.0]), "0.00"),
+    ],
+)  # fmt: skip
+def test_a_mean_has_the_digits_that_its_deviation_gives_it(found, text):
+    assert _rounded(found) == text
 
 
 @pytest.mark.parametrize("override", ["split.cut=[stage1,stage2]", "name=[/x]"])
@@ -230,10 +320,10 @@ def test_seeds_together_and_several_sweeps(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["a"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"strategy=oqfl quant.bits=2 +2 +0.5625 ± 0.0884 +2 kB", out)
-    assert re.search(r"strategy=fedavg +2 +0.9375 ± 0.0884 +32 kB", out)
+    assert re.search(r"oqfl +2 +2 +0.5625 ± 0.0884 +2 kB", out)
+    assert re.search(r"fedavg +– +2 +0.9375 ± 0.0884 +32 kB", out)
     assert "sim s" not in out  # nobody has any
-    first = (tmp_path / "a" / "summary.md").read_text().split("\n\n")[0].splitlines()
+    first = (tmp_path / "a" / "summary.md").read_text().split("\n\n")[1].splitlines()
     assert first[2] == (
         "| strategy=oqfl quant.bits=2 | 2 | 0.5625 ± 0.0884 | 0.9000 ± 0.0000 | 2 kB | 2 kB |  |  "
         "| 1.0 ± 0.0 |"

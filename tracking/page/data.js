@@ -1,4 +1,4 @@
-// What the page knows: the runs, their columns, how numbers are written, which colour is whose.
+// What the page knows: the runs, their settings, how numbers are written, which colour is whose.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const RUNS = DATA.runs;
@@ -6,40 +6,41 @@ RUNS.forEach((run, index) => { run.index = index; });
 
 // Everything a run can be measured by: name in the summary, how it is called, how it is written.
 const MEASURES = [
-  { key: "final_accuracy", name: "accuracy", short: "accuracy", write: share },
-  { key: "best_accuracy", name: "best accuracy", short: "best", write: share },
-  { key: "total_bytes", name: "bytes, up and down", short: "bytes", write: bytes, unit: "B", isPrice: true },
-  { key: "total_bytes_up", name: "bytes up", short: "up", write: bytes, unit: "B", isPrice: true },
-  { key: "total_bytes_down", name: "bytes down", short: "down", write: bytes, unit: "B", isPrice: true },
-  { key: "total_sim_s", name: "simulated seconds", short: "sim s", write: number, isPrice: true },
-  { key: "total_energy_j", name: "joules", short: "joules", write: number, isPrice: true },
-  { key: "total_wall_s", name: "real seconds", short: "seconds", write: (v) => v.toFixed(1), isPrice: true },
+  { key: "final_accuracy", name: "accuracy", write: share },
+  { key: "best_accuracy", name: "best accuracy", write: share, isMore: true },
+  { key: "total_bytes", name: "bytes", write: bytes, unit: "B", title: "bytes, up and down", isPrice: true },
+  { key: "total_bytes_up", name: "bytes up", write: bytes, unit: "B", isPrice: true, isMore: true },
+  { key: "total_bytes_down", name: "bytes down", write: bytes, unit: "B", isPrice: true, isMore: true },
+  { key: "total_sim_s", name: "simulated time", write: seconds, unit: "s", isPrice: true },
+  { key: "total_energy_j", name: "energy", write: joules, unit: "J", isPrice: true },
+  { key: "total_wall_s", name: "real time", write: seconds, unit: "s", isPrice: true },
   ...ownMeasures(),
 ].filter((measure) => RUNS.some((run) => of(run, measure.key) !== null));
 
 // What methods add to their records, as it was at the end. Leakage has its price like bytes do.
 function ownMeasures() {
   const names = RUNS.flatMap((run) => Object.keys(run.summary)).filter((key) => /^final_(?!accuracy$)/.test(key));
-  return [...new Set(names)].map((key) => {
+  const keys = [...new Set(names)].filter((key) => !/_(undefined|untested)$/.test(key) || RUNS.some((run) => run.summary[key]));
+  return keys.map((key) => {
     const name = key.slice("final_".length).replaceAll("_", " ");
-    return { key, name, short: name, write: number, isPrice: /^(dcor|attack ssim)/.test(name) };
+    return { key, name, write: /accuracy/.test(key) ? share : number, isPrice: /^(dcor|attack ssim)/.test(name), isMore: keys.length > 3 };
   });
 }
 
 // Axes of the course and of the clients; only those that some run has data for are offered.
 const AXES = [
-  { key: "round", name: "rounds" },
-  { key: "bytes", name: "bytes", title: "bytes, up and down", unit: "B" },
-  { key: "sim_s", name: "simulated s", title: "simulated seconds" },
-  { key: "energy_j", name: "joules" },
-  { key: "wall_s", name: "real s", title: "real seconds" },
+  { key: "round", name: "rounds", write: number },
+  { key: "bytes", name: "bytes", title: "bytes, up and down", unit: "B", write: bytes },
+  { key: "sim_s", name: "simulated time", unit: "s", write: seconds },
+  { key: "energy_j", name: "energy", unit: "J", write: joules },
+  { key: "wall_s", name: "real time", unit: "s", write: seconds },
 ].filter((axis) => RUNS.some((run) => axis.key in run.rounds));
 const CLIENT_MEASURES = [
-  { key: "loss", name: "training loss, last round" },
-  { key: "accuracy", name: "accuracy on its own samples, last round" },
-  { key: "sim_s", name: "simulated seconds a round" },
-  { key: "energy_j", name: "joules a round" },
-  { key: "bytes", name: "bytes a round, up and down", unit: "B" },
+  { key: "accuracy", name: "accuracy on its own samples, at the end", write: share },
+  { key: "loss", name: "training loss, last round", write: number },
+  { key: "sim_s", name: "simulated time a round", unit: "s", write: seconds },
+  { key: "energy_j", name: "energy a round", unit: "J", write: joules },
+  { key: "bytes", name: "bytes a round, up and down", unit: "B", write: bytes },
 ].filter((m) => RUNS.some((run) => Object.values(run.clients).some((device) => m.key in device)));
 
 function of(run, key) {
@@ -50,26 +51,49 @@ function of(run, key) {
   return run.summary[key] ?? null;
 }
 
+// Numbers as they are read: four digits, with their unit.
+
 function share(value) { return value.toFixed(4); }
-function number(value) { return Number(value.toPrecision(4)).toLocaleString("en", { maximumSignificantDigits: 4 }); }
-function bytes(value) {
-  const units = ["B", "kB", "MB", "GB", "TB"];
-  while (value >= 999.5 && units.length > 1) { value /= 1000; units.shift(); }
-  return `${Number(value.toPrecision(3))} ${units[0]}`;
+function number(value) {
+  const size = Math.abs(value);
+  if (size && (size < 1e-3 || size >= 1e9)) return value.toExponential(2);
+  return Number(value.toPrecision(4)).toLocaleString("en", { maximumSignificantDigits: 4 });
+}
+function scaled(value, units) {
+  while (Math.abs(value) >= 999.5 && units.length > 1) { value /= 1000; units = units.slice(1); }
+  return `${Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 })} ${units[0]}`;
+}
+function bytes(value) { return scaled(value, ["B", "kB", "MB", "GB", "TB"]); }
+function joules(value) { return scaled(value, ["J", "kJ", "MJ", "GJ"]); }
+function seconds(value) { return `${Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 })} s`; }
+
+// Mean ± deviation: as many digits as the deviation gives meaning to, of the mean three at most.
+function spread(measure, values) {
+  const middle = mean(values), sd = deviation(values);
+  if (values.length < 2 || measure.write === share) return measure.write(middle) + (values.length > 1 ? ` ± ${share(sd)}` : "");
+  const [factor, unit] = measure.unit ? scaleOf(measure.unit, middle) : [1, ""];
+  const digit = (v) => (v ? Math.floor(Math.log10(Math.abs(v) / factor)) : 0);
+  const digits = Math.min(8, Math.max(0, Math.min(1 - digit(sd), 2 - digit(middle))));
+  if (!(sd / factor >= 0.5 * 10 ** -digits)) return measure.write(middle);
+  const write = (v) => (v / factor).toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  return `${write(middle)} ± ${write(sd)}${unit && ` ${unit}`}`;
+}
+function scaleOf(unit, value) {
+  const prefixes = unit === "s" ? [""] : ["", "k", "M", "G", "T"];
+  const power = Math.min(prefixes.length - 1, Math.max(0, Math.floor(Math.log10(Math.abs(value) || 1) / 3)));
+  return [1000 ** power, prefixes[power] + unit];
 }
 
-// What tells a run from the others: all that it was given where nothing is swept.
-function own(run) {
-  return DATA.keys.map((key, i) => [key, run.values[i]]).filter(([, value]) => value !== null)
-    .map(([key, value]) => `${key}=${text(value)}`).join(" ") || run.overrides;
-}
-
-// The same beside a point of a chart: the values alone.
-const LONGEST = 24;
-function brief(run) {
-  const values = DATA.keys.map((key, i) => [key, run.values[i]]).filter(([key, value]) => key !== "seed" && value !== null);
-  const whole = values.map(([, value]) => text(value)).join(" ");
-  return whole.length > LONGEST ? `${whole.slice(0, LONGEST - 1)}…` : whole;
+// A value of a configuration or a summary, rounded, with the unit that its key ends with.
+function withUnit(key, value) {
+  if (typeof value !== "number") return value === null ? "null" : text(value);
+  if (/(^|_)bytes(_|$)/.test(key)) return bytes(value);
+  if (/(^|_)(flops|bops)(_|$)/.test(key)) return scaled(value, ["", "k", "M", "G", "T"]).trim();
+  if (/accuracy/.test(key) && Math.abs(value) <= 1 && !Number.isInteger(value)) return share(value);
+  const unit = { s: "s", j: "J", h: "h", ms: "ms", mbps: "Mbit/s", w: "W", gb: "GB", mb: "MB" }[key.match(/_([a-z]+)(?:_to_target)?$/)?.[1]];
+  if (key === "seed" || Number.isInteger(value) && Math.abs(value) < 1e5 && !unit) return String(value);
+  const plainly = Number.isInteger(value) ? value.toLocaleString("en") : number(value);
+  return unit ? `${unit === "J" ? joules(value) : `${plainly} ${unit}`}` : plainly;
 }
 
 // A value of a swept key as text; null is a key that the run's method does not read.
@@ -83,6 +107,50 @@ function byValue(a, b) {
   return isNaN(a) || isNaN(b) ? a.localeCompare(b, "en", { numeric: true }) : a - b;
 }
 
+// Values in their order, in few words.
+const MOST_VALUES = 12;
+function several(values) {
+  const numbers = values.map(Number);
+  if (values.length > 3 && numbers.every((n, at) => Number.isInteger(n) && n === numbers[0] + at)) return `${values[0]} to ${values.at(-1)}`;
+  return values.length > MOST_VALUES ? `${values.slice(0, MOST_VALUES).join(", ")} … (${values.length})` : values.join(", ");
+}
+
+// What tells a run from the others: all that it was given where nothing is swept.
+function own(run) {
+  return DATA.keys.map((key, i) => [key, run.values[i]]).filter(([, value]) => value !== null)
+    .map(([key, value]) => `${key}=${text(value)}`).join(" ") || run.overrides;
+}
+
+// Settings by a short name: the method by itself, of other keys the last word where it is enough.
+const KEYS = (() => {
+  const keys = DATA.keys.filter((key) => key !== "seed"), done = RUNS.filter((run) => Object.keys(run.summary).length);
+  const told = keys.filter((key) => new Set(done.map((run) => text(run.values[DATA.keys.indexOf(key)]))).size > 1);
+  return told.length ? told : keys; // not what tells failed runs from the others alone
+})();
+function shortKey(key) {
+  const last = key.split(".").at(-1);
+  return KEYS.filter((other) => other.split(".").at(-1) === last).length > 1 ? key : last;
+}
+function named(run) {
+  const parts = KEYS.map((key) => [key, run.values[DATA.keys.indexOf(key)]]).filter(([, value]) => value !== null);
+  return parts.map(([key, value]) => (key === "strategy" || key === "model" ? text(value) : `${shortKey(key)}=${text(value)}`)).join(" ");
+}
+const NAMES = (() => {
+  const sets = DATA.groups.map((_, group) => RUNS.filter((run) => run.group === group));
+  const short = sets.map((those, group) => named(those[0]) || DATA.groups[group]);
+  const isDone = sets.map((those) => those.some((run) => Object.keys(run.summary).length));
+  const clash = (group) => short.some((name, other) => name === short[group] && other !== group && (isDone[other] || !isDone[group]));
+  return short.map((name, group) => (clash(group) ? DATA.groups[group] : name));
+})();
+
+// The same beside a point of a chart: the values alone.
+const LONGEST = 26;
+function brief(run) {
+  const values = KEYS.map((key) => run.values[DATA.keys.indexOf(key)]).filter((value) => value !== null);
+  return cut(values.map(text).join(" ") || NAMES[run.group], LONGEST);
+}
+function cut(whole, most) { return whole.length > most ? `${whole.slice(0, most - 1)}…` : whole; }
+
 // Plotly reads a few tags in its labels; other people's text must not be any.
 function plain(value) { return value.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;"); }
 
@@ -92,37 +160,32 @@ function deviation(values) {
   const middle = mean(values);
   return Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1));
 }
+// What the finished runs of a set have of a measure.
+function found(set, key) {
+  return set.runs.filter((run) => run.status !== "failed").map((run) => of(run, key)).filter((value) => value !== null);
+}
 
 // Runs as charts take them: by group, each seed once, a copy only where the run itself is not there.
 function grouped(runs) {
-  const found = new Map();
+  const sets = new Map();
   for (const run of runs) {
-    if (!found.has(run.group)) found.set(run.group, new Map());
-    const seeds = found.get(run.group), seed = run.config.seed ?? run.job;
-    if (!seeds.has(seed) || seeds.get(seed).copy) seeds.set(seed, run);
+    if (!sets.has(run.group)) sets.set(run.group, { seeds: new Map(), all: [] });
+    const { seeds, all } = sets.get(run.group), seed = run.config.seed ?? run.job;
+    all.push(run);
+    const before = seeds.get(seed);
+    if (!before || (before.copy && !run.copy) || (before.status === "failed" && run.status !== "failed")) seeds.set(seed, run);
   }
-  return [...found].map(([group, seeds]) => ({ label: DATA.groups[group], runs: [...seeds.values()] }));
+  return [...sets].map(([group, { seeds, all }]) => ({ group, label: DATA.groups[group], name: NAMES[group], runs: [...seeds.values()], all }));
 }
 function single(runs) {
-  const found = grouped(runs).flatMap((group) => group.runs).sort((a, b) => a.index - b.index);
-  return found.map((run) => ({ label: `${run.job} ${own(run)}`, runs: [run] }));
+  const each = grouped(runs).flatMap((set) => set.runs.map((run) => [run, set.runs.length > 1]));
+  return each.sort(([a], [b]) => a.index - b.index).map(([run, isOneOfSeveral]) => ({
+    group: run.group, label: `${run.job} ${own(run)}`, name: NAMES[run.group] + (isOneOfSeveral ? ` seed=${text(run.config.seed)}` : ""), runs: [run], all: [run],
+  }));
 }
-const HAS_SEEDS = grouped(RUNS).some((group) => group.runs.length > 1);
-
-// Ten colours that people with colour blindness can tell apart; more values than that go from dark
-// to light in their order.
-const PALETTE = ["#1f5fa8", "#e07b00", "#2c8a4b", "#c23b55", "#7b5ab5", "#8a6a3a", "#0d98a6", "#c45fb0", "#6d7581", "#a3a200"];
-const RAMP = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [222, 200, 40]];
-function colours(names) {
-  const at = (index) => {
-    if (names.length <= PALETTE.length) return PALETTE[index];
-    const place = (index / (names.length - 1)) * (RAMP.length - 1);
-    const low = Math.min(Math.floor(place), RAMP.length - 2);
-    return `rgb(${RAMP[low].map((c, i) => Math.round(c + (RAMP[low + 1][i] - c) * (place - low)))})`;
-  };
-  return new Map(names.map((name, index) => [name, at(index)]));
-}
-function see_through(colour) {
-  if (colour.startsWith("rgb(")) return colour.replace("rgb(", "rgba(").replace(")", ",0.15)");
-  return `${colour}26`;
+const HAS_SEEDS = grouped(RUNS).some((set) => set.runs.length > 1);
+// The best first; without a result last.
+function ranked(sets) {
+  const worth = (set) => { const values = found(set, "final_accuracy"); return values.length ? mean(values) : -Infinity; };
+  return sets.map((set) => [worth(set), set]).sort(([a, x], [b, y]) => b - a || x.runs[0].index - y.runs[0].index).map(([, set]) => set);
 }
