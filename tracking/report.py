@@ -21,6 +21,8 @@ from rich.text import Text
 from tracking.collect import Run, common, find, swept, value
 from tracking.files import whole
 from tracking.html import write_html
+from tracking.search import conclusion, described, find_search, write_search
+from tracking.search import markdown as text_of
 from tracking.seeds import MEASURES, Group, Spread, groups
 from tracking.text import cell, line, tolerant
 from tracking.text import markdown as marked
@@ -40,8 +42,11 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Run]:
         writer.writerow(map(cell, columns))
         writer.writerows([cell(row.get(key, "")) for key in columns] for row in rows)
         _write(out / "summary.csv", table.getvalue())
-        _write(out / "summary.md", markdown(runs))
-        write_html(out / "report.html", runs, ", ".join(map(_shown, folders)))
+        search = write_search(out)
+        _write(out / "summary.md", markdown(runs) + ("" if search is None else text_of(search)))
+        title = ", ".join(map(_shown, folders))
+        shown = None if search is None else described(search)
+        write_html(out / "report.html", runs, title, shown)
     return runs
 
 
@@ -64,6 +69,13 @@ def _shown(folder: Path) -> str:
     whole = folder.absolute()
     here = Path.cwd()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
+
+
+def print_search(folder: Path) -> None:
+    """Print what the search in a folder found, if there is one."""
+    found = find_search(folder)
+    for text in [] if found is None else conclusion(found):
+        sys.stdout.write(f"{text}\n")
 
 
 HEADINGS = (
@@ -226,6 +238,7 @@ def main(arguments: Sequence[str]) -> int:
     out = given.out or (given.folder[0] if len(given.folder) == 1 else Path(above))
     try:
         print_tables(write_report(given.folder, out))
+        print_search(out)
     except OSError as error:
         sys.stderr.write(line(f"error: --out={out}: {error}") + "\n")
         return 1
