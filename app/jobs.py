@@ -185,7 +185,8 @@ class Jobs:
             number = int(hydra.job.num) + 1
             self.folders[number] = folder.absolute()
             what = " ".join(text for text in hydra.overrides.task if text not in self._shared)
-            view = self._sweep_view().begin(number, what) if self._wanted is None else None
+            sweep = self._sweep_view()
+            view = sweep.begin(number, what) if self._wanted is None else None
         outcome = ""
         try:
             self.lock(self._folder)

@@ -73,7 +73,7 @@ def _shown(folder: Path) -> str:
 
 def print_search(folder: Path) -> None:
     """Print what the search in a folder found, if there is one."""
-    found = find_search(folder)
+    found = find_search(folder, with_importances=False)
     for text in [] if found is None else conclusion(found):
         sys.stdout.write(f"{text}\n")
 

@@ -100,8 +100,12 @@ def read_study(folder: Path) -> "Study | None":
             raise ValueError(f"{path}: is damaged: {error}") from error
 
 
-def find_search(folder: Path) -> Found | None:
+def find_search(folder: Path, with_importances: bool = True) -> Found | None:
     """Return what the search in a folder found; None where there is none.
+
+    Args:
+        folder: of the sweep.
+        with_importances: whether to compute them; they take seconds.
 
     Raises:
         ValueError: the file is damaged.
@@ -129,7 +133,7 @@ def find_search(folder: Path) -> Found | None:
         logs=[key.lstrip("+") for key, of in drawn.items() if getattr(of, "log", False)],
         trials=trials,
         front=front if len(objectives) > 1 else front[:1],
-        importances=_importances(study, objectives, trials),
+        importances=_importances(study, objectives, trials) if with_importances else {},
     )
 
 
@@ -168,7 +172,7 @@ def _importances(
 
         evaluator = FanovaImportanceEvaluator(seed=0)
         shares = get_param_importances(study, evaluator=evaluator, target=target)
-        found[name] = {key.lstrip("+"): round(share, 4) for key, share in shares.items()}
+        found[name] = {key.lstrip("+"): round(float(share), 4) for key, share in shares.items()}
     return found
 
 

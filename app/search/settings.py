@@ -102,8 +102,9 @@ def _names(given: Any, key: str) -> tuple[str, ...]:
 
 
 def _check_name(name: str, key: str) -> None:
-    """Refuse what no summary.json can have."""
-    if name not in NAMES and not name.startswith(PREFIXES):
+    """Refuse what no summary.json can have, and what is all but the name of a number in it."""
+    is_own = name.startswith(PREFIXES) and not difflib.get_close_matches(name, NAMES, cutoff=0.9)
+    if name not in NAMES and not is_own:
         close = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(close)}?" if close else "such as total_bytes_up"
         raise ValueError(
