@@ -42,7 +42,7 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Run]:
         writer.writerow(map(cell, columns))
         writer.writerows([cell(row.get(key, "")) for key in columns] for row in rows)
         _write(out / "summary.csv", table.getvalue())
-        search = write_search(out)
+        search = write_search(folders[0], out) if len(folders) == 1 else None
         _write(out / "summary.md", markdown(runs) + ("" if search is None else text_of(search)))
         title = ", ".join(map(_shown, folders))
         shown = None if search is None else described(search)
@@ -238,7 +238,8 @@ def main(arguments: Sequence[str]) -> int:
     out = given.out or (given.folder[0] if len(given.folder) == 1 else Path(above))
     try:
         print_tables(write_report(given.folder, out))
-        print_search(out)
+        if len(given.folder) == 1:
+            print_search(given.folder[0])
     except OSError as error:
         sys.stderr.write(line(f"error: --out={out}: {error}") + "\n")
         return 1

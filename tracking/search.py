@@ -61,7 +61,7 @@ class Found:
         logs: those that were drawn by orders of magnitude.
         trials: all of them.
         front: of the finished trials those that none is better than in all objectives, by the
-            first; of one objective the best.
+            first, each setting once; of one objective the best.
         importances: by objective and key, the share of the variance that the key explains; empty
             where there are too few trials.
     """
@@ -132,7 +132,7 @@ def find_search(folder: Path, with_importances: bool = True) -> Found | None:
         keys=[key.lstrip("+") for key in drawn],
         logs=[key.lstrip("+") for key, of in drawn.items() if getattr(of, "log", False)],
         trials=trials,
-        front=front if len(objectives) > 1 else front[:1],
+        front=_once(front) if len(objectives) > 1 else front[:1],
         importances=_importances(study, objectives, trials) if with_importances else {},
     )
 
@@ -146,6 +146,14 @@ def _trial(one: "FrozenTrial") -> Trial:
         params={key.lstrip("+"): value for key, value in one.params.items()},
         reason=str(one.user_attrs.get(REASON, "")),
     )
+
+
+def _once(trials: Sequence[Trial]) -> list[Trial]:
+    """Of trials with the same values the first."""
+    found: dict[str, Trial] = {}
+    for one in sorted(trials, key=lambda one: one.number):
+        found.setdefault(json.dumps(one.params, sort_keys=True), one)
+    return [one for one in trials if one in found.values()]
 
 
 def _finished(trials: Sequence[Trial]) -> list[Trial]:
@@ -176,8 +184,8 @@ def _importances(
     return found
 
 
-def write_search(folder: Path) -> Found | None:
-    """Write search.json into the folder of a search, and return what it holds.
+def write_search(folder: Path, out: Path) -> Found | None:
+    """Write what the search in a folder found to search.json in ``out``, and return it.
 
     Raises:
         ValueError: the study is damaged.
@@ -185,7 +193,7 @@ def write_search(folder: Path) -> Found | None:
     """
     found = find_search(folder)
     if found is not None:
-        with whole(folder / SUMMARY) as part:
+        with whole(out / SUMMARY) as part:
             part.write_text(json.dumps(described(found), indent=2) + "\n", "utf-8")
     return found
 

@@ -59,9 +59,9 @@ def plan(overrides: Sequence[str], settings: SearchSettings) -> Plan:
         FileNotFoundError: the data are not there.
     """
     found = space(overrides)
+    _check_ends(found)
     first, chosen, prepared = _possible(found)
     remarks = _check_objectives(settings, chosen)
-    _check_ends(found)
     return Plan(settings, found, first, chosen, prepared, remarks)
 
 
@@ -115,8 +115,8 @@ def _check_ends(found: Space) -> None:
     """
     first = {key: ends(of)[0] for key, of in found.drawn.items()}
     for key, of in found.drawn.items():
-        for value in ends(of)[1:]:
-            name = key.lstrip("+")
+        name = key.lstrip("+")
+        for value in ends(of):
             try:
                 compose(open_keys(found.overrides(first | {key: value})))
             except ValueError as error:

@@ -22,6 +22,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers.nsgaii import BLXAlphaCrossover
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
@@ -137,9 +138,9 @@ class Study:
 
         All before it have been asked for.
         """
-        self._study.sampler = _sampler(self._settings, number)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.sampler = _sampler(self._settings, number)
             known = self._trial(number)
             if known is None:
                 trial = self._study.ask()
@@ -216,7 +217,10 @@ def _sampler(settings: SearchSettings, number: int) -> BaseSampler:
         case "random":
             return RandomSampler(seed=seed)
         case "nsga2":
-            return NSGAIISampler(seed=seed, population_size=POPULATION)
+            # Between the parents' numbers and a little beyond: with Optuna's default, which takes
+            # each number from one parent, one trial in four repeated another.
+            crossover = BLXAlphaCrossover()
+            return NSGAIISampler(seed=seed, population_size=POPULATION, crossover=crossover)
         case _:
             # Trials that are running count as bad ones, so that those beside them are elsewhere.
             return TPESampler(seed=seed, constant_liar=True)

@@ -10,8 +10,10 @@ function searched() {
   const names = found.objectives.map((o) => o.name), isUp = found.objectives.map((o) => o.direction === "maximize");
   const several = names.length > 1;
   const short = (value) => (typeof value === "number" ? String(Number(value.toPrecision(4))) : String(value));
+  const write = (i, value) => (MEASURES.find((m) => m.key === names[i])?.write ?? short)(value);
+  const unit = (i) => (names[i].includes("bytes") ? "B" : "");
   const label = (trial) => plain([`job ${trial.job}`, ...Object.entries(trial.params).map(([k, v]) => `${k}=${short(v)}`),
-    ...names.map((n, i) => `${n.replaceAll("_", " ")} ${short(trial.values[i])}`)].join("\n")).replaceAll("\n", "<br>");
+    ...names.map((n, i) => `${n.replaceAll("_", " ")} ${write(i, trial.values[i])}`)].join("\n")).replaceAll("\n", "<br>");
   const points = (trials, x, y) => ({
     type: "scatter", mode: "markers", x: trials.map(x), y: trials.map(y), text: trials.map(label),
     hovertemplate: "%{text}<extra></extra>", cliponaxis: false,
@@ -35,25 +37,25 @@ function searched() {
   place("search-best").tHead.replaceChildren(row(["job", ...found.keys, ...names.map((n) => n.replaceAll("_", " "))], "th"));
   const best = found.front.map((job) => done.find((trial) => trial.job === job)).filter(Boolean);
   place("search-best").tBodies[0].replaceChildren(...best.map((trial) =>
-    row([trial.job, ...found.keys.map((key) => short(trial.params[key] ?? "")), ...trial.values.map(short)], "td")));
+    row([trial.job, ...found.keys.map((key) => short(trial.params[key] ?? "")), ...trial.values.map((v, i) => write(i, v))], "td")));
 
   function overall(at) {
     if (several) {
       const other = at === 0 ? 1 : 0, on = best.map((t) => [t.values[other], t.values[at]]).sort((a, b) => a[0] - b[0]);
       const isFlat = names.length === 2 && on.length > 1;
       return [[...(isFlat ? [line(on.map((p) => p[0]), on.map((p) => p[1]), { shape: isUp[at] ? "hv" : "vh" })] : []),
-        points(done, (t) => t.values[other], (t) => t.values[at])], named(other)];
+        points(done, (t) => t.values[other], (t) => t.values[at])], named(other), unit(other)];
     }
     let reached = null;
     const course = done.map((t) => (reached = reached === null ? t.values[0] :
       isUp[0] ? Math.max(reached, t.values[0]) : Math.min(reached, t.values[0])));
-    return [[line(done.map((t) => t.number + 1), course, { shape: "hv" }), points(done, (t) => t.number + 1, (t) => t.values[0])], "trial"];
+    return [[line(done.map((t) => t.number + 1), course, { shape: "hv" }), points(done, (t) => t.number + 1, (t) => t.values[0])], "trial", ""];
   }
 
   function refreshSearch() {
     const at = Number(place("search-y").value);
-    const [traces, x] = overall(at);
-    draw("search-chart", done.length ? traces : [], { xaxis: axis(x), yaxis: axis(named(at)), showlegend: false });
+    const [traces, x, xUnit] = overall(at);
+    draw("search-chart", done.length ? traces : [], { xaxis: axis(x, xUnit), yaxis: axis(named(at), unit(at)), showlegend: false });
     const shares = Object.entries(found.importances[names[at]] ?? {}).sort((a, b) => a[1] - b[1]);
     place("search-importances").hidden = !shares.length;
     if (shares.length) draw("search-importances", [{
@@ -68,7 +70,7 @@ function searched() {
       const values = [...new Set(with_key.map((t) => String(t.params[key])))].sort(byValue);
       const scale = isNumber ? { type: found.logs.includes(key) ? "log" : "linear" } : { type: "category", categoryorder: "array", categoryarray: values };
       draw(slices.children[i], with_key.length ? [points(with_key, (t) => (isNumber ? t.params[key] : String(t.params[key])), (t) => t.values[at])] : [], {
-        margin: { l: 52, r: 8, t: 30, b: 30 }, title: title(key), xaxis: axis("", "", scale), yaxis: axis(""), showlegend: false,
+        margin: { l: 52, r: 8, t: 30, b: 30 }, title: title(key), xaxis: axis("", "", scale), yaxis: axis("", unit(at)), showlegend: false,
       });
     });
   }
