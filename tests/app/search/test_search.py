@@ -87,6 +87,29 @@ def test_the_report_says_what_was_found(whole: Path) -> None:
     assert '"search":{"objectives":' in (whole / "report.html").read_text()
 
 
+def test_the_page_shows_front_importances_and_slices(whole: Path, chromium: Any) -> None:
+    page = chromium.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(f"file://{whole / 'report.html'}")
+    page.locator("#search").scroll_into_view_if_needed()
+    page.locator("#search-slices .main-svg").first.wait_for()
+    rows = page.locator("#search-best tbody tr").all()
+    assert [row.inner_text().split("\t")[0] for row in rows] == [
+        one.job for one in found_in(whole).front
+    ]
+    titles = "[...document.querySelectorAll('#search-slices .chart')].map(c => c.layout.title.text)"
+    assert page.evaluate(titles) == ["train.lr", "quant.bits"]
+    drawn = page.evaluate("document.getElementById('search-chart').data.at(-1).y")
+    assert sorted(drawn) == sorted(one.values[0] for one in found_in(whole).trials)
+    page.locator("#search-y").select_option("1")
+    drawn = page.evaluate("document.getElementById('search-chart').data.at(-1).y")
+    assert sorted(drawn) == sorted(one.values[1] for one in found_in(whole).trials)
+    assert said == []
+    page.close()
+
+
 def test_killed_and_continued_it_draws_what_it_would_have(whole: Path, tmp_path: Path) -> None:
     """Killed in the third trial; the line that was being written is cut, the lock remains."""
     sweep = tmp_path / "killed"

@@ -107,6 +107,6 @@ def test_a_damaged_study_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "damaged" / "search.jsonl"
     rows = path.read_text().splitlines()
     path.write_text("\n".join([*rows[:3], "nothing of JSON", *rows[3:]]) + "\n")
-    with pytest.raises(ValueError, match="search.jsonl: is damaged: "):
+    with pytest.raises(ValueError, match=r"search\.jsonl: is damaged: "):
         find_search(tmp_path / "damaged")
     assert find_search(tmp_path) is None
