@@ -242,7 +242,7 @@ def resolve(config: Config) -> Experiment:
         ending=Ending(
             config.target_accuracy if config.stop_at_target else None,
             config.evaluate.patience,
-            tuple(config.sweep.search.floors or ()),
+            tuple(config.sweep.search.prune_content or ()),
         ),
         resume=config.resume,
         skip_finished=config.sweep.skip_finished,

@@ -352,8 +352,8 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     }
     unread |= {f"strategy.{name}" for name in methods.unread(config.strategy)}
     found = {key: value for key, value in flat.items() if not is_under(key, unread)}
-    if config.sweep.search.floors:
-        found[PRUNED] = config.sweep.search.floors
+    if config.sweep.search.prune_content:
+        found[PRUNED] = config.sweep.search.prune_content
     found |= {key: one.value for key, one in RETIRED.items() if one.beside in found}
     found |= {key: placeless(str(found[key])) for key in TARGETS if key in found}
     # Through JSON, so that what is compared with a file is equal to what was written to it.

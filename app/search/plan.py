@@ -78,7 +78,7 @@ def configured(
         ValueError: it cannot be; names the key.
     """
     config = compose(open_keys(overrides))
-    search = replace(config.sweep.search, floors=tuple(floors))
+    search = replace(config.sweep.search, prune_content=tuple(floors))
     config = replace(config, sweep=replace(config.sweep, search=search))
     return config, resolve(config)
 

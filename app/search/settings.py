@@ -47,7 +47,7 @@ class SearchSettings:
         metadata={"help": "end a trial below the median of those before it (docs/SWEEPS.md)"},
     )
     seed: int = field(default=0, metadata={"help": "seed of the sampler"})
-    floors: Any = None  # accuracies by round below which the run ends; found, not given
+    prune_content: Any = None  # accuracies by round below which the run ends; found, not given
 
     def __post_init__(self) -> None:
         if self.trials is not None and not 1 <= self.trials <= MOST_TRIALS:
