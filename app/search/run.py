@@ -107,11 +107,19 @@ def run_search(plan: Plan, jobs: Runner, overrides: Sequence[str]) -> None:
         claim_search(folder, plan)
         with writing("the study", folder):
             study = Study(folder, plan.settings, found.drawn, plan.identity, plan.experiment.rounds)
-            _Search(replace(plan, space=found), jobs, study, folder, launch).run()
+            Search(replace(plan, space=found), jobs, study, folder, launch).run()
 
 
-class _Search:
-    """Draws, begins and tells the trials."""
+class Search:
+    """Draws, begins and tells the trials.
+
+    Args:
+        plan: what is searched.
+        jobs: runs them.
+        study: draws their values, and is told what came of them.
+        folder: of the sweep.
+        launch: has Hydra begin a job, by its number from 0 and its overrides.
+    """
 
     def __init__(
         self,

@@ -140,6 +140,7 @@ def test_killed_and_continued_it_draws_what_it_would_have(whole: Path, tmp_path:
     assert "holds another search: clients.total (was 2, is 3)" in other.stderr
 
 
+@pytest.mark.long
 def test_side_by_side_and_with_more_trials(whole: Path, tmp_path: Path) -> None:
     """Two at a time: what is random at first is the same, and every run ends in order."""
     sweep = tmp_path / "beside"
