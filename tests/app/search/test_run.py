@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from app.config.schema import Config
 from app.experiment import Experiment, Prepared
-from app.search.plan import Plan, plan
+from app.run_folder import FolderTakenError
+from app.search.plan import Plan, claim_search, newest_search, plan
 from app.search.run import Search
 from app.search.settings import SearchSettings
 from app.search.study import Study
@@ -92,3 +94,22 @@ def test_what_is_drawn_does_not_depend_on_who_ends_first(wanted: Plan, tmp_path:
     one = drawn(wanted, tmp_path / "one", 1, 0)
     assert one[:10] == three[0][:10]  # at random
     assert one != three[0]  # a sampler that knows two results less
+
+
+def test_the_newest_folder_of_the_same_search_is_continued(wanted: Plan, tmp_path: Path) -> None:
+    assert newest_search(tmp_path, wanted) is None
+    for name, more in (("first", {}), ("second", {}), ("other", {"train.epochs": 7})):
+        (tmp_path / name).mkdir()
+        identity = wanted.identity | more
+        Study(tmp_path / name, wanted.settings, wanted.space.drawn, identity, rounds=2)
+    assert newest_search(tmp_path, wanted) == tmp_path / "second"
+    with pytest.raises(FolderTakenError, match="resume=true continues it"):
+        claim_search(tmp_path / "first", wanted)
+    resumed = replace(wanted, experiment=replace(wanted.experiment, resume=True))
+    claim_search(tmp_path / "first", resumed)
+    with pytest.raises(FolderTakenError, match=r"another search: train.epochs \(was 7, is "):
+        claim_search(tmp_path / "other", resumed)
+    (tmp_path / "sweep" / "0").mkdir(parents=True)
+    (tmp_path / "sweep" / "0" / "config.json").touch()
+    with pytest.raises(FolderTakenError, match="is missing: holds no search"):
+        claim_search(tmp_path / "sweep", resumed)
