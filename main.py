@@ -65,7 +65,12 @@ def start(jobs: "Jobs", flags: argparse.Namespace) -> None:
     refuse_other_configs(flags)
     overrides = jobs.begin(jobs.check(given, is_sweep=flags.multirun))
     sys.argv[1:] = [*options, *open_keys(overrides)]
-    run()
+    if jobs.search is None:
+        run()
+        return
+    from app.search.run import run_search  # brings Optuna
+
+    run_search(jobs.search, jobs, overrides)
 
 
 def guarded(act: Callable[[], None]) -> int:

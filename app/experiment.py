@@ -243,7 +243,9 @@ def resolve(config: Config) -> Experiment:
         rounds=config.rounds,
         target_accuracy=config.target_accuracy,
         ending=Ending(
-            config.target_accuracy if config.stop_at_target else None, config.evaluate.patience
+            config.target_accuracy if config.stop_at_target else None,
+            config.evaluate.patience,
+            tuple(config.sweep.search.prune_content or ()),
         ),
         resume=config.resume,
         skip_finished=config.sweep.skip_finished,

@@ -24,7 +24,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from app import device, experiment, signals
-from app.config.composition import NOT_HASHED, compose, from_omegaconf, open_keys
+from app.config.composition import NOT_HASHED, compose, from_omegaconf, hash_of, open_keys
 from app.config.composition import parsed as read_overrides
 from app.config.quoting import quoted
 from app.config.schema import CONF, Config
@@ -34,18 +34,22 @@ from app.job_memory import job_bytes
 from app.one_job import carry_out, said
 from app.provenance import COMMAND, command
 from app.run_folder import CONFIG, claim, is_finished, is_of, locked
+from app.search.asked import asked
+from app.search.settings import SearchSettings
 from app.wanted_jobs import Wanted, wanted
 from strategies.server.cuts import AUTO
+from strategies.server.ending import PRUNED
 from tracking.checksums import read_json
 from tracking.collect import common, find, natural
 from tracking.files import DamagedError, writing
 from tracking.live import JobView, SweepView
 from tracking.progress import ProgressSink
-from tracking.report import print_tables, write_report
+from tracking.report import print_search, print_tables, write_report
 from tracking.text import line
 from tracking.wandb_sink import check_online
 
 if TYPE_CHECKING:
+    from app.search.plan import Plan
     from app.side_by_side import SideBySide
 
 RUNS = Path("runs")
@@ -74,7 +78,10 @@ class Jobs:
         self._beside: dict[str, list[Path]] | None = None  # before it, in folders beside this one's
         self._folder: Path | None = None  # of the sweep, or of the one run
         self._checked: dict[tuple[str, ...], tuple[Config, Experiment]] = {}  # by its overrides
-        self._prepared: Prepared | None = None  # of the one run: of a sweep it would be too many
+        # Of the job that comes next, of one run or a search; of a sweep it would be too many.
+        self._prepared: Prepared | None = None
+        self.search: Plan | None = None  # where the jobs are those of a search
+        self.folders: dict[int, Path] = {}  # by the number of the job
 
     def check(self, overrides: Sequence[str], is_sweep: bool) -> list[str]:
         """Check every job before any runs, and return the overrides to run with.
@@ -87,6 +94,8 @@ class Jobs:
         """
         refuse_plugins(overrides)
         overrides = [*preset(overrides, is_sweep), *overrides]
+        if (settings := asked(overrides, is_sweep)) is not None:
+            return self._check_search(overrides, settings)
         open_jobs = [open_keys(job) for job in expand(overrides, is_sweep)]
         configs = [compose(job) for job in open_jobs]
         self._wanted = wanted(configs, is_sweep)
@@ -99,10 +108,7 @@ class Jobs:
             if self._wanted is not None and self._wanted.jobs is None:
                 self._job_bytes = max(self._job_bytes, job_bytes(found[first], prepared.model))
         for one in found:
-            check_online(one.wandb)
-            check_address(one.engine.address)
-            if one.engine.address is None:  # else the cluster's machines may have others
-                device.find(one.engine.device)
+            check_places(one)
         checked = zip(configs, found, strict=True)
         self._checked = {of_task(job): one for job, one in zip(open_jobs, checked, strict=True)}
         self._num_jobs, self._is_sweep = len(found), is_sweep
@@ -121,6 +127,32 @@ class Jobs:
                 overrides.append(f"{folder_key(is_sweep)}={quoted(str(given))}")
         return overrides
 
+    def _check_search(self, overrides: list[str], settings: SearchSettings) -> list[str]:
+        """The same for the trials of a search, which are not known yet."""
+        from app.search.plan import claim_search, newest_search, plan  # brings Optuna
+
+        self.search = found = plan(overrides, settings)
+        for text in found.remarks:
+            sys.stderr.write(f"{line(text)}\n")
+        assert settings.trials is not None
+        self._is_sweep, self._num_jobs = True, settings.trials
+        self._wanted = wanted([found.first], self._is_sweep)
+        if self._wanted is not None and self._wanted.jobs is None:
+            self._job_bytes = job_bytes(found.experiment, found.prepared.model)
+        check_places(found.experiment)
+        self._names, self._shared = {found.experiment.name}, open_keys(found.space.fixed)
+        given = given_folder(overrides, self._is_sweep)
+        if given is not None:
+            claim_search(given, found)
+        elif found.experiment.resume:
+            given = newest_search(RUNS / found.experiment.name, found)
+            if given is None:
+                what = f"there is no such search under runs/{found.experiment.name}"
+                sys.stderr.write(f"resume=true: {what}; a new one begins\n")
+            else:
+                overrides.append(f"{folder_key(self._is_sweep)}={quoted(str(given))}")
+        return overrides
+
     def begin(self, overrides: Sequence[str]) -> list[str]:
         """Lock the folder of the run or sweep, and return the overrides with it.
 
@@ -137,7 +169,7 @@ class Jobs:
             given = fresh(RUNS / next(iter(names)))
             overrides = [*overrides, f"{folder_key(self._is_sweep)}={quoted(str(given))}"]
         if given is not None:
-            self._lock(given)
+            self.lock(given)
         return list(overrides)
 
     def job(self, node: DictConfig) -> None:
@@ -151,13 +183,14 @@ class Jobs:
         number, what, view = 1, "", None
         if self._is_sweep:
             number = int(hydra.job.num) + 1
+            self.folders[number] = folder.absolute()
             own = [text for text in hydra.overrides.task if text not in self._shared]
             what = " ".join(_with_value(text, node) for text in own)
-            self._view = self._view or SweepView(self._num_jobs)
-            view = self._view.begin(number, what) if self._wanted is None else None
+            sweep = self._sweep_view()
+            view = sweep.begin(number, what) if self._wanted is None else None
         outcome = ""
         try:
-            self._lock(self._folder)
+            self.lock(self._folder)
             known = self._checked.get(of_task(hydra.overrides.task))
             config = known[0] if known else from_omegaconf(node)
             chosen = known[1] if known else resolve(config)
@@ -200,6 +233,45 @@ class Jobs:
             self._simulator.close()
             self._locks.close()
 
+    # For a search -------------------------------------------------------------------------------
+
+    @property
+    def width(self) -> int:
+        """How many jobs run at a time, as far as that is known."""
+        return 1 if self._side_by_side is None else self._side_by_side.width
+
+    def admit(
+        self, overrides: Sequence[str], config: Config, chosen: Experiment, prepared: Prepared
+    ) -> None:
+        """Take a checked job, which begins next."""
+        self._checked = {of_task(overrides): (config, chosen)}
+        self._prepared = prepared if self._wanted is None else None
+
+    def wait(self, number: int) -> None:
+        """Return once a job has ended."""
+        if self._side_by_side is not None:
+            self._side_by_side.wait(number)
+
+    def pass_over(self, number: int, what: str, folder: Path, chosen: Experiment) -> None:
+        """Show a job that has ended before, and have no other run the same experiment again."""
+        self._folder = self._folder or folder.parent
+        self.folders[number] = folder
+        self._finished.setdefault(key_of(chosen), folder)
+        self._sweep_view().begin(number, what).end("finished already")
+
+    def fail(self, number: int, what: str, failure: str, ended: bool) -> None:
+        """Show and keep what went wrong with a job, which may have ended."""
+        self._fail(number, what, failure)
+        view = self._sweep_view()
+        if ended:
+            view.say(f"job {number}/{self._num_jobs}: error: {failure}")
+        else:
+            view.begin(number, what).end(f"error: {failure}", failed=True)
+
+    def _sweep_view(self) -> SweepView:
+        self._view = self._view or SweepView(self._num_jobs)
+        return self._view
+
     def _report(self) -> None:
         if self._view is not None:
             self._view.close()
@@ -208,6 +280,8 @@ class Jobs:
         folder = self._folder
         try:
             print_tables(write_report([folder], folder) if self._is_sweep else find([folder]))
+            if self.search is not None:
+                print_search(folder)
             report = folder / "report.html"
             sys.stdout.write(line(report if self._is_sweep else folder, None) + "\n")
         finally:
@@ -219,7 +293,7 @@ class Jobs:
         job = f"job {number}/{self._num_jobs} {line(what)}: " if self._is_sweep else ""
         self.failed[number] = job + failure
 
-    def _lock(self, folder: Path) -> None:
+    def lock(self, folder: Path) -> None:
         """Keep others from the folder of the run or sweep until the end.
 
         Raises:
@@ -304,7 +378,9 @@ def key_of(chosen: Experiment) -> str:
 
     The engine does not change results, but who sweeps over it wants to see just that.
     """
-    return chosen.hash + json.dumps(asdict(chosen.engine)) + chosen.data.settings.root
+    # Of two trials one need not run, whatever the accuracies below which each would have ended.
+    identity = {key: value for key, value in chosen.identity.items() if key != PRUNED}
+    return hash_of(identity) + json.dumps(asdict(chosen.engine)) + chosen.data.settings.root
 
 
 def refuse_plugins(overrides: Sequence[str]) -> None:
@@ -315,7 +391,8 @@ def refuse_plugins(overrides: Sequence[str]) -> None:
     """
     instead = {
         "launcher": "takes basic; sweep.jobs=2 or sweep.jobs=auto runs jobs side by side",
-        "sweeper": "takes basic, which runs every combination of the values that are given",
+        "sweeper": "takes basic, which runs every combination of the values that are given; "
+        "sweep=search draws them by Optuna (docs/SWEEPS.md)",
     }
     for override in read_overrides(overrides):
         for name, text in instead.items():
@@ -347,8 +424,9 @@ def preset(overrides: Sequence[str], is_sweep: bool) -> list[str]:
     if chosen[-1].is_sweep_override():
         raise ValueError(f"sweep: takes one preset, not {chosen[-1].input_line}")
     path = searchpath(overrides)
-    over = compose([*path, f"sweep={name}"]).sweep.over
-    if not is_sweep and over:
+    chosen_sweep = compose([*path, f"sweep={name}"]).sweep
+    over = chosen_sweep.over
+    if not is_sweep and (over or chosen_sweep.search.trials is not None):
         raise ValueError(f"sweep={name}: runs several jobs; takes -m beside it")
     given = {override.key_or_group for override in parsed}
     papers = [override.value() for override in parsed if override.key_or_group == "experiment"]
@@ -498,6 +576,18 @@ def finished(above: Path) -> dict[str, list[Path]]:
             summary = read_json(path)
             found.setdefault(str(summary.get("config_hash")), []).append(path.parent)
     return found
+
+
+def check_places(chosen: Experiment) -> None:
+    """Refuse a tracker, a cluster or a device that is not there.
+
+    Raises:
+        ValueError: names the key.
+    """
+    check_online(chosen.wandb)
+    check_address(chosen.engine.address)
+    if chosen.engine.address is None:  # else the cluster's machines may have others
+        device.find(chosen.engine.device)
 
 
 def check_address(address: str | None) -> None:

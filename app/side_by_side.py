@@ -167,9 +167,25 @@ class SideBySide:
 
         An identical one that came before is to have the name under which others copy from it.
         """
-        before = [*self._waiting, *(one.job for one in self._running.values())]
-        if all(job.key != key for job in before):
+        if all(job.key != key for job in self._unfinished()):
             self._finished.setdefault(key, folder)
+
+    @property
+    def width(self) -> int:
+        """How many run at a time; 1 before the first."""
+        return 1 if self._pool is None else len(self._running) + self._pool.room()
+
+    def wait(self, number: int) -> None:
+        """Return once the job of this number has ended.
+
+        Raises:
+            BaseException: what has ended all jobs.
+        """
+        with self._stopping():
+            while any(job.number == number for job in self._unfinished()):
+                if self._broken is not None:
+                    raise self._broken
+                self._advance(None)
 
     def drain(self) -> None:
         """Run all jobs that are still there to their ends."""
@@ -186,6 +202,10 @@ class SideBySide:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+
+    def _unfinished(self) -> list[Job]:
+        """Those that wait or run."""
+        return [*self._waiting, *(one.job for one in self._running.values())]
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:

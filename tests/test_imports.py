@@ -121,6 +121,8 @@ def test_the_file_below_all_folders_imports_none() -> None:
         ("fleet.selection", ("torch", "flwr", "hydra")),
         ("tracking.record", ("torch", "flwr", "hydra")),
         ("app.client", ("wandb", "ray", "sklearn", "flwr_datasets")),
+        ("app.jobs", ("optuna", "ray")),  # a search brings Optuna, and nothing else does
+        ("app.config.help", ("optuna",)),
     ],
 )
 def test_importing_does_not_load(module: str, absent: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ from tracking.text import line, lines
 
 SCRIPTS = (
     "data.js", "figures.js", "answer.js", "table.js", "charts.js", "clients.js", "classes.js",
-    "compare.js", "main.js",
+    "compare.js", "search.js", "main.js",
 )  # fmt: skip
 # Axes of the page: running totals over the rounds.
 TOTALS = {"bytes": ("bytes_up", "bytes_down"), "sim_s": ("sim_s",), "energy_j": ("energy_j",),
@@ -41,27 +41,30 @@ MOST_CLASSES = 100  # beyond them there is no room for the values of each
 METRICS = "metrics.json"
 
 
-def write_html(path: Path, runs: Sequence[Run], title: str) -> None:
+def write_html(
+    path: Path, runs: Sequence[Run], title: str, search: Mapping[str, Any] | None = None
+) -> None:
     """Write the page.
 
     Args:
         path: the file.
         runs: at least one.
         title: stands above, as text.
+        search: what `tracking.search.described` says, where the runs are the trials of one.
     """
     with whole(path) as part:
-        part.write_text(render(runs, title), encoding="utf-8")
+        part.write_text(render(runs, title, search), encoding="utf-8")
 
 
-def render(runs: Sequence[Run], title: str) -> str:
-    """Return the page."""
+def render(runs: Sequence[Run], title: str, search: Mapping[str, Any] | None = None) -> str:
+    """Return the page; arguments as `write_html`."""
     from plotly.offline import get_plotlyjs  # as long to import as all of this to make
 
     parts = {
         "title": html.escape(line(title)),
         "style": _page("page.css"),
         "plotly": get_plotlyjs(),
-        "data": embed(describe(runs, title)),
+        "data": embed(describe(runs, title) | {"search": _finite(search or {})}),
         "script": "\n".join(_page(name) for name in SCRIPTS),
     }
     before, *marked = _page("page.html").split("{{")

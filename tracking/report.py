@@ -27,6 +27,8 @@ from tracking.collect import Run, common, find, swept, value
 from tracking.files import whole
 from tracking.html import write_html
 from tracking.paired import FEWEST
+from tracking.search import conclusion, described, find_search, write_search
+from tracking.search import markdown as text_of
 from tracking.seeds import MEASURES, Group, Spread, groups
 from tracking.text import cell, line, shortened, tolerant
 from tracking.text import markdown as marked
@@ -46,8 +48,11 @@ def write_report(folders: Sequence[Path], out: Path) -> list[Run]:
         writer.writerow(map(cell, columns))
         writer.writerows([cell(row.get(key, "")) for key in columns] for row in rows)
         _write(out / "summary.csv", table.getvalue())
-        _write(out / "summary.md", markdown(runs))
-        write_html(out / "report.html", runs, ", ".join(map(_shown, folders)))
+        search = write_search(folders[0], out) if len(folders) == 1 else None
+        _write(out / "summary.md", markdown(runs) + ("" if search is None else text_of(search)))
+        title = ", ".join(map(_shown, folders))
+        shown = None if search is None else described(search)
+        write_html(out / "report.html", runs, title, shown)
     return runs
 
 
@@ -70,6 +75,13 @@ def _shown(folder: Path) -> str:
     whole = folder.absolute()
     here = Path.cwd()
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
+
+
+def print_search(folder: Path) -> None:
+    """Print what the search in a folder found, if there is one."""
+    found = find_search(folder, with_importances=False)
+    for text in [] if found is None else conclusion(found):
+        sys.stdout.write(f"{text}\n")
 
 
 HEADINGS = (
@@ -361,6 +373,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         runs = write_report(given.folder, out)
         print_tables(runs)
+        if len(given.folder) == 1:
+            print_search(given.folder[0])
         for run in runs:
             if run.error:
                 sys.stdout.write(f"{run.status}: job {line(run.job)}: {line(run.error)}\n")

@@ -33,6 +33,7 @@ from data.partition import SCHEMES
 from models.metrics import check as check_metrics
 from models.objective import TaskSettings
 from strategies.server.bottleneck import PruneSettings
+from strategies.server.ending import PRUNED
 from targets import FileTarget, pin, placeless
 from tracking.text import line
 
@@ -279,7 +280,7 @@ NOT_HASHED = (
     "name", "engine", "tracker", "checkpoint", "resume", "target_accuracy", "sweep",
 )  # fmt: skip
 # These say how long a run goes on: of two that differ in them one may continue the other.
-LENGTH = ("rounds", "stop_at_target", "target_accuracy", "evaluate.patience")
+LENGTH = ("rounds", "stop_at_target", "target_accuracy", "evaluate.patience", PRUNED)
 # Keys and groups that only methods which say so read (`FederatedStrategy.reads`).
 _OPTIONAL = (
     "quant",
@@ -363,6 +364,8 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("fleet.candidates")
     unread |= {f"strategy.{name}" for name in methods.unread(config.strategy)}
     found = {key: value for key, value in flat.items() if not is_under(key, unread)}
+    if config.sweep.search.prune_content:
+        found[PRUNED] = config.sweep.search.prune_content
     found |= {key: one.value for key, one in RETIRED.items() if one.beside in found}
     found |= {key: placeless(str(found[key])) for key in TARGETS if key in found}
     # Through JSON, so that what is compared with a file is equal to what was written to it.

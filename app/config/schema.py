@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from app import device
 from app.evaluation import EvaluateSettings
+from app.search.settings import SearchSettings
 from data.settings import DataSettings
 from fleet.selection import ClientsSettings
 from fleet.settings import FleetSettings
@@ -123,6 +124,7 @@ class SweepSettings:
         default=1,
         metadata={"help": "jobs that run side by side, each in a process: 1, a number, auto"},
     )
+    search: SearchSettings = field(default_factory=SearchSettings)
 
     def __post_init__(self) -> None:
         is_number = isinstance(self.jobs, int) and not isinstance(self.jobs, bool)

@@ -1,13 +1,14 @@
-"""When a run ends before its last round: where its accuracy is reached, or no longer rises.
+"""When a run ends before its last round: its accuracy is reached, no longer rises, or is too low.
 
-Both are functions of the rounds' accuracies alone, so a run that was killed and is continued ends
+All are functions of the rounds' accuracies alone, so a run that was killed and is continued ends
 where one that was not does, and a run that has ended says so wherever it is looked at.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-TARGET, PATIENCE = "target_accuracy", "evaluate.patience"  # the keys that end a run
+# The keys that end a run.
+TARGET, PATIENCE, PRUNED = "target_accuracy", "evaluate.patience", "sweep.search.prune"
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,13 @@ class Ending:
     Attributes:
         target_accuracy: the accuracy with which it ends; None for none.
         patience: rounds after the best one without a better; None for any number.
+        floors: by round, from the first, what the best accuracy until then must not be below; None
+            for none, as after the last of them.
     """
 
     target_accuracy: float | None = None
     patience: int | None = None
+    floors: tuple[float | None, ...] = ()
 
     def end(self, accuracies: Sequence[float | None]) -> tuple[int, str]:
         """Return the round that is the last one, and the key that says so; (0, "") for none yet.
@@ -38,6 +42,9 @@ class Ending:
                 best, best_round = accuracy, number
             elif self.patience is not None and number - best_round >= self.patience:
                 return number, PATIENCE
+            floor = self.floors[number - 1] if number <= len(self.floors) else None
+            if floor is not None and best < floor:
+                return number, PRUNED
         return 0, ""
 
 

@@ -19,6 +19,7 @@ fill(by("front-x"), choices(MEASURES.filter((m) => m.isPrice)));
 fill(by("effect-y"), choices(MEASURES));
 fill(by("class-y"), CLASS_MEASURES.map((name) => [name, name === "support" ? "samples" : name]));
 fill(by("client-y"), choices(CLIENT_MEASURES));
+fill(by("search-y"), OBJECTIVES.map((objective, i) => [String(i), objective.name]));
 const runOptions = RUNS.map((run) => [String(run.index), cut(`${run.job} ${own(run)}`, 80)]);
 fill(by("run-a"), runOptions);
 fill(by("run-b"), [["", "nothing"], ...runOptions]);
@@ -51,6 +52,9 @@ by("clients").hidden = !CLIENT_MEASURES.length;
 by("curves").hidden = !COURSES.length;
 by("classes").hidden = !CLASS_MEASURES.length && !withMatrix.length;
 by("matrix").hidden = !withMatrix.length;
+by("search").hidden = !SEARCH;
+by("search-y").closest("label").hidden = OBJECTIVES.length < 2;
+if (SEARCH) tellSearch();
 by("front").hidden = RUNS.length < 2 || !MEASURES.some((m) => m.key === "final_accuracy") || !MEASURES.some((m) => m.isPrice);
 for (const id of ["filters", "run-b-label", "differences-label"]) by(id).hidden = RUNS.length < 2;
 if (!HAS_SEEDS) by("runs-name").textContent = "Runs";
@@ -89,6 +93,7 @@ function readPlotly() {
 // Charts are drawn when they come into view, and again only when what they show has changed.
 let style = styles(by("colour").value);
 const sections = {
+  search: () => drawSearch({ objective: Number(by("search-y").value) }),
   curves: (sets) => drawCurves(sets, { x: document.querySelector("#curve-x :checked").value, y: by("curve-y").value }, style),
   front: (sets) => drawFront(sets, { price: by("front-x").value }, style),
   effects: (sets) => drawEffects(sets, { effect: by("effect-y").value }, style),
@@ -143,7 +148,7 @@ by("filter").addEventListener("input", refreshAll);
 keyFilters.forEach((select) => select.addEventListener("change", refreshAll));
 by("colour").addEventListener("change", restyle);
 for (const [id, names] of Object.entries({
-  "curve-y": ["curves"], "curve-x": ["curves"], seeds: ["curves", "front", "clients"], "front-x": ["front"], "effect-y": ["effects"],
+  "search-y": ["search"], "curve-y": ["curves"], "curve-x": ["curves"], seeds: ["curves", "front", "clients"], "front-x": ["front"], "effect-y": ["effects"],
   "class-y": ["classes"], "matrix-of": ["classes"], "client-y": ["clients"], devices: ["clients"], "timeline-of": ["clients"],
 })) by(id).addEventListener("change", () => refresh(...names));
 for (const id of ["unfold", "columns"]) by(id).addEventListener("change", table);

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from strategies.server.ending import PATIENCE, TARGET, Ending
+from strategies.server.ending import PATIENCE, PRUNED, TARGET, Ending
 from tracking.summary import best_round
 
 RISING = [None, 0.4, 0.7, None, 0.6, 0.7, 0.8]
@@ -49,3 +49,12 @@ def test_the_best_round_is_the_first_of_equals() -> None:
     assert best_round([0.1, 0.9, 0.9]) == 2
     assert best_round([0.0, 0.0]) == 1
     assert best_round([]) is best_round([None]) is None
+
+
+def test_a_run_ends_where_its_best_accuracy_is_below_what_others_had() -> None:
+    floors = Ending(floors=(None, 0.5, 0.6))
+    assert floors.end([0.1]) == (0, "")  # the first round is not judged
+    assert floors.end([0.1, 0.4]) == (2, PRUNED)
+    assert floors.end([0.55, 0.4, 0.55]) == (3, PRUNED)  # the best until then counts
+    assert floors.end([0.55, 0.5, 0.6, 0.1, 0.1]) == (0, "")
+    assert floors.end([0.1, None, 0.7]) == (0, "")  # what was not evaluated is not judged
