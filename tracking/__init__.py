@@ -1,5 +1,5 @@
 """The results of a run: records, sinks, and reports that compare several runs."""
 
-from tracking.frames import Frames, load
+from tracking.frames import Frames, columns, load, load_clients
 
-__all__ = ["Frames", "load"]
+__all__ = ["Frames", "columns", "load", "load_clients"]

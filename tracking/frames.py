@@ -3,13 +3,16 @@
 >>> runs, rounds = tracking.load("runs/digits")
 >>> runs[["strategy.name", "quant.bits", "seed", "final_accuracy"]]
 >>> rounds.join(runs[["quant.bits"]], on="run").groupby(["quant.bits", "round"]).accuracy.mean()
+>>> clients = tracking.load_clients("runs/digits")
+>>> tracking.columns(clients)
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tracking.collect import find
-from tracking.jsonl import ROUNDS, readable
+from tracking.columns import meaning_of, unit_of
+from tracking.jsonl import CLIENTS, ROUNDS, readable
 
 if TYPE_CHECKING:  # half a second to import, so only where it is used
     import pandas as pd
@@ -54,6 +57,30 @@ def load(*folders: str | Path) -> Frames:
     return Frames(
         pd.DataFrame(rows).set_index("run"), pd.DataFrame(rounds, columns=_columns(rounds))
     )
+
+
+def load_clients(*folders: str | Path) -> "pd.DataFrame":
+    """Read what every client did in every round: one row each, ``run`` and clients.jsonl's fields.
+
+    Raises:
+        FileNotFoundError: there is no run.
+    """
+    import pandas as pd
+
+    found = find([Path(folder) for folder in folders])
+    if not found:
+        raise FileNotFoundError(f"{', '.join(map(str, folders))}: no run there")
+    rows = [{"run": run.job, **row} for run in found for row in readable(run.folder / CLIENTS)[0]]
+    return pd.DataFrame(rows, columns=list(dict.fromkeys(["run", *(n for r in rows for n in r)])))
+
+
+def columns(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Return unit and meaning of a frame's columns; both empty for keys of the configuration."""
+    import pandas as pd
+
+    of_client = "partition" in frame.columns
+    said = {n: (unit_of(str(n)), meaning_of(str(n), of_client)) for n in frame.columns}
+    return pd.DataFrame.from_dict(said, orient="index", columns=["unit", "meaning"])
 
 
 def _columns(rounds: list[dict[str, object]]) -> list[str]:
