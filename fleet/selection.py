@@ -179,8 +179,9 @@ def _drawn(
     return sorted(clients, key=lambda p: (-keys[p], p))[:count]
 
 
+UNIFORM = "uniform"
 SELECTIONS: Mapping[str, Selection] = {
-    "uniform": uniform,
+    UNIFORM: uniform,
     "fastest": fastest,
     "power_of_choice": power_of_choice,
     "oort": oort,

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from fleet.clock import AtOnce
 from fleet.flights import Flight, Step, StepPlan
 from fleet.seeds import derive_seed
+from fleet.selection import UNIFORM
 from quant.functional import MIN_STEP
 from quant.quantizer import initialised_flag, is_step
 from strategies.server.method import (
@@ -91,7 +92,9 @@ class Buffered:
         )
         idle = idle_clients(everybody, {flight.partition for flight in flights})
         generator = random.Random(derive_seed(drawing.rounds.seed, "selection in a step", number))
-        first = drawing.select(current, state, idle, at_work - len(flights))
+        # Those that begin at once, and with a selection of its own those that take their places.
+        count = at_work - len(flights) + (0 if fleet.selection == UNIFORM else arrivals)
+        first = drawing.select(current, state, idle, count)
         plan = step.plan(flights, in_turn(idle, first, generator))
         members = tuple(
             drawing.counted(network.in_round(member.began or number), member)

@@ -10,7 +10,7 @@ from fleet.clock import AtOnce, Pace
 from fleet.phases import Phases
 from fleet.plan import LOST, Member, RoundPlan, Shorter, num_asked
 from fleet.seeds import derive_seed
-from fleet.selection import SELECTIONS, Known, num_selected, select
+from fleet.selection import SELECTIONS, UNIFORM, Known, num_selected, select
 from fleet.work import ClientWork
 from strategies import messages
 from strategies.client.training import batch_sizes
@@ -92,7 +92,8 @@ class Planner:
         members = tuple(self.counted(network, member) for member in plan.members)
         left = sum(member.status == "left" for member in members)
         report = {"left": float(left)} if fleet.dropout else {}
-        told = {m.partition: messages.limit_batches(m.batches) for m in members if m.batches}
+        cut_short = [m for m in members if m.batches and m.status == "ok"]
+        told = {m.partition: messages.limit_batches(m.batches) for m in cut_short}
         return Chosen(linked, alone, replace(plan, members=members), told, report)
 
     def select(
@@ -102,7 +103,7 @@ class Planner:
         fleet, number = self.clients.fleet, state.round + 1
         assert fleet is not None
         count = min(count, len(idle))
-        if not count or fleet.selection == "uniform":
+        if not count or fleet.selection == UNIFORM:
             return select(idle, count, self.rounds.seed, number) if count else []
         losses, rounds = known_losses(state)
         seconds = self._seconds(network)

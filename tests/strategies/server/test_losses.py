@@ -35,3 +35,14 @@ def test_the_fastest_take_less_time(tmp_path: Path) -> None:
     simulate(tmp_path / "fastest", *CHOSEN, "fleet.selection=fastest")
     slow, fast = (rounds(tmp_path / name)[0]["sim_s"] for name in ("uniform", "fastest"))
     assert fast < slow
+
+
+def test_in_a_step_the_fastest_take_the_places_too(tmp_path: Path) -> None:
+    """Four at work, four arrivals a step: the same few fast clients, again and again."""
+    chosen = ("strategy=fedavg", "fleet=mobile", "clients.total=40", "data.max_train=600")
+    steps = ("schedule=buffered", "clients.per_round=4", "schedule.buffer=4", "rounds=4")
+    simulate(tmp_path, *chosen, *steps, "fleet.selection=fastest")
+    lines = (tmp_path / "clients.jsonl").read_text().splitlines()
+    asked = [json.loads(line)["partition"] for line in lines]
+    assert len(asked) == 16
+    assert len(set(asked)) <= 8  # no more than are at work and begin in their places
