@@ -1,8 +1,10 @@
 """Who may import whom (DESIGN section 1), and that nothing heavy comes in by the back door."""
 
 import ast
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 from conftest import ROOT
@@ -110,24 +112,39 @@ def test_the_file_below_all_folders_imports_none() -> None:
         assert all(name.split(".")[0] in sys.stdlib_module_names for name in names)
 
 
-@pytest.mark.parametrize(
-    ("module", "absent"),
-    [
-        ("strategies.oqfl", ("hydra", "ray", "wandb")),
-        ("quant.layers", ("flwr", "hydra", "ray", "wandb")),
-        ("quant.export", ("flwr", "hydra", "ray", "wandb", "onnx", "onnxruntime")),
-        ("app.commands.export", ("ray", "wandb", "onnx", "onnxruntime", "onnxscript")),
-        ("models.build", ("flwr", "hydra", "ray", "wandb")),
-        ("fleet.selection", ("torch", "flwr", "hydra")),
-        ("tracking.record", ("torch", "flwr", "hydra")),
-        ("app.client", ("wandb", "ray", "sklearn", "flwr_datasets")),
-        ("app.jobs", ("optuna", "ray")),  # a search brings Optuna, and nothing else does
-        ("app.config.help", ("optuna",)),
-    ],
+WITH_TORCH = (
+    ("strategies.oqfl", ("hydra", "ray", "wandb")),
+    ("quant.layers", ("flwr", "hydra", "ray", "wandb")),
+    ("quant.export", ("flwr", "hydra", "ray", "wandb", "onnx", "onnxruntime")),
+    ("app.commands.export", ("ray", "wandb", "onnx", "onnxruntime", "onnxscript")),
+    ("models.build", ("flwr", "hydra", "ray", "wandb")),
+    ("app.client", ("wandb", "ray", "sklearn", "flwr_datasets")),
+    ("app.jobs", ("optuna", "ray")),  # a search brings Optuna, and nothing else does
 )
-def test_importing_does_not_load(module: str, absent: tuple[str, ...]) -> None:
-    code = f"import sys, {module}; print(*[m for m in {absent!r} if m in sys.modules])"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.split() == []
+WITHOUT = (
+    ("fleet.selection", ("torch", "flwr", "hydra")),
+    ("fleet.flights", ("torch", "flwr", "hydra")),
+    ("tracking.record", ("torch", "flwr", "hydra")),
+    ("app.config.help", ("optuna",)),
+)
+# Each module in a process of its own, which is forked from one that has imported torch or nothing.
+FORKING = """
+import importlib, json, os, sys
+modules, begin = json.loads(sys.argv[1]), sys.argv[2:]
+for name in begin:
+    importlib.import_module(name)
+for module, absent in modules:
+    if not (child := os.fork()):
+        importlib.import_module(module)
+        print(module, *[name for name in absent if name in sys.modules], flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, module
+"""
+
+
+@pytest.mark.parametrize(("modules", "begin"), [(WITH_TORCH, ["torch"]), (WITHOUT, [])])
+def test_importing_does_not_load(modules: Sequence[tuple[str, ...]], begin: list[str]) -> None:
+    command = [sys.executable, "-c", FORKING, json.dumps(modules), *begin]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [module for module, _ in modules]
