@@ -61,20 +61,18 @@ def works(
 def sample(timed: Sequence[Mapping[str, Any]], most: int = MOST_CLIENTS) -> list[int]:
     """Return partitions by falling mean seconds of a work: all, or ``most`` of them.
 
-    These are a third of the slowest, a third of the fastest, and between them every so many. Who
-    left took part of its time only: its other works say how fast it is, where it has any.
+    These are a third of the slowest, a third of the fastest, and between them every so many. How
+    fast a client is only whole works say; who left each time comes last, where there is room.
     """
-    spent: dict[int, list[float]] = {}
     whole: dict[int, list[float]] = {}
     for row in timed:
-        seconds = row["end_s"] - row["begin_s"]
-        spent.setdefault(row["partition"], []).append(seconds)
         if row["status"] != "left":
-            whole.setdefault(row["partition"], []).append(seconds)
-    pace = {p: statistics.fmean(whole.get(p, seconds)) for p, seconds in spent.items()}
+            whole.setdefault(row["partition"], []).append(row["end_s"] - row["begin_s"])
+    pace = {p: statistics.fmean(seconds) for p, seconds in whole.items()}
     ranked = sorted(pace, key=lambda p: (-pace[p], p))
     if len(ranked) <= most:
-        return ranked
+        leavers = sorted({row["partition"] for row in timed} - pace.keys())
+        return [*ranked, *leavers][:most]
     ends = most // 3
     between, num = ranked[ends:-ends], most - 2 * ends
     picked = [between[(2 * i + 1) * len(between) // (2 * num)] for i in range(num)]

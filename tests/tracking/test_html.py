@@ -409,7 +409,7 @@ def test_read_aloud(seen):
         " && !e.textContent.trim() && !e.ariaLabel && !e.closest('label')).length"
     )
     assert unnamed == 0
-    assert seen.locator("table caption").count() == 2
+    assert seen.locator("table caption").count() == 3
     heads = seen.locator("#table thead th")
     assert heads.count() == seen.locator("#table thead th[scope=col]").count()
     assert seen.locator("th[aria-sort=descending]").inner_text().startswith("accuracy")

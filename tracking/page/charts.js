@@ -51,7 +51,7 @@ function drawCurves(sets, choice, style) {
   const twins = [...same].map(([one, first]) => `${one.set.name} = ${first.set.name}`);
   by("curves-note").textContent = [
     IS_MIXED && x.key === "round" ? mixedLine() : "",
-    sets.some((s) => s.runs.length > 1) ? `Mean over seeds${lines.length <= MOST_BANDS ? "; the band is one standard deviation" : ""}.` : "",
+    sets.some((s) => s.runs.length > 1) ? `Mean over seeds${x.key === "round" ? "" : `, round by round, at their mean ${x.name}`}${lines.length <= MOST_BANDS ? "; the band is one standard deviation" : ""}.` : "",
     isFew || !twins.length ? "" : `Identical curves: ${twins.slice(0, 6).join("; ")}${twins.length > 6 ? ` and ${twins.length - 6} more` : ""}.`,
   ].filter(Boolean).join(" ");
 }

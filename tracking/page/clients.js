@@ -42,7 +42,7 @@ function drawClients(sets, choice, style) {
 
 // Who did what in each round of one run. The names are those of clients.jsonl; the first is usual.
 const STATES = [
-  ["ok", "trained", "#7fa9d6", "#2c5688"], ["alone", "trained without network", "#b9cfe6", "#4d6c8f"], ["late", "late", "#d9a441", "#e0bf7a"],
+  ["ok", "trained", "#7fa9d6", "#4a7fc0"], ["alone", "trained without network", "#b9cfe6", "#8aa5c4"], ["late", "late", "#d9a441", "#e0bf7a"],
   ["surplus", "not needed", "#b5a27c", "#8f7d58"], ["absent", "absent", "#a7aeb8", "#6b7480"], ["unfit", "memory too small", "#7b5ab5", "#b296ec"],
   ["failed", "failed", "#c0392b", "#ff6f61"], ["left", "left before its end", "#e07b00", "#f39a3d"], ["stale", "too late to be of use", "#9a8b00", "#c9c64a"],
 ];

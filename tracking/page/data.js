@@ -4,6 +4,14 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const RUNS = DATA.runs;
 RUNS.forEach((run, index) => { run.index = index; });
 
+// What schedules add to the records of a round, in words; a count of the last round is no result of a run.
+const OF_SCHEDULES = {
+  staleness_mean: "mean staleness of updates (server steps)", staleness_max: "largest staleness of updates (server steps)",
+  in_flight: "clients at work after the step", left: "clients that left before their end", stale: "updates too late to be of use",
+  cut_short: "clients cut short by the deadline",
+};
+function courseName(key) { return OF_SCHEDULES[key] ?? key.replaceAll("_", " "); }
+
 // Everything a run can be measured by: name in the summary, how it is called, how it is written.
 const MEASURES = [
   { key: "final_accuracy", name: "accuracy", write: share },
@@ -37,13 +45,6 @@ const AXES = [
   { key: "wall_s", name: "real time", unit: "s", write: seconds },
 ].filter((axis) => RUNS.some((run) => axis.key in run.rounds))
   .sort((a, b) => (DATA.simulated.first ? (b.key === "sim_s") - (a.key === "sim_s") : 0)); // where rounds take unequal time
-// What schedules add to the records of a round, in words; a count of the last round is no result of a run.
-const OF_SCHEDULES = {
-  staleness_mean: "mean staleness of updates (server steps)", staleness_max: "largest staleness of updates (server steps)",
-  in_flight: "clients at work after the step", left: "clients that left before their end", stale: "updates too late to be of use",
-  cut_short: "clients cut short by the deadline",
-};
-function courseName(key) { return OF_SCHEDULES[key] ?? key.replaceAll("_", " "); }
 const CLIENT_MEASURES = [
   { key: "accuracy", name: "accuracy on its own samples, at the end", write: share },
   { key: "loss", name: "training loss, last round", write: number },

@@ -25,7 +25,6 @@ function drawSimulated(place, style) {
   by("simulated-name").textContent = title || "Simulated time";
   const said = IS_MIXED ? [mixedLine(), at === null ? "Not all runs have a simulated clock, so there is no time to compare them at."
     : `Accuracy here is the last evaluated by ${seconds(at)} of simulated time, when the shortest run ends.`].join(" ") : "";
-  by("simulated-said").textContent = said;
   by("simulated-note").textContent = targets.length ? "Time, energy and bytes until the target was first reached: mean ± sd over the seeds that reached it." : "";
   const head = element("tr", ""), body = settings.map((s) => {
     const line = element("tr", ""), name = element("th", ""), named = element("span", "", "named");
@@ -38,7 +37,7 @@ function drawSimulated(place, style) {
   for (const [i, name] of ["setting", ...columns.map(([name]) => name)].entries()) {
     head.append(Object.assign(element("th", isAt && name === "accuracy" ? `accuracy at ${seconds(at)}` : name, i ? "number" : ""), { scope: "col" }));
   }
-  place.querySelector("caption").textContent = title;
+  place.querySelector("caption").textContent = said;
   place.querySelector("thead").replaceChildren(head);
   place.querySelector("tbody").replaceChildren(...body);
 }

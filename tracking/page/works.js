@@ -1,13 +1,13 @@
 // Works of clients on simulated time: a bar from begin to end, a row per client of a sample.
 
 const WORK_STATES = ["ok", "alone", "left", "stale", "failed"].map((name) => STATES.find(([state]) => state === name)); // as in tracking/works.py
-const MOST_MARKS = 200; // ends of rounds; of more, every so many is drawn
+const MARK_ROOM = 8; // pixels between the ends of rounds; where there are less, every so many is drawn
 
 function drawWorks(run) {
   const { clients, client, begin_s: begin, end_s: end, state, round, loss, staleness } = run.works, paint = isDark() ? 3 : 2;
   const last = Math.max(...end), [factor, unit] = timeScale(last), isSteps = run.config["schedule.name"] === "buffered";
   const word = isSteps ? "server step" : "round", ends = (run.rounds.sim_s ?? []).filter((at) => at <= last * 1.0001);
-  const every = Math.ceil(ends.length / MOST_MARKS), marks = ends.filter((_, i) => i % every === 0);
+  const every = Math.max(1, Math.ceil((ends.length * MARK_ROOM) / Math.max(100, document.body.clientWidth - 160))), marks = ends.filter((_, i) => i % every === 0);
   const of = WORK_STATES.map((_, kind) => [...begin.keys()].filter((i) => Number(state[i]) === kind));
   const met = WORK_STATES.map((found, kind) => [found, of[kind]]).filter(([, own]) => own.length);
   const late = (i) => (isSteps ? `<br>staleness ${staleness?.[i] ?? 0} ${(staleness?.[i] ?? 0) === 1 ? "step" : "steps"}` : "");
@@ -20,7 +20,7 @@ function drawWorks(run) {
   }));
   const lines = marks.length ? [{
     type: "scatter", mode: "lines", name: `end of a ${word}`, x: marks.flatMap((at) => [at / factor, at / factor, null]), y: marks.flatMap(() => [-0.5, clients.length - 0.5, null]),
-    line: { color: see_through(css("--ink"), 0.45), width: 0.6 }, hoverinfo: "skip",
+    line: { color: see_through(css("--ink"), 0.3), width: 0.6 }, hoverinfo: "skip",
   }] : [];
   const failed = of[WORK_STATES.findIndex(([name]) => name === "failed")];
   const crosses = failed.length ? [{
@@ -39,6 +39,6 @@ function drawWorks(run) {
   });
   const { num_clients: all, num_works: works } = run.works;
   by("timeline-note").textContent = "A bar is one client's work; between bars it waits, or is absent. The slowest client is at the top." +
-    (all > clients.length ? ` ${clients.length} of the ${all} clients that worked: the slowest third, the fastest third, and as many evenly between, by mean time of a work.` : "") +
+    (all > clients.length ? ` ${clients.length} of the ${all} clients that worked: the slowest third, the fastest third, and as many evenly between, by mean time of a work that was not left.` : "") +
     (works > begin.length ? ` Only the ${begin.length} works that began first, of ${works}, are in this page: the time axis ends with them.` : "");
 }
