@@ -131,7 +131,7 @@ def value(run: Run, key: str, known: set[str]) -> Any:
 
 
 def schedule(run: Run) -> str:
-    """Return when its rounds end: ``buffered``, ``semi``, or ``sync``, which is not written down."""
+    """Return when its rounds end: ``buffered``, ``semi``, or ``sync``, which is not stored."""
     return str(run.config.get(SCHEDULE, "sync"))
 
 

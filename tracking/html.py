@@ -99,7 +99,7 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
     bars = [works(*pair, most_bars) for pair in zip(of_clients, rounds, strict=True)]
     if cut := sum(found.get("num_works", 0) > most_bars for found in bars):
         notes.append(
-            f"{cut} runs have too many works of clients: the first {most_bars} are on simulated time"
+            f"{cut} runs have too many works of clients: the first {most_bars} of each are drawn"
         )
     if many := sum(_has_many_classes(found) for found, _ in details):
         notes.append(f"{many} runs have over {MOST_CLASSES} classes: their values are in {METRICS}")

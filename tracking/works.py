@@ -79,9 +79,7 @@ def sample(timed: Sequence[Mapping[str, Any]], most: int = MOST_CLIENTS) -> list
     return [*ranked[:ends], *picked, *ranked[-ends:]]
 
 
-def staleness(
-    timed: Sequence[Mapping[str, Any]], rounds: Sequence[Mapping[str, Any]]
-) -> list[int]:
+def staleness(timed: Sequence[Mapping[str, Any]], rounds: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return for each work how many rounds ended after its begin and before the one it counts in.
 
     All 0 where rounds have no simulated seconds.
