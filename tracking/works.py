@@ -29,7 +29,8 @@ def works(
 
     Returns:
         Empty where no client has times. Else ``clients``, the names of the sample, slowest first;
-        ``num_clients``, how many worked at all; ``num_works`` of the sample; and a value per bar:
+        ``num_clients``, how many worked at all; ``num_idle``, how many were asked and never did;
+        ``num_works`` of the sample; and a value per bar:
         ``client`` (index), ``begin_s``, ``end_s``, ``state`` (one text, a digit per bar: index into
         `STATES`), ``round`` in which it counted, ``loss``, ``staleness`` (rounds that ended between
         begin and arrival; not there where all are 0).
@@ -40,6 +41,7 @@ def works(
         return {}
     place = {partition: index for index, partition in enumerate(chosen)}
     devices = {row["partition"]: row["device"] for row in timed}
+    num_idle = len({row["partition"] for row in clients} - devices.keys())
     own = [row for row in timed if row["partition"] in place]
     own.sort(key=lambda row: (row["begin_s"], place[row["partition"]]))
     drawn = own[:most]
@@ -47,6 +49,7 @@ def works(
     found = {
         "clients": [line(f"{p} {devices[p]}" if devices[p] else p) for p in chosen],
         "num_clients": len(devices),
+        "num_idle": num_idle,
         "num_works": len(own),
         "client": [place[row["partition"]] for row in drawn],
         "begin_s": [row["begin_s"] for row in drawn],

@@ -413,7 +413,7 @@ def test_read_aloud(seen):
         " && !e.textContent.trim() && !e.ariaLabel && !e.closest('label')).length"
     )
     assert unnamed == 0
-    assert seen.locator("table caption").count() == 3
+    assert seen.locator("table caption").count() == 2
     heads = seen.locator("#table thead th")
     assert heads.count() == seen.locator("#table thead th[scope=col]").count()
     assert seen.locator("th[aria-sort=descending]").inner_text().startswith("accuracy")
@@ -582,7 +582,7 @@ def test_schedules_are_compared_on_simulated_time(tmp_path, open_page):
     page = open_page(report(tmp_path))
     line_ = "Rounds of different schedules (sync, buffered) are not comparable; one of buffered is"
     assert line_ in page.locator("#verdict").inner_text()
-    assert "by 6 s of simulated time" in page.locator("#simulated caption").inner_text()
+    assert "by 6 s of simulated time" in page.locator("#simulated-said").inner_text()
     heads, *rows = page.locator("#simulated tr").all_inner_texts()
     assert [cell.strip() for cell in heads.split("\t")] == [
         "setting", "accuracy at 6 s", "reached by", "simulated time", "energy",
@@ -616,6 +616,7 @@ def test_works_of_clients_over_simulated_time_and_over_rounds(tmp_path, open_pag
     )  # fmt: skip
     page = open_page(report(tmp_path))
     drawn(page, "timeline")
+    assert "1 more never worked" in page.locator("#timeline-note").inner_text()
     traces = page.evaluate(
         "document.getElementById('timeline-chart').data"
         ".map(({type, name, base, x, y, hovertext}) => ({type, name, base, x, y, hovertext}))"

@@ -17,7 +17,8 @@ def test_the_columns_of_the_bars():
     ]  # fmt: skip
     found = works(clients, [round_row(r, None, sim_s=2.0) for r in (1, 2)], most=9)
     assert found == {
-        "clients": ["7", "4 phone"], "num_clients": 2, "num_works": 4, "client": [0, 1, 0, 1],
+        "clients": ["7", "4 phone"], "num_clients": 2, "num_idle": 1, "num_works": 4,
+        "client": [0, 1, 0, 1],
         "begin_s": [0.0, 0.0, 2.0, 2.0], "end_s": [5.0, 2.0, 6.0, 3.0], "state": "2034",
         "round": [1, 1, 2, 2], "loss": [None, 0.5, 0.25, None],
     }  # fmt: skip

@@ -58,7 +58,7 @@ function drawTimeline(run) {
     xgap: num > 150 ? 0 : 1, ygap: clients.length > 100 ? 0 : 1, hovertemplate: "%{text}<extra></extra>",
     text: z.map((line, i) => line.map((v, round) => `client ${plain(clients[i])}<br>round ${round + 1}: ${v === null ? "not drawn" : STATES[v][1]}`)),
   }] : [], {
-    height: 84 + Math.min(620, Math.max(80, clients.length * 18)), xaxis: axis("rounds", "", { tickformat: "d", showgrid: false, ...(num < 8 ? { dtick: 1 } : {}) }),
+    height: 84 + Math.min(620, Math.max(80, clients.length * 18)), xaxis: axis(run?.config["schedule.name"] === "buffered" ? "server steps" : "rounds", "", { tickformat: "d", showgrid: false, ...(num < 8 ? { dtick: 1 } : {}) }),
     yaxis: axis("client", "", { tickmode: "array", tickvals: rows.map(([, i]) => i), ticktext: rows.map(([name]) => plain(cut(name, 18))), autorange: "reversed", showgrid: false, ticks: "" }),
   }, {
     title: `Clients of run ${run?.job ?? ""} over rounds`, said: shown.map(([state, i]) => `${state[1]}: ${z.flat().filter((v) => v === i).length} times`).join(", "),

@@ -37,7 +37,7 @@ function drawSimulated(place, style) {
   for (const [i, name] of ["setting", ...columns.map(([name]) => name)].entries()) {
     head.append(Object.assign(element("th", isAt && name === "accuracy" ? `accuracy at ${seconds(at)}` : name, i ? "number" : ""), { scope: "col" }));
   }
-  place.querySelector("caption").textContent = said;
+  by("simulated-said").textContent = said;
   place.querySelector("thead").replaceChildren(head);
   place.querySelector("tbody").replaceChildren(...body);
 }

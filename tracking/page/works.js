@@ -37,8 +37,9 @@ function drawWorks(run) {
     rows: () => [["client", "begin (s)", "end (s)", "status", word, "loss", "staleness"],
       ...[...begin.keys()].map((i) => [clients[client[i]], begin[i], end[i], WORK_STATES[state[i]][0], round[i], loss[i], staleness?.[i] ?? 0])],
   });
-  const { num_clients: all, num_works: works } = run.works;
+  const { num_clients: all, num_idle: idle, num_works: works } = run.works;
   by("timeline-note").textContent = "A bar is one client's work; between bars it waits, or is absent. The slowest client is at the top." +
     (all > clients.length ? ` ${clients.length} of the ${all} clients that worked: the slowest third, the fastest third, and as many evenly between, by mean time of a work that was not left.` : "") +
+    (idle ? ` ${idle} more never worked${run.timeline.states ? ": over rounds they are shown" : ""}.` : "") +
     (works > begin.length ? ` Only the ${begin.length} works that began first, of ${works}, are in this page: the time axis ends with them.` : "");
 }
