@@ -20,6 +20,8 @@ from tracking.text import last_message
 # Said on the command line, but never the reason of a result.
 _NO_REASON = ("resume", "name", "sweep", "tracker", "checkpoint")
 
+SCHEDULE = "schedule.name"
+
 _FIGURES = ("final_", "best_", "total_", "num_")  # of a summary; numbers or null
 
 
@@ -124,8 +126,13 @@ def value(run: Run, key: str, known: set[str]) -> Any:
     places = [place for place in (key, f"{key}.name", f"{key}._target_") if place in known]
     if not places or not run.config:
         return run.said.get(key)
-    found = run.config.get(places[0])
+    found = schedule(run) if places[0] == SCHEDULE else run.config.get(places[0])
     return short_name(str(found)) if places[0] == f"{key}._target_" else found
+
+
+def schedule(run: Run) -> str:
+    """Return when its rounds end: ``buffered``, ``semi``, or ``sync``, which is not stored."""
+    return str(run.config.get(SCHEDULE, "sync"))
 
 
 def resolved(override: str, config: Mapping[str, Any]) -> str:

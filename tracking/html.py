@@ -20,12 +20,14 @@ from tracking.collect import Run, common, flat_provenance, swept, value
 from tracking.files import DamagedError, whole
 from tracking.jsonl import CLIENTS, ROUNDS, readable
 from tracking.record import numbers
-from tracking.seeds import Group, groups
+from tracking.seeds import Group, Spread, groups
+from tracking.simulated import compare, is_timed
 from tracking.text import line, lines
+from tracking.works import works
 
 SCRIPTS = (
-    "data.js", "figures.js", "answer.js", "table.js", "charts.js", "clients.js", "classes.js",
-    "compare.js", "search.js", "main.js",
+    "data.js", "figures.js", "answer.js", "simulated.js", "table.js", "charts.js", "clients.js",
+    "works.js", "classes.js", "compare.js", "search.js", "main.js",
 )  # fmt: skip
 # Axes of the page: running totals over the rounds.
 TOTALS = {"bytes": ("bytes_up", "bytes_down"), "sim_s": ("sim_s",), "energy_j": ("energy_j",),
@@ -36,7 +38,9 @@ MOST_POINTS = 60_000  # rounds of all runs together; of more, every second, thir
 MOST_CELLS = (
     500_000  # clients times rounds of all runs together; a run of more than its part has none
 )
-STATES = ("ok", "alone", "late", "surplus", "absent", "unfit", "failed")
+MOST_BARS = 60_000  # works of clients on simulated time, of all runs together
+MOST_BARS_OF_RUN = 4_000
+STATES = ("ok", "alone", "late", "surplus", "absent", "unfit", "failed", "left", "stale")
 MOST_CLASSES = 100  # beyond them there is no room for the values of each
 METRICS = "metrics.json"
 
@@ -94,6 +98,12 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
     pairs = zip(of_clients, timelines, strict=True)
     if large := sum(bool(rows) and not found for rows, found in pairs):
         notes.append(f"{large} runs have too many clients and rounds for a timeline")
+    most_bars = min(MOST_BARS_OF_RUN, MOST_BARS // len(runs))
+    bars = [works(*pair, most_bars) for pair in zip(of_clients, rounds, strict=True)]
+    if cut := sum(found.get("num_works", 0) > most_bars for found in bars):
+        notes.append(
+            f"{cut} runs have too many works of clients: the first {most_bars} of each are drawn"
+        )
     if many := sum(_has_many_classes(found) for found, _ in details):
         notes.append(f"{many} runs have over {MOST_CLASSES} classes: their values are in {METRICS}")
     return {
@@ -102,6 +112,9 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
         "common": _finite(common([run.overrides for run in runs])),
         "groups": [line(group.label, None) for group in divided],
         "answer": _answer(divided),
+        "simulated": _simulated(
+            runs, divided, dict(zip([run.job for run in runs], rounds, strict=True))
+        ),
         "failures": _failures(runs),
         "notes": [line(note) for note in notes],
         "runs": [
@@ -118,10 +131,11 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
                 "rounds": curves(rows, step),
                 "clients": clients(trained, _tested(found)),
                 "timeline": when,
+                "works": _rounded(bar),
                 "classes": classes(found),
             }
-            for run, rows, (found, _), trained, when in zip(
-                runs, rounds, details, of_clients, timelines, strict=True
+            for run, rows, (found, _), trained, when, bar in zip(
+                runs, rounds, details, of_clients, timelines, bars, strict=True
             )
         ],
     }
@@ -143,6 +157,43 @@ def _answer(divided: Sequence[Group]) -> dict[str, Any]:
         }
     )  # fmt: skip
     return shown
+
+
+def _simulated(
+    runs: Sequence[Run], divided: Sequence[Group], rounds: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
+    """What settings reached on simulated time, and whether that is the axis to begin with."""
+    found = compare(divided, rounds)
+    ran = [run for run in runs if rounds[run.job]]
+    clocked = bool(ran) and all(row["sim_s"] is not None for r in ran for row in rounds[r.job])
+    shown: dict[str, Any] = _finite(
+        {
+            "first": clocked and any(map(is_timed, ran)),
+            "schedules": list(found.schedules),
+            "at_s": found.at_s,
+            "settings": [
+                {
+                    "group": one.group, "seeds": one.num_seeds, "accuracy": _spread(one.accuracy),
+                    "target": one.target, "reached": one.num_reached,
+                    "costs": {name: _spread(cost) for name, cost in one.costs.items()},
+                }
+                for one in found.settings
+            ] if found.is_mixed or found.has_target else [],
+        }
+    )  # fmt: skip
+    return shown
+
+
+def _spread(found: Spread | None) -> dict[str, Any] | None:
+    return None if found is None else {"mean": found.mean, "sd": found.sd, "n": found.n}
+
+
+def _rounded(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns without the digits that nobody sees."""
+    return {
+        name: [_short(number) for number in column] if isinstance(column, list) else column
+        for name, column in columns.items()
+    }
 
 
 def _failures(runs: Sequence[Run]) -> list[dict[str, Any]]:

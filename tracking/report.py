@@ -26,10 +26,12 @@ from tracking.answer import answer
 from tracking.collect import Run, common, find, swept, value
 from tracking.files import whole
 from tracking.html import write_html
+from tracking.jsonl import ROUNDS, readable
 from tracking.paired import FEWEST
 from tracking.search import conclusion, described, find_search, write_search
 from tracking.search import markdown as text_of
 from tracking.seeds import MEASURES, Group, Spread, groups
+from tracking.simulated import compare
 from tracking.text import cell, line, shortened, tolerant
 from tracking.text import markdown as marked
 
@@ -111,7 +113,9 @@ def markdown(runs: Sequence[Run]) -> str:
     tables = [(HEADINGS, [cells(run.row()) for run in runs])]
     if together := over_seeds(runs):
         tables.insert(0, (SEED_HEADINGS, [seed_cells(group) for group in together]))
-    found = "".join(f"- {marked(text)}\n" for text in found_lines(groups(runs)))
+    divided = groups(runs)
+    said = [*found_lines(divided), *simulated_lines(divided)]
+    found = "".join(f"- {marked(text)}\n" for text in said)
     return "\n".join([*([found] if found else []), *(_markdown(*table) for table in tables)])
 
 
@@ -171,7 +175,8 @@ def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
         _print(console, _of_runs(runs))
     if together:
         _print(console, _of_settings(runs, together))
-    for text in found_lines(groups(runs)):
+    divided = groups(runs)
+    for text in [*found_lines(divided), *simulated_lines(divided)]:
         console.print(Text(line(text)), soft_wrap=not console.is_terminal)
 
 
@@ -274,6 +279,33 @@ VERDICTS = {
 }
 TOO_FEW = f"too few seeds for a test, which takes {FEWEST}"
 LONGEST_VALUE = 40  # characters of a setting's value in a column
+
+
+def simulated_lines(divided: Sequence[Group]) -> list[str]:
+    """Return in words how settings of different schedules compare, whose rounds do not.
+
+    Accuracies at equal simulated time, and the time to the target where one was set.
+    """
+    runs = [run for group in divided for run in group.seeds.values()]
+    found = compare(divided, {run.job: readable(run.folder / ROUNDS)[0] for run in runs})
+    if not found.is_mixed:
+        return []
+    lines = [f"rounds of different schedules ({', '.join(found.schedules)}) are not comparable"]
+    if found.at_s is not None:
+        by_then = [
+            f"{divided[one.group].label} {_spread(one.accuracy, '.4f') or NOT_READ}"
+            for one in found.settings
+        ]
+        lines.append(f"accuracy at {found.at_s:.3g} s of simulated time: {'; '.join(by_then)}")
+    if found.has_target:
+        until = [
+            f"{divided[one.group].label} {_rounded(one.costs.get('sim_s')) or NOT_READ} s "
+            f"({one.num_reached} of {one.num_seeds} seeds)"
+            for one in found.settings
+            if one.target is not None
+        ]
+        lines.append(f"simulated time to the target accuracy: {'; '.join(until)}")
+    return lines
 
 
 def _print(console: Console, columns: Columns) -> None:

@@ -35,8 +35,11 @@ def home(tmp_path: Path) -> Iterator[FlowerHome]:
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of the same configuration by main.py."""
-    folder = tmp_path_factory.mktemp("expected")
-    command = ["main.py", "engine=serial", *OVERRIDES, f"hydra.run.dir={folder}"]
+    return by_main(tmp_path_factory.mktemp("expected"), *OVERRIDES)
+
+
+def by_main(folder: Path, *overrides: str) -> Path:
+    command = ["main.py", "engine=serial", *overrides, f"hydra.run.dir={folder}"]
     subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, check=True)
     return folder
 
@@ -70,3 +73,29 @@ def test_supernodes(home: FlowerHome, expected: Path, tmp_path: Path) -> None:
     run = home.run(link, overrides=" ".join(OVERRIDES), output=str(tmp_path / "run"))
     assert run.status == "finished:completed", home.logs()
     assert_same_run(expected, tmp_path / "run")
+
+
+@pytest.mark.long  # as test_simulation, and test_supernodes
+@pytest.mark.parametrize("is_simulated", [True, False], ids=["simulation", "supernodes"])
+def test_server_steps(is_simulated: bool, home: FlowerHome, tmp_path: Path) -> None:
+    """Asynchronous learning: messages of several rounds at once, one of whose models is old."""
+    steps = (
+        "schedule=buffered",
+        "schedule.buffer=1",
+        "fleet=mobile",
+        "fleet.jitter=0.5",
+        "rounds=4",
+    )
+    chosen = (*OVERRIDES, *steps)
+    by_main(tmp_path / "main", *chosen)
+    if is_simulated:
+        options = ("--federation-config", TWO_NODES)
+        link = home.superlink("--simulation")
+    else:
+        options, link = (), home.superlink()
+        for partition in (0, 1):
+            home.supernode(link, f"partition-id={partition}")
+    run = home.run(link, *options, overrides=" ".join(chosen), output=str(tmp_path / "run"))
+    assert run.status == "finished:completed", home.logs()
+    assert_same_run(tmp_path / "main", tmp_path / "run")
+    assert '"staleness_max": 2.0' in (tmp_path / "run" / "rounds.jsonl").read_text()

@@ -76,3 +76,33 @@ def make_seeds(root: Path) -> None:
     config = {"seed": 1, "strategy.name": "fedavg", "train.lr": 0.1}
     said = ["strategy=fedavg", "quant.bits=4", "seed=1", "train.lr=0.1"]
     make_run(root / str(number), said, config, summary | {"same_as": "5"})
+
+
+def make_schedules(root: Path, target: float = 0.5) -> None:
+    """Sync with rounds of 2 s and buffered with steps of 1 s, of two seeds and six rounds each.
+
+    Accuracy rises by 0.1 a round, but by 0.0125 in buffered with seed 1, which does not reach the
+    target.
+    """
+    for job, (name, seed) in enumerate((n, s) for n in ("sync", "buffered") for s in (0, 1)):
+        is_sync = name == "sync"
+        config = {"seed": seed, "fleet.population": "mobile"}
+        gain = 0.1 if is_sync or not seed else 0.0125
+        reached = gain * 6 >= target
+        rounds = [
+            round_row(r, gain * r, sim_s=2.0 if is_sync else 1.0, energy_j=3.0, staleness_mean=r)
+            for r in range(1, 7)
+        ]  # fmt: skip
+        make_run(
+            root / str(job), [f"schedule={name}", f"seed={seed}"],
+            config if is_sync else config | {"schedule.name": "buffered"},
+            {
+                "final_accuracy": gain * 6, "total_sim_s": 12.0 if is_sync else 6.0,
+                "target_accuracy": target, "rounds_to_target": 5 if reached else None,
+                "sim_s_to_target": (10.0 + 2 * seed if is_sync else 5.0) if reached else None,
+                "energy_j_to_target": 15.0 if reached else None,
+                "bytes_up_to_target": 500 if reached else None,
+                "bytes_down_to_target": 50 if reached else None,
+            },
+            rounds=rounds,
+        )  # fmt: skip

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from runs import client_row, make_run, make_seeds, round_row
+from runs import client_row, make_run, make_schedules, make_seeds, round_row
 from tracking import html
 from tracking.collect import find
 from tracking.html import (
@@ -154,19 +154,23 @@ def test_the_answer_is_there_by_group(tmp_path):
 def test_what_there_is_no_room_for_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(html, "MOST_POINTS", 2)
     monkeypatch.setattr(html, "MOST_CELLS", 2)
+    monkeypatch.setattr(html, "MOST_BARS", 2)
     make_run(
         tmp_path / "0", [], {"seed": 0}, {"final_accuracy": 0.5},
         rounds=[round_row(r, 0.5) for r in (1, 2, 3, 4)],
-        clients=[client_row(1, p) for p in range(3)],
+        clients=[client_row(1, p, begin_s=0.0, end_s=1.0 + p / 3) for p in range(3)],
     )  # fmt: skip
     final = {"per_class": {"recall": [0.5] * 101}}
     (tmp_path / "0" / "metrics.json").write_text(json.dumps({"final": final}))
     found = describe(find([tmp_path]), "")
     assert found["runs"][0]["rounds"]["round"] == [2, 4]
+    works = found["runs"][0]["works"]
+    assert (works["num_works"], works["end_s"]) == (3, [1.66667, 1.33333])  # the slowest first
     assert found["runs"][0]["timeline"] == found["runs"][0]["classes"] == {}
     assert found["notes"] == [
         "of each 2 rounds one is drawn, and the last",
         "1 runs have too many clients and rounds for a timeline",
+        "1 runs have too many works of clients: the first 2 of each are drawn",
         "1 runs have over 100 classes: their values are in metrics.json",
     ]
 
@@ -573,6 +577,73 @@ def test_seeds_are_mean_and_deviation_or_runs(tmp_path, open_page):
     assert lines() == [[0.5], [0.625], [0.75], [0.875], [0.875], [1]]
 
 
+def test_schedules_are_compared_on_simulated_time(tmp_path, open_page):
+    make_schedules(tmp_path)
+    page = open_page(report(tmp_path))
+    line_ = "Rounds of different schedules (sync, buffered) are not comparable; one of buffered is"
+    assert line_ in page.locator("#verdict").inner_text()
+    assert "by 6 s of simulated time" in page.locator("#simulated-said").inner_text()
+    heads, *rows = page.locator("#simulated tr").all_inner_texts()
+    assert [cell.strip() for cell in heads.split("\t")] == [
+        "setting", "accuracy at 6 s", "reached by", "simulated time", "energy",
+        "bytes, up and down",
+    ]  # fmt: skip
+    assert [[cell.strip() for cell in row.split("\t")] for row in rows] == [
+        ["schedule=buffered", "0.3375 ± 0.3712", "1 of 2 seeds", "5 s", "15 J", "550 B"],
+        ["schedule=sync", "0.3000 ± 0.0000", "2 of 2 seeds", "11.0 ± 1.4 s", "15 J", "550 B"],
+    ]  # fmt: skip
+    course = {t["name"]: t["x"] for t in drawn(page, "curves") if t["fill"] != "toself"}
+    assert course["schedule=sync"][:3] == [2, 4, 6]  # over time at first
+    page.locator("#curve-x label", has_text="rounds").click()
+    assert line_ in page.locator("#curves-note").inner_text()
+    assert page.locator("#curve-y option[value=staleness_mean]").inner_text() == (
+        "mean staleness of updates (server steps)"
+    )
+
+
+def test_works_of_clients_over_simulated_time_and_over_rounds(tmp_path, open_page):
+    """Two works of one client, one that left, one that failed; two steps of 100 s, one of 100."""
+    make_run(
+        tmp_path / "0", [], {"seed": 0, "schedule.name": "buffered"}, {"final_accuracy": 0.5},
+        rounds=[round_row(r, 0.5, sim_s=100.0) for r in (1, 2, 3)],
+        clients=[
+            client_row(1, 0, device="slow", begin_s=0.0, end_s=100.0, loss=0.25),
+            client_row(2, 1, status="left", begin_s=0.0, end_s=150.0, loss=None),
+            client_row(3, 0, device="slow", begin_s=100.0, end_s=300.0),
+            client_row(3, 2, status="failed", begin_s=0.0, end_s=120.0, loss=None),
+            client_row(3, 3, status="absent", loss=None),
+        ],
+    )  # fmt: skip
+    page = open_page(report(tmp_path))
+    drawn(page, "timeline")
+    assert "1 more never worked" in page.locator("#timeline-note").inner_text()
+    traces = page.evaluate(
+        "document.getElementById('timeline-chart').data"
+        ".map(({type, name, base, x, y, hovertext}) => ({type, name, base, x, y, hovertext}))"
+    )
+    trained, left, failed, marks, crosses = traces
+    assert [trained[name] for name in ("name", "base", "x", "y")] == [
+        "trained", [0, pytest.approx(100 / 60)], pytest.approx([100 / 60, 200 / 60]), [0, 0],
+    ]  # fmt: skip
+    assert trained["hovertext"] == [
+        "client 0 slow<br>server step 1: trained<br>0 s to 100 s, 100 s<br>staleness 0 steps"
+        "<br>training loss 0.25",
+        "client 0 slow<br>server step 3: trained<br>100 s to 300 s, 200 s<br>staleness 1 step"
+        "<br>training loss 1",
+    ]
+    assert (left["name"], left["y"], failed["y"]) == ("left before its end", [2], [1])
+    assert "staleness 2 steps" in failed["hovertext"][0]
+    assert marks["x"][::3] == pytest.approx([100 / 60, 200 / 60, 5])  # minutes
+    assert crosses["x"] == pytest.approx([2])
+    legend = page.locator("#timeline .legend").inner_text().split("\n")
+    assert [entry.strip() for entry in legend if entry.strip()] == [
+        "trained", "left before its end", "failed", "end of a server step",
+    ]  # fmt: skip
+    page.locator("#timeline-x").select_option("rounds")
+    (heat,) = page.evaluate("document.getElementById('timeline-chart').data.map(t => t.z)")
+    assert heat == [[0, None, 0], [None, 7, None], [None, None, 6], [None, None, 4]]
+
+
 @pytest.mark.parametrize("runs", [1, 40])
 def test_on_a_phone_nothing_is_wider_than_the_screen(tmp_path, open_page, runs):
     for number in range(runs):
@@ -606,8 +677,11 @@ def test_two_hundred_runs_open_within_three_seconds(tmp_path, open_page):
         make_run(
             tmp_path / str(number), [f"quant.bits={number // 5}", f"seed={number % 5}"], config,
             {"final_accuracy": number / 200, "total_bytes_up": 9 + number, "total_bytes_down": 1},
-            rounds=[round_row(r, r / 100 + number / 1000) for r in range(1, 101)],
-            clients=[client_row(r, p, loss=r / 7 + p) for r in range(1, 101) for p in range(20)],
+            rounds=[round_row(r, r / 100 + number / 1000, sim_s=2 / 3) for r in range(1, 101)],
+            clients=[
+                client_row(r, p, loss=r / 7 + p, begin_s=r * 2 / 3, end_s=r * 2 / 3 + p / 40)
+                for r in range(1, 101) for p in range(20)
+            ],
         )  # fmt: skip
     began = time.monotonic()
     path = report(tmp_path)

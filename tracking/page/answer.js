@@ -81,6 +81,7 @@ function drawVerdict(place, sets, style) {
   const run = set.runs[0], round = run.summary.best_round;
   if (RUNS.length === 1 && round) card.append(element("div", `best in round ${round} of ${run.summary.rounds}: ${share(run.summary.best_accuracy)}`, "quiet"));
   place.append(card);
+  if (IS_MIXED) place.append(element("p", `${mixedLine()} Here runs are compared at their ends${by("simulated").hidden ? "." : ", below at equal simulated time."}`));
   if (isAlone && !rivals.length) return;
 
   const seeds = Math.max(...sets.map((s) => s.runs.length)), few = rivals.filter((r) => r.verdict === "few");

@@ -5,15 +5,16 @@ const BAR = { thickness: 1, width: 3 };
 
 // Course: one line per set; beyond FEW, sets of one colour share a trace, so that 200 runs stay quick.
 function drawCurves(sets, choice, style) {
-  const [y, x] = [choice.y, AXES.find((a) => a.key === choice.x)], title = y.replaceAll("_", " ");
+  const [y, x] = [choice.y, AXES.find((a) => a.key === choice.x)], title = courseName(y);
   const lines = ranked(sets).map((set) => ({ set, points: course(set.runs, x.key, y), ...style.of[set.group] })).filter((l) => l.points.length);
   const isFew = lines.length <= FEW, same = identical(lines), isTwice = new Set(same.values()); // a thin line on a wide one
+  const [factor, unit] = x.unit === "s" ? timeScale(Math.max(0, ...lines.map((l) => l.points.at(-1).x))) : [1, x.unit];
   const traces = [], bands = [], legend = [];
   const shared = new Map(), met = new Map();
   for (const one of lines) {
     const twin = same.get(one), again = met.get(one.set.group) ?? 0;
     met.set(one.set.group, again + 1);
-    const [xs, ys] = [one.points.map((p) => p.x), one.points.map((p) => p.y)];
+    const [xs, ys] = [one.points.map((p) => p.x / factor), one.points.map((p) => p.y)];
     const group = isFew ? one.set.label : one.name;
     let trace = isFew ? null : shared.get(one.name);
     if (!trace) {
@@ -35,21 +36,22 @@ function drawCurves(sets, choice, style) {
     const back = [...one.points].reverse();
     bands.push({
       type: "scatter", mode: "lines", fill: "toself", fillcolor: see_through(one.colour, 0.13), legendgroup: group,
-      x: [...xs, ...back.map((p) => p.x)], y: [...one.points.map((p) => p.y + p.sd), ...back.map((p) => p.y - p.sd)],
+      x: [...xs, ...back.map((p) => p.x / factor)], y: [...one.points.map((p) => p.y + p.sd), ...back.map((p) => p.y - p.sd)],
       line: { width: 0 }, hoverinfo: "skip",
     });
   }
   const ends = lines.slice(0, 5).map((l) => `${l.set.name} ends at ${number(l.points.at(-1).y)}`).join("; ");
   const rounds = x.key === "round" ? { tickformat: "d", ...(Math.max(0, ...lines.map((l) => l.points.length)) < 8 ? { dtick: 1 } : {}) } : {};
   draw("curves-figure", [...bands, ...traces], {
-    xaxis: axis(x.title ?? x.name, x.unit, { rangemode: "tozero", ...rounds }), yaxis: axis(title),
+    xaxis: axis(x.title ?? x.name, unit, { rangemode: "tozero", ...rounds }), yaxis: axis(title),
   }, {
     title: `${title} over ${x.name}`, said: `${lines.length} lines. ${ends}.`, legend: isFew ? (lines.length > 1 ? legend : []) : colourLegend(style, lines.map((l) => l.set)),
     rows: () => [["setting", x.unit ? `${x.name} (${x.unit})` : x.name, title, "sd"], ...lines.flatMap((l) => l.points.map((p) => [l.set.label, p.x, p.y, p.sd]))],
   });
   const twins = [...same].map(([one, first]) => `${one.set.name} = ${first.set.name}`);
   by("curves-note").textContent = [
-    sets.some((s) => s.runs.length > 1) ? `Mean over seeds${lines.length <= MOST_BANDS ? "; the band is one standard deviation" : ""}.` : "",
+    IS_MIXED && x.key === "round" ? mixedLine() : "",
+    sets.some((s) => s.runs.length > 1) ? `Mean over seeds${x.key === "round" ? "" : `, round by round, at their mean ${x.name}`}${lines.length <= MOST_BANDS ? "; the band is one standard deviation" : ""}.` : "",
     isFew || !twins.length ? "" : `Identical curves: ${twins.slice(0, 6).join("; ")}${twins.length > 6 ? ` and ${twins.length - 6} more` : ""}.`,
   ].filter(Boolean).join(" ");
 }

@@ -42,9 +42,9 @@ function drawClients(sets, choice, style) {
 
 // Who did what in each round of one run. The names are those of clients.jsonl; the first is usual.
 const STATES = [
-  ["ok", "trained", "#7fa9d6", "#2c5688"], ["alone", "trained without network", "#b9cfe6", "#4d6c8f"], ["late", "late", "#e07b00", "#f39a3d"],
+  ["ok", "trained", "#7fa9d6", "#4a7fc0"], ["alone", "trained without network", "#b9cfe6", "#8aa5c4"], ["late", "late", "#d9a441", "#e0bf7a"],
   ["surplus", "not needed", "#b5a27c", "#8f7d58"], ["absent", "absent", "#a7aeb8", "#6b7480"], ["unfit", "memory too small", "#7b5ab5", "#b296ec"],
-  ["failed", "failed", "#c0392b", "#ff6f61"],
+  ["failed", "failed", "#c0392b", "#ff6f61"], ["left", "left before its end", "#e07b00", "#f39a3d"], ["stale", "too late to be of use", "#9a8b00", "#c9c64a"],
 ];
 
 function drawTimeline(run) {
@@ -58,11 +58,12 @@ function drawTimeline(run) {
     xgap: num > 150 ? 0 : 1, ygap: clients.length > 100 ? 0 : 1, hovertemplate: "%{text}<extra></extra>",
     text: z.map((line, i) => line.map((v, round) => `client ${plain(clients[i])}<br>round ${round + 1}: ${v === null ? "not drawn" : STATES[v][1]}`)),
   }] : [], {
-    height: 84 + Math.min(620, Math.max(80, clients.length * 18)), xaxis: axis("rounds", "", { tickformat: "d", showgrid: false, ...(num < 8 ? { dtick: 1 } : {}) }),
+    height: 84 + Math.min(620, Math.max(80, clients.length * 18)), xaxis: axis(run?.config["schedule.name"] === "buffered" ? "server steps" : "rounds", "", { tickformat: "d", showgrid: false, ...(num < 8 ? { dtick: 1 } : {}) }),
     yaxis: axis("client", "", { tickmode: "array", tickvals: rows.map(([, i]) => i), ticktext: rows.map(([name]) => plain(cut(name, 18))), autorange: "reversed", showgrid: false, ticks: "" }),
   }, {
     title: `Clients of run ${run?.job ?? ""} over rounds`, said: shown.map(([state, i]) => `${state[1]}: ${z.flat().filter((v) => v === i).length} times`).join(", "),
     legend: shown.map(([state]) => ({ label: state[1], colour: state[paint], mark: "square" })),
     rows: () => [["client", ...Array.from({ length: num }, (_, i) => `round ${i + 1}`)], ...z.map((line, i) => [clients[i], ...line.map((v) => (v === null ? "" : STATES[v][0]))])],
   });
+  by("timeline-note").textContent = "";
 }

@@ -4,6 +4,14 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const RUNS = DATA.runs;
 RUNS.forEach((run, index) => { run.index = index; });
 
+// What schedules add to the records of a round, in words; a count of the last round is no result of a run.
+const OF_SCHEDULES = {
+  staleness_mean: "mean staleness of updates (server steps)", staleness_max: "largest staleness of updates (server steps)",
+  in_flight: "clients at work after the step", left: "clients that left before their end", stale: "updates too late to be of use",
+  cut_short: "clients cut short by the deadline",
+};
+function courseName(key) { return OF_SCHEDULES[key] ?? key.replaceAll("_", " "); }
+
 // Everything a run can be measured by: name in the summary, how it is called, how it is written.
 const MEASURES = [
   { key: "final_accuracy", name: "accuracy", write: share },
@@ -20,7 +28,8 @@ const MEASURES = [
 // What methods add to their records, as it was at the end. Leakage has its price like bytes do.
 function ownMeasures() {
   const names = RUNS.flatMap((run) => Object.keys(run.summary)).filter((key) => /^final_(?!accuracy$)/.test(key));
-  const keys = [...new Set(names)].filter((key) => !/_(undefined|untested)$/.test(key) || RUNS.some((run) => run.summary[key]));
+  const isOfRound = (key) => key.slice("final_".length) in OF_SCHEDULES;
+  const keys = [...new Set(names)].filter((key) => !isOfRound(key)).filter((key) => !/_(undefined|untested)$/.test(key) || RUNS.some((run) => run.summary[key]));
   return keys.map((key) => {
     const name = key.slice("final_".length).replaceAll("_", " ");
     return { key, name, write: /accuracy/.test(key) ? share : number, isPrice: /^(dcor|attack ssim)/.test(name), isMore: keys.length > 3 };
@@ -34,7 +43,8 @@ const AXES = [
   { key: "sim_s", name: "simulated time", unit: "s", write: seconds },
   { key: "energy_j", name: "energy", unit: "J", write: joules },
   { key: "wall_s", name: "real time", unit: "s", write: seconds },
-].filter((axis) => RUNS.some((run) => axis.key in run.rounds));
+].filter((axis) => RUNS.some((run) => axis.key in run.rounds))
+  .sort((a, b) => (DATA.simulated.first ? (b.key === "sim_s") - (a.key === "sim_s") : 0)); // where rounds take unequal time
 const CLIENT_MEASURES = [
   { key: "accuracy", name: "accuracy on its own samples, at the end", write: share },
   { key: "loss", name: "training loss, last round", write: number },
@@ -68,9 +78,9 @@ function joules(value) { return scaled(value, ["J", "kJ", "MJ", "GJ"]); }
 function seconds(value) { return `${Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 })} s`; }
 
 // Mean ± deviation: as many digits as the deviation gives meaning to, of the mean three at most.
-function spread(measure, values) {
-  const middle = mean(values), sd = deviation(values);
-  if (values.length < 2 || measure.write === share) return measure.write(middle) + (values.length > 1 ? ` ± ${share(sd)}` : "");
+function spread(measure, values) { return spreadOf(measure, mean(values), deviation(values), values.length); }
+function spreadOf(measure, middle, sd, n) {
+  if (n < 2 || measure.write === share) return measure.write(middle) + (n > 1 ? ` ± ${share(sd)}` : "");
   const [factor, unit] = measure.unit ? scaleOf(measure.unit, middle) : [1, ""];
   const digit = (v) => (v ? Math.floor(Math.log10(Math.abs(v) / factor)) : 0);
   const digits = Math.min(8, Math.max(0, Math.min(1 - digit(sd), 2 - digit(middle))));
@@ -78,6 +88,8 @@ function spread(measure, values) {
   const write = (v) => (v / factor).toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
   return `${write(middle)} ± ${write(sd)}${unit && ` ${unit}`}`;
 }
+// Seconds as the axis of a chart counts them, by the largest: how many are one, of what.
+function timeScale(most) { return most >= 3 * 3600 ? [3600, "h"] : most >= 180 ? [60, "min"] : [1, "s"]; }
 function scaleOf(unit, value) {
   const prefixes = unit === "s" ? [""] : ["", "k", "M", "G", "T"];
   const power = Math.min(prefixes.length - 1, Math.max(0, Math.floor(Math.log10(Math.abs(value) || 1) / 3)));

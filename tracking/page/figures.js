@@ -63,7 +63,7 @@ function colourLegend(style, sets) {
 
 function axis(title, unit = "", more = {}) {
   const si = unit === "B" || unit === "J" ? { exponentformat: "SI", ticksuffix: unit } : {};
-  const ticks = unit === "s" ? { ticksuffix: " s", separatethousands: true } : si;
+  const ticks = ["s", "min", "h"].includes(unit) ? { ticksuffix: ` ${unit}`, separatethousands: true } : si;
   return {
     title: { text: title, standoff: 8 }, gridcolor: css("--line"), zeroline: false, linecolor: css("--edge"), ticks: "outside",
     tickcolor: css("--edge"), automargin: true, ...ticks, ...more,

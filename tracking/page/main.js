@@ -9,7 +9,7 @@ function fill(select, options, chosen) {
   if (chosen !== undefined) select.value = chosen;
 }
 const choices = (items) => items.map((item) => [item.key, item.title ?? item.name]);
-fill(by("curve-y"), COURSES.map((name) => [name, name.replaceAll("_", " ")]));
+fill(by("curve-y"), COURSES.map((name) => [name, courseName(name)]));
 by("curve-x").append(...AXES.map(({ key, name }, i) => {
   const label = element("label", name);
   label.prepend(Object.assign(element("input", ""), { type: "radio", name: "curve-x", value: key, checked: i === 0 }));
@@ -40,9 +40,12 @@ fill(by("colour"), [["", "each setting"], ...KEYS.map((key) => [key, key])],
 const hasDevices = RUNS.some((run) => Object.keys(run.clients).some((device) => device !== ""));
 const withMatrix = grouped(RUNS).filter((set) => set.runs.some((run) => run.classes.matrix));
 fill(by("matrix-of"), ranked(withMatrix).map((set) => [String(set.group), set.name]));
-const withTimeline = ranked(single(RUNS)).map((set) => set.runs[0]).filter((run) => run.timeline.states);
+const withTimeline = ranked(single(RUNS)).map((set) => set.runs[0]).filter((run) => run.timeline.states || run.works.clients);
 fill(by("timeline-of"), withTimeline.map((run) => [String(run.index), cut(`${run.job} ${own(run)}`, 80)]));
 by("timeline").hidden = !withTimeline.length;
+fill(by("timeline-x"), [["time", "simulated time"], ["rounds", "rounds"]]);
+by("timeline-x-label").hidden = !withTimeline.some((run) => run.works.clients && run.timeline.states);
+by("simulated").hidden = !DATA.simulated.settings.length;
 by("devices-label").hidden = !hasDevices;
 by("devices").checked = hasDevices;
 by("seeds-label").hidden = by("unfold-label").hidden = !HAS_SEEDS;
@@ -103,7 +106,9 @@ const sections = {
   },
   clients: (sets) => {
     drawClients(sets, { client: by("client-y").value, byDevice: by("devices").checked }, style);
-    if (withTimeline.length) drawTimeline(RUNS[by("timeline-of").value]);
+    if (!withTimeline.length) return;
+    const run = RUNS[by("timeline-of").value], isTimed = run.works.clients && (by("timeline-x").value === "time" || !run.timeline.states);
+    (isTimed ? drawWorks : drawTimeline)(run);
   },
 };
 const visible = new Set(), stale = new Set(Object.keys(sections));
@@ -141,6 +146,7 @@ function choose(run) {
 function restyle() {
   style = styles(by("colour").value);
   drawVerdict(by("verdict"), grouped(RUNS), style);
+  if (!by("simulated").hidden) drawSimulated(by("simulated"), style);
   refreshAll();
 }
 
@@ -149,7 +155,7 @@ keyFilters.forEach((select) => select.addEventListener("change", refreshAll));
 by("colour").addEventListener("change", restyle);
 for (const [id, names] of Object.entries({
   "search-y": ["search"], "curve-y": ["curves"], "curve-x": ["curves"], seeds: ["curves", "front", "clients"], "front-x": ["front"], "effect-y": ["effects"],
-  "class-y": ["classes"], "matrix-of": ["classes"], "client-y": ["clients"], devices: ["clients"], "timeline-of": ["clients"],
+  "class-y": ["classes"], "matrix-of": ["classes"], "client-y": ["clients"], devices: ["clients"], "timeline-of": ["clients"], "timeline-x": ["clients"],
 })) by(id).addEventListener("change", () => refresh(...names));
 for (const id of ["unfold", "columns"]) by(id).addEventListener("change", table);
 for (const id of ["run-a", "run-b", "differences"]) by(id).addEventListener("change", compare);
