@@ -166,7 +166,8 @@ class Step:
             return replace(member, status="left", reason=left_after(share))
         if self.is_stale(flight.began):
             behind = self.number - flight.began
-            return replace(member, status="stale", reason=f"began {behind} steps before")
+            steps = "1 step" if behind == 1 else f"{behind} steps"
+            return replace(member, status="stale", reason=f"began {steps} before")
         return member
 
     def _paced(self, partition: int, began: int) -> Phases:
