@@ -155,12 +155,14 @@ def test_networks(printed: Callable[[], str]) -> None:
 
 def test_fleet(printed: Callable[[], str]) -> None:
     fleet.main(["--clients", "5", "--repeats", "1"])
-    (rows,) = tables(printed())
+    rows, steps = tables(printed())
     assert [row["rule"] for row in rows] == [
         "parallel", "queued", "sequential", "overlapped", "pipelined"
     ]  # fmt: skip
     assert {row["clients"] for row in rows} == {"5"}
     assert all(number(row["plan"]) > 0 for row in rows)
+    assert [row["network"] for row in steps] == ["whole", "cut"]
+    assert all(number(row["step"]) > 0 for row in steps)
 
 
 @pytest.mark.long  # half a minute of traces; the curves are drawn by the next one
