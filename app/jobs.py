@@ -46,7 +46,7 @@ from tracking.live import JobView, SweepView
 from tracking.progress import ProgressSink
 from tracking.report import print_search, print_tables, write_report
 from tracking.text import line
-from tracking.wandb_sink import check_online
+from tracking.wandb_settings import check_online
 
 if TYPE_CHECKING:
     from app.search.plan import Plan

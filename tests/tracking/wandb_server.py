@@ -68,6 +68,7 @@ class Server:
     committed: list[str] = field(default_factory=list)  # those whose files are all here
     used: list[tuple[str, str]] = field(default_factory=list)
     uploads: list[bytes] = field(default_factory=list)
+    alerts: list[dict[str, Any]] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     operations: list[str] = field(default_factory=list)
     refuses: int = 0
@@ -157,6 +158,9 @@ class Server:
             one = given.get("input", given)
             self.used.append((one["runName"], one["artifactID"]))
             return {"useArtifact": {"artifact": {"id": one["artifactID"]}}}
+        if asked == "NotifyScriptableRunAlert":
+            self.alerts.append(given)
+            return {"notifyScriptableRunAlert": {"success": True}}
         if asked == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": f"{self.url}/up"} for name in given["files"]]
             return {"createRunFiles": {"runID": "B", "uploadHeaders": [], "files": files}}
