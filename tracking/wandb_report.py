@@ -92,7 +92,7 @@ def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _alike(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return rows whose columns have values of one kind, as wandb asks: all numbers, or texts."""
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
     texts = {name for name, found in columns.items() if not all(map(_is_number_or_none, found))}
     return [
         {k: str(v) if k in texts and v is not None else v for k, v in row.items()} for row in rows

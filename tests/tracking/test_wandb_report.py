@@ -31,16 +31,19 @@ def test_tables_of_a_sweep(tmp_path: Path) -> None:
     make_run(tmp_path / "9", ["strategy=oqfl", "quant.bits=auto"], error="ValueError: no\n")
     found = tables(find([tmp_path]))
     columns = list(found["sweep/settings"].columns)
-    settings = {row[0]: row for row in found["sweep/settings"].rows}
-    best = settings["strategy=fedavg"]
-    assert best[columns.index("seeds")] == 2
-    assert best[columns.index("final_accuracy")] == pytest.approx(0.875, abs=0.1)
-    assert best[columns.index("sd")] is not None
+    best = dict(zip(columns, found["sweep/settings"].rows[2], strict=True))
+    assert best["setting"].startswith("strategy=fedavg")
+    assert (best["seeds"], best["final_accuracy"]) == (2, 0.9375)  # 0.875 and 1
+    assert best["sd"] == pytest.approx(0.125 / 2**0.5)
     runs = found["sweep/runs"]
     bits = [row[list(runs.columns).index("quant.bits")] for row in runs.rows]
     assert "auto" in bits and all(isinstance(one, str | None) for one in bits)  # of one kind
     assert [row[-1] for row in runs.rows][-1] == "failed"
-    assert "sweep/pareto" not in found or found["sweep/pareto"].columns[0] == "price"
+    pareto = found["sweep/pareto"]
+    assert list(pareto.columns) == ["price", "setting", "mean", "accuracy"]
+    assert [(row[0], row[2], row[3]) for row in pareto.rows] == [
+        ("total_bytes", 4000, 0.5625), ("total_bytes", 8000, 0.8125), ("total_bytes", 64000, 0.9375)
+    ]  # fmt: skip
     assert tables([]) == {}
 
 
