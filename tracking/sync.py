@@ -6,8 +6,8 @@ python -m tracking.sync runs/digits --project mine     all of a name
 A run has one id, so that it is one run in wandb however often it is uploaded. What was uploaded and
 has not changed since is left out, and of a run that the server has in part, perhaps from another
 machine, what it has: `wandb sync` would append it once more, and give its alerts again. A sweep's
-report is a run in the sweep's own folder, and goes up with the others. Artifacts are read from the run's
-folder, also where that was moved or copied from another machine.
+report is a run in the sweep's own folder, and goes up with the others. Artifacts are read from the
+run's folder, also where that was moved or copied from another machine.
 """
 
 import argparse

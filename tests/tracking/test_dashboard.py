@@ -112,25 +112,6 @@ def test_panels_read_what_is_logged(tmp_path: Path) -> None:
     assert {f"{key}._type" for key in dashboard.sections()["Clients"][-1].media_keys} <= row.keys()
 
 
-@pytest.mark.parametrize(
-    ("overrides", "bits", "cut", "ratio"),
-    [
-        ("strategy=oqfl quant.bits=4", 4, "none", 0.0),
-        ("strategy=splitfed_v1 split.cut=stage1", 32, "stage1", 0.0),
-        ("strategy=deprune prune.ratio=0.25", None, None, 0.25),
-    ],
-)
-def test_every_method_has_what_parallel_coordinates_show(
-    overrides: str, bits: int | None, cut: str | None, ratio: float
-) -> None:
-    found = effective(resolve(compose([*overrides.split(), "data=digits"])))
-    assert found.keys() == {key for _, key in dashboard.SETTINGS}
-    assert None not in found.values()
-    assert found["effective.weight_bits"] == (bits or found["effective.weight_bits"])
-    assert found["effective.cut"] == (cut or found["effective.cut"])
-    assert found["effective.ratio"] == ratio
-
-
 def test_both_are_saved(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     with serving() as server:
         monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
