@@ -67,10 +67,11 @@ def start(jobs: "Jobs", flags: argparse.Namespace) -> None:
     sys.argv[1:] = [*options, *open_keys(overrides)]
     if jobs.search is None:
         run()
-        return
-    from app.search.run import run_search  # brings Optuna
+    else:
+        from app.search.run import run_search  # brings Optuna
 
-    run_search(jobs.search, jobs, overrides)
+        run_search(jobs.search, jobs, overrides)
+    jobs.is_whole = True
 
 
 def guarded(act: Callable[[], None]) -> int:

@@ -52,7 +52,7 @@ from strategies.server.loop import FederatedStrategy
 from strategies.server.schedule_settings import ScheduleSettings
 from targets import short_name
 from tracking.sinks import check_tracker
-from tracking.wandb_sink import WandbSettings
+from tracking.wandb_settings import WandbSettings
 
 PARTS = "parts"  # in the run config of our own engine
 

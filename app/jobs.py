@@ -40,13 +40,14 @@ from app.wanted_jobs import Wanted, wanted
 from strategies.server.cuts import AUTO
 from strategies.server.ending import PRUNED
 from tracking.checksums import read_json
-from tracking.collect import common, find, natural
+from tracking.collect import Run, common, find, natural
 from tracking.files import DamagedError, writing
 from tracking.live import JobView, SweepView
 from tracking.progress import ProgressSink
 from tracking.report import print_search, print_tables, write_report
 from tracking.text import line
-from tracking.wandb_sink import check_online
+from tracking.wandb_report import publish
+from tracking.wandb_settings import check_online
 
 if TYPE_CHECKING:
     from app.search.plan import Plan
@@ -80,6 +81,7 @@ class Jobs:
         self._checked: dict[tuple[str, ...], tuple[Config, Experiment]] = {}  # by its overrides
         # Of the job that comes next, of one run or a search; of a sweep it would be too many.
         self._prepared: Prepared | None = None
+        self.is_whole = False  # whether all jobs have been begun: nothing stopped them
         self.search: Plan | None = None  # where the jobs are those of a search
         self.folders: dict[int, Path] = {}  # by the number of the job
 
@@ -222,11 +224,14 @@ class Jobs:
             Stopped: jobs that ran side by side were stopped.
         """
         try:
+            runs: list[Run] = []
             try:
                 if self._side_by_side is not None:
                     self._side_by_side.drain()
             finally:
-                self._report()
+                runs = self._report()
+            if self.is_whole and self._is_sweep:
+                self._publish(runs)
         finally:
             if self._side_by_side is not None:
                 self._side_by_side.close()
@@ -272,21 +277,31 @@ class Jobs:
         self._view = self._view or SweepView(self._num_jobs)
         return self._view
 
-    def _report(self) -> None:
+    def _report(self) -> list[Run]:
+        """Print the tables, write a sweep's report, and return the runs."""
         if self._view is not None:
             self._view.close()
         if self._folder is None or (self.failed and not self._is_sweep):
-            return
+            return []
         folder = self._folder
         try:
-            print_tables(write_report([folder], folder) if self._is_sweep else find([folder]))
+            runs = write_report([folder], folder) if self._is_sweep else find([folder])
+            print_tables(runs)
             if self.search is not None:
                 print_search(folder)
             report = folder / "report.html"
             sys.stdout.write(line(report if self._is_sweep else folder, None) + "\n")
+            return runs
         finally:
             for _, failure in sorted(self.failed.items()) if self._is_sweep else []:
                 sys.stderr.write(f"failed: {failure}\n")
+
+    def _publish(self, runs: Sequence[Run]) -> None:
+        """Give a sweep that has come to its end a run of wandb's for its report."""
+        first = next(iter(self._checked.values()), None)
+        if first is not None and self._folder is not None:
+            with signals.shielded():  # wandb has a process of its own
+                publish(self._folder, runs, first[1].wandb, self._group)
 
     def _fail(self, number: int, what: str, failure: str) -> None:
         """Keep what went wrong with a job."""

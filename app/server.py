@@ -31,7 +31,7 @@ from tracking.jsonl import ROUNDS, JsonlSink, read, readable
 from tracking.progress import ProgressSink, Show
 from tracking.record import Sink
 from tracking.text import line
-from tracking.wandb_sink import check_online
+from tracking.wandb_settings import check_online
 
 NODES_TIMEOUT_S = 300.0
 ROUND_TIMEOUT_S = 3600.0

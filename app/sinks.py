@@ -42,16 +42,21 @@ def origin() -> dict[str, Any]:
 
 
 def effective(chosen: Experiment) -> dict[str, Any]:
-    """The bits that a method really computes with, as numbers, whether it quantizes or not.
+    """Bits, cut and share of pruned channels, as every method has them, whether it reads them.
 
-    The configuration has none of a method that does not quantize, and null where a method decides;
-    wandb's parallel coordinates leave out what has no number.
+    The configuration has none of a method that does not quantize, cut or prune, and null where a
+    method decides; wandb's parallel coordinates leave out what lacks a value.
     """
     kind = method_class(chosen)
-    if not is_under("quant.bits", kind.reads):
-        return dict.fromkeys(("effective.weight_bits", "effective.act_bits"), FULL_PRECISION)
-    spec = chosen.quant.spec(kind.default_bits)
-    return {"effective.weight_bits": spec.weight_bits, "effective.act_bits": spec.act_bits}
+    bits = dict.fromkeys(("effective.weight_bits", "effective.act_bits"), FULL_PRECISION)
+    if is_under("quant.bits", kind.reads):
+        spec = chosen.quant.spec(kind.default_bits)
+        bits = {"effective.weight_bits": spec.weight_bits, "effective.act_bits": spec.act_bits}
+    return {
+        **bits,
+        "effective.cut": str(chosen.split.cut) if is_under("split.cut", kind.reads) else "none",
+        "effective.ratio": chosen.prune.ratio if is_under("prune.ratio", kind.reads) else 0.0,
+    }
 
 
 def inputs(chosen: Experiment) -> Inputs:

@@ -5,8 +5,9 @@ python -m tracking.sync runs/digits --project mine     all of a name
 
 A run has one id, so that it is one run in wandb however often it is uploaded. What was uploaded and
 has not changed since is left out, and of a run that the server has in part, perhaps from another
-machine, what it has: `wandb sync` would append it once more. Artifacts are read from the run's
-folder, also where that was moved or copied from another machine.
+machine, what it has: `wandb sync` would append it once more, and give its alerts again. A sweep's
+report is a run in the sweep's own folder, and goes up with the others. Artifacts are read from the
+run's folder, also where that was moved or copied from another machine.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from tracking.collect import natural
 from tracking.files import DamagedError
 from tracking.text import line, tolerant
 from tracking.wandb_file import packed, records
-from tracking.wandb_sink import missing_key
+from tracking.wandb_settings import missing_key
 
 NEAREST = 3  # parts of an old path under which a file is looked for in the run's folder
 # Of the environment: what one run is, or is to be, has nothing to do with those that are uploaded.
@@ -233,7 +234,7 @@ def prepare(file: Path, folder: Path, aside: Path, ask: Ask, where: Place = Plac
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     kept, said, artifacts = list[bytes](), list[str](), list[Version]()
-    is_changed, seen = False, Seen()
+    is_changed, seen, newest = False, Seen(), -1
     for content in records(file.read_bytes()):
         record = Record.FromString(content)
         kind = record.WhichOneof("record_type")
@@ -241,8 +242,10 @@ def prepare(file: Path, folder: Path, aside: Path, ask: Ask, where: Place = Plac
             project, entity = record.run.project or None, record.run.entity or None
             where = Place(record.run.run_id, where.project or project, where.entity or entity)
             seen = ask(where)
-        is_there = kind == "history" and record.history.step.num <= seen.last_step
-        if is_there or kind in seen.kinds:
+        if kind == "history":
+            newest = record.history.step.num
+        is_there = kind in ("history", "alert") and newest <= seen.last_step
+        if (is_there and seen.last_step >= 0) or kind in seen.kinds:
             is_changed = True
             continue
         artifact = _artifact(record)

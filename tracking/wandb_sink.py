@@ -5,127 +5,35 @@ model and the configuration that lie beside it. An online run whose server went 
 minute and is on disk too. Its id is the folder's: a run that is resumed is the same one in wandb.
 """
 
-import glob
 import json
 import logging
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tracking import wandb_names as names
-from tracking.files import whole
+from tracking.files import DamagedError, whole
 from tracking.jsonl import CLIENTS, readable
 from tracking.record import ClientRecord, RoundRecord, numbers
 from tracking.text import line
+from tracking.wandb_run import Begin, artifact, begin, keep_tables, tried
+from tracking.wandb_settings import WandbSettings, resolved
+from tracking.wandb_tables import ClientTally, metrics, of_classes, of_confusion, of_rows, tested
 
 COSTS = ("sim_s", "energy_j", "wall_s")
 CLIENT_FIGURES = ("loss", "accuracy", "sim_s", "energy_j")
 BINS = 32
-MODES = ("offline", "online", "disabled")
-# What stands in wandb's environment for a key that is not set, and what where that is not either.
-_ELSE = {
-    "mode": ("WANDB_MODE", "offline"),
-    "project": ("WANDB_PROJECT", "cutbit"),
-    "entity": ("WANDB_ENTITY", None),
-}
-_OLD_MODES = {"dryrun": "offline", "run": "online"}
 _JOB_TYPE = "train"
-_LONGEST_TAG = 64
 # What wandb's summary has of a figure of rounds beside its last: it charts and sorts by these.
 _BEST = {"accuracy": "max", "loss": "min", "train_loss": "min"}
 
+_ENDED = {"rounds": "finished", "target_accuracy": "reached its target"}
+_LONGEST_TITLE = 60  # wandb takes 63 characters of an alert's
+MOST_ROWS = 200_000  # of a table, in wandb
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WandbSettings:
-    """The group tracker.wandb of the configuration."""
-
-    mode: str | None = field(
-        default=None,
-        metadata={"help": "wandb mode: offline, online, disabled; null: WANDB_MODE, or offline"},
-    )
-    project: str | None = field(
-        default=None, metadata={"help": "wandb project; null: WANDB_PROJECT, or cutbit"}
-    )
-    entity: str | None = field(
-        default=None,
-        metadata={"help": "wandb user or team; null: WANDB_ENTITY, or your default"},
-    )
-    clients: bool = field(
-        default=False, metadata={"help": "log clients.jsonl as a table at the end"}
-    )
-    console: bool = field(default=False, metadata={"help": "log what is printed"})
-    system: bool = field(default=False, metadata={"help": "sample CPU, memory, disk and GPU"})
-
-    def __post_init__(self) -> None:
-        if self.mode is not None and self.mode not in MODES:
-            raise ValueError(f"tracker.wandb.mode={self.mode}: takes {', '.join(MODES)} or null")
-
-
-def resolved(
-    settings: WandbSettings, environment: Mapping[str, str]
-) -> tuple[WandbSettings, list[str]]:
-    """Return the settings with what wandb's environment says where they are silent.
-
-    Also lines for what the environment says in vain.
-
-    Raises:
-        ValueError: WANDB_MODE or WANDB_TAGS is none that we, or wandb, take.
-    """
-    found, said = dict[str, Any](), []
-    for name, (variable, otherwise) in _ELSE.items():
-        given, there = getattr(settings, name), environment.get(variable) or None
-        if name == "mode" and there is not None:
-            there = _OLD_MODES.get(there, there)
-            if given is None and there not in MODES:
-                raise ValueError(f"{variable}={line(there, 80)}: takes {', '.join(MODES)}")
-        if given is not None and there not in (None, given):
-            said.append(f"tracker.wandb.{name}={given}: {variable}={there} is not used")
-        found[name] = given if given is not None else there or otherwise
-    added = environment.get("WANDB_TAGS") or None
-    if added and not all(1 <= len(tag) <= _LONGEST_TAG for tag in added.split(",")):
-        raise ValueError(f"WANDB_TAGS={line(added, 80)}: takes tags of 1 to {_LONGEST_TAG} signs")
-    return replace(settings, **found), said
-
-
-def check_online(settings: WandbSettings) -> None:
-    """Refuse to go online without a key: wandb would ask for one, in the middle of a run.
-
-    Where keys are, and which server is meant, is asked of wandb: its environment, the settings that
-    `wandb login --host` leaves, the file of keys.
-
-    Raises:
-        ValueError: names tracker.wandb.mode, or WANDB_MODE.
-    """
-    chosen, _ = resolved(settings, os.environ)
-    if chosen.mode != "online":
-        return
-    host, reason = missing_key()
-    if reason is not None:
-        key = "WANDB_MODE" if settings.mode is None else "tracker.wandb.mode"
-        raise ValueError(
-            f"{key}=online: {reason or f'no key for {host}'}; set WANDB_API_KEY or run wandb "
-            "login, or take offline and upload later with python -m tracking.sync"
-        )
-
-
-def missing_key() -> tuple[str, str | None]:
-    """Return wandb's server, and why there is no key for it: None where there is one."""
-    import wandb
-    from wandb.sdk import wandb_setup
-    from wandb.sdk.lib.wbauth import authenticate_session  # `wandb.login` would print
-
-    host = str(wandb_setup.singleton().settings.base_url)
-    try:
-        found = authenticate_session(host=host, source="cutbit", prompt=False, update_session=False)
-    except wandb.Error as error:
-        return host, line(error, 200)
-    return host, None if found is not None else ""
 
 
 @dataclass(frozen=True)
@@ -173,72 +81,34 @@ class WandbSink:
         if chosen.mode == "disabled":
             return
         self._folder, self._collection = folder, names.collection(folder, group)
-        self._clients = chosen.clients
-        self._run = self._start(chosen, config, group)
-        self._first = (
-            self._run.starting_step
-        )  # of an online run that is continued: one after its last
-        for axis in ("round", "total_bytes", *(f"total_{name}" for name in COSTS)):
+        self._chosen, self._speaks = chosen, not group or folder.name == "0"
+        self._run = begin(
+            chosen,
+            Begin(
+                folder=folder,
+                name=names.run_name(folder, config),
+                collection=self._collection,
+                job_type=os.environ.get("WANDB_JOB_TYPE") or _JOB_TYPE,
+                group=group,
+                config=config,
+                tags=names.tags(config, os.environ.get("WANDB_TAGS", "")),
+            ),
+        )
+        # Of an online run that is continued: one after its last.
+        self._first = self._run.starting_step
+        for axis in ("round", "total_bytes", "total_sim_h", *(f"total_{name}" for name in COSTS)):
             self._run.define_metric(axis)
         self._run.define_metric("*", step_metric="round")
         for name, best in _BEST.items():
             self._run.define_metric(name, step_metric="round", summary=f"{best},last")
         self._take(inputs)
         self._totals: dict[str, float] = {"total_bytes": 0}
+        self._tally, self._last_round = ClientTally(), 0
         clients: dict[int, list[dict[str, Any]]] = {}
         for row in readable(folder / CLIENTS)[0] if done else []:
             clients.setdefault(row["round"], []).append(row)
         for record in done:
             self._log(record, clients.get(record.round, []))
-
-    def _start(self, chosen: WandbSettings, config: Mapping[str, Any], group: str) -> Any:
-        """Start the run, offline where no server answers."""
-        import wandb  # a second to import, so only where it is used
-
-        folder = self._folder
-        single = {} if group else os.environ  # of several jobs, each needs its own
-        run_id = names.stored_id(folder) or single.get("WANDB_RUN_ID") or names.new_id()
-        above = Path(os.environ.get("WANDB_DIR") or folder).absolute()
-        elsewhere = {} if above == folder.absolute() else {"dir": str(above)}
-        names.store(folder, id=run_id, collection=self._collection, **elsewhere)
-        above.mkdir(parents=True, exist_ok=True)
-        if chosen.mode == "offline":  # what an earlier start of this run left
-            left = {*(above / "wandb").glob(f"offline-run-*-{glob.escape(run_id)}")}
-            for old in left | {*(folder / "wandb").glob("offline-run-*")}:
-                shutil.rmtree(old)
-        given: dict[str, Any] = {
-            "project": chosen.project,
-            "entity": chosen.entity,
-            "dir": str(above),
-            "id": run_id,
-            "group": line(group, names.LONGEST_NAME) or None,
-            "name": single.get("WANDB_NAME") or names.run_name(folder, config),
-            "job_type": os.environ.get("WANDB_JOB_TYPE") or _JOB_TYPE,
-            "tags": names.tags(config, os.environ.get("WANDB_TAGS", "")),
-            "config": dict(config),
-            "reinit": "finish_previous",
-            "settings": wandb.Settings(
-                silent=True,
-                console="wrap" if chosen.console else "off",
-                x_disable_stats=not chosen.system,
-                init_timeout=30,
-                login_timeout=30,
-                finish_timeout=60,  # what is not uploaded until then stays on disk
-                # A killed process loses what was not flushed; the default is 15 s.
-                x_transaction_log_flush_interval=0.5,
-            ),
-        }
-        if chosen.mode == "offline":
-            return wandb.init(mode="offline", **given)
-        wandb.setup(wandb.Settings(silent=True))  # a run's own settings do not silence its messages
-        try:
-            return wandb.init(mode="online", resume="allow", **given)
-        except wandb.Error as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning(
-                "tracker.wandb.mode=online: %s; kept offline, see python -m tracking.sync", reason
-            )
-            return wandb.init(mode="offline", **given)
 
     def round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
         """Log a round."""
@@ -248,11 +118,15 @@ class WandbSink:
     def _log(self, record: RoundRecord, clients: Sequence[Mapping[str, Any]]) -> None:
         import wandb
 
+        self._last_round = record.round
+        self._tally.add(clients)
         row = {name: v for name, v in numbers(record.to_dict()).items() if v is not None}
         self._totals["total_bytes"] += record.bytes_up + record.bytes_down
         for name in COSTS:
             if name in row:
                 self._totals[f"total_{name}"] = self._totals.get(f"total_{name}", 0) + row[name]
+        if "total_sim_s" in self._totals:
+            self._totals["total_sim_h"] = self._totals["total_sim_s"] / 3600
         if record.round < self._first:
             return
         histograms = {}
@@ -269,8 +143,8 @@ class WandbSink:
         if summary is not None:
             # Where it is from is in its configuration.
             self._run.summary.update({k: v for k, v in summary.items() if k != "provenance"})
-            if self._clients:
-                self._log_clients()
+            with tried("what is told of clients and classes"):
+                self._keep_tables()
             accuracy = summary.get("final_accuracy")
             others = [*self._folder.parent.glob("*/summary.json")]
             best = ["best"] if names.is_best(self._folder, accuracy, others) else []
@@ -278,19 +152,42 @@ class WandbSink:
             self._keep("model", figures, ["latest", *best], "model.safetensors",
                        "model_best.safetensors")  # fmt: skip
             self._keep("config", {}, ["latest"], "config.json", ".hydra/config.yaml")
+        if self._chosen.alerts:
+            self._alert(summary)
         self._run.finish(exit_code=0 if summary is not None else 1)
 
-    def _log_clients(self) -> None:
-        """Log clients.jsonl as one table."""
-        import wandb
+    def _keep_tables(self) -> None:
+        """Keep tables of the clients and, where they were told apart, of the classes."""
+        try:
+            found = metrics(self._folder)
+        except DamagedError as error:
+            log.warning("wandb: %s", error)
+            found = {}
+        tables = {"clients/results": self._tally.table(tested(found)), "classes": of_classes(found)}
+        if self._chosen.clients:
+            rows, _ = readable(self._folder / CLIENTS)
+            tables["clients/table"] = of_rows(rows, MOST_ROWS)
+        kept = {key: table for key, table in tables.items() if table is not None and table.rows}
+        for key, table in kept.items():
+            if table.left_out and self._speaks:
+                of = len(table.rows) + table.left_out
+                log.warning("wandb: table %s has the first %d of %d", key, len(table.rows), of)
+        keep_tables(self._run, self._folder, kept, of_confusion(found))
 
-        rows, _ = readable(self._folder / CLIENTS)
-        if not rows:
-            return
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        data = [[row.get(name) for name in columns] for row in rows]
-        table = wandb.Table(columns=list[str | int](columns), data=data)
-        self._run.log({"clients/table": table, "round": max(r["round"] for r in rows)})
+    def _alert(self, summary: Mapping[str, Any] | None) -> None:
+        """Say how the run ended to whom wandb tells it."""
+        if summary is None:
+            title, level = "failed", "ERROR"
+            text = f"no result after round {self._last_round}"
+        else:
+            ended_by, level = summary.get("ended_by", "rounds"), "INFO"
+            title = _ENDED.get(ended_by, f"ended by {ended_by}")
+            accuracy = summary.get("final_accuracy")
+            reached = "" if accuracy is None else f", accuracy {accuracy:.4f}"
+            text = f"{summary.get('rounds', self._last_round)} rounds{reached}"
+        title = line(f"{title}: {self._run.name}", _LONGEST_TITLE)
+        with tried("the alert"):
+            self._run.alert(title, line(f"{text}; {self._folder}"), level)
 
     def _keep(
         self, kind: str, metadata: Mapping[str, Any], aliases: Sequence[str], *files: str
@@ -298,10 +195,10 @@ class WandbSink:
         """Log files of the run's folder as an artifact; they are not copied."""
         paths = [path for name in files if (path := self._folder / name).exists()]
         name = f"{kind}-{self._collection}"
-        with self._tried(name):
+        with tried(f"artifact {name}"):
             if paths:
-                artifact = _artifact(name, kind, metadata, paths)
-                self._run.log_artifact(artifact, aliases=list(aliases))
+                made = artifact(name, kind, metadata, paths)
+                self._run.log_artifact(made, aliases=list(aliases))
 
     def _take(self, inputs: Inputs) -> None:
         """Name the data set and the file of weights as what the run uses."""
@@ -313,38 +210,18 @@ class WandbSink:
             metadata = {**inputs.data, **where}
             self._use(f"data-{names.plain(str(name))}", "dataset", metadata, described)
         if (path := inputs.weights) is not None and path.is_file():
-            self._use(names.of_weights(path), "model", {"path": str(path)}, path)
+            run_id = names.stored_id(path.parent)
+            made_by = {"run": run_id} if run_id else {}
+            self._use(names.of_weights(path), "model", {"path": str(path), **made_by}, path)
 
     def _use(self, name: str, kind: str, metadata: Mapping[str, Any], path: Path) -> None:
         """Say that the run uses an artifact.
 
         `use_artifact` refuses offline, and online waits for the server; otherwise it is this.
         """
-        with self._tried(name):
-            artifact = _artifact(name, kind, metadata, [path])
-            self._run._log_artifact(
-                artifact, aliases=[], is_user_created=True, use_after_commit=True
-            )
-
-    @contextmanager
-    def _tried(self, what: str) -> Iterator[None]:
-        """Say what a server did not take, and go on: the run itself is not lost by it."""
-        import wandb
-
-        try:
-            yield
-        except (wandb.Error, ValueError, OSError, RuntimeError) as error:
-            log.warning("wandb: artifact %s is not logged: %s", what, line(error, 200))
-
-
-def _artifact(name: str, kind: str, metadata: Mapping[str, Any], paths: Sequence[Path]) -> Any:
-    """Return an artifact of files that stay where they are."""
-    import wandb
-
-    artifact = wandb.Artifact(name, kind, metadata=dict(metadata))
-    for path in paths:
-        artifact.add_file(str(path), name=path.name, policy="immutable", skip_cache=True)
-    return artifact
+        with tried(f"artifact {name}"):
+            made = artifact(name, kind, metadata, [path])
+            self._run._log_artifact(made, aliases=[], is_user_created=True, use_after_commit=True)
 
 
 def _unused(group: str) -> list[str]:

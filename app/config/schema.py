@@ -30,7 +30,7 @@ from strategies.server.bottleneck import PruneSettings
 from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
 from strategies.server.schedule_settings import ScheduleSettings
-from tracking.wandb_sink import WandbSettings
+from tracking.wandb_settings import WandbSettings
 
 AUTO = "auto"
 MOST_JOBS = 1000  # side by side: more processes than any one user has cores

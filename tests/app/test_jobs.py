@@ -36,6 +36,7 @@ def test_a_sweep_ends_in_a_table_and_runs_identical_jobs_once(tmp_path: Path) ->
     assert "| fedavg | – |" in (tmp_path / "summary.md").read_text()
     offline = list(tmp_path.glob("*/wandb/offline-run-*"))
     assert len(offline) == 4  # one per job, also of the one that was not run again
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1  # that of the sweep's report
 
 
 def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -26,8 +26,22 @@ def test_every_method_has_bits_that_are_numbers(
     overrides: list[str], bits: tuple[int, int]
 ) -> None:
     chosen = resolve(compose(overrides))
-    weight, act = effective(chosen).values()
-    assert (weight, act) == bits
+    found = effective(chosen)
+    assert (found["effective.weight_bits"], found["effective.act_bits"]) == bits
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cut", "ratio"),
+    [
+        ("strategy=oqfl split.cut=stage1 prune.ratio=0.5", "none", 0.0),  # reads neither
+        ("strategy=splitfed_v1 split.cut=stage1", "stage1", 0.0),
+        ("strategy=splitfed_v1 split.cut=auto", "auto", 0.0),
+        ("strategy=deprune prune.ratio=0.25 split.cut=stage1", "stage1", 0.25),
+    ],
+)
+def test_every_method_has_a_cut_and_a_pruned_share(overrides: str, cut: str, ratio: float) -> None:
+    found = effective(resolve(compose(overrides.split())))
+    assert (found["effective.cut"], found["effective.ratio"]) == (cut, ratio)
 
 
 def test_inputs_are_the_data_and_the_weights(tmp_path: Path) -> None:

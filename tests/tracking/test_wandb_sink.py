@@ -21,7 +21,8 @@ from wandb_server import serving
 
 from app.config.composition import compose
 from tracking.record import ClientRecord, RoundRecord
-from tracking.wandb_sink import WandbSettings, WandbSink
+from tracking.wandb_settings import WandbSettings
+from tracking.wandb_sink import WandbSink
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -57,6 +58,8 @@ def expected_rows(records):
         for name in ("sim_s", "energy_j", "wall_s"):
             if name in row:
                 totals[f"total_{name}"] = totals.get(f"total_{name}", 0) + row[name]
+        if "total_sim_s" in totals:
+            totals["total_sim_h"] = totals["total_sim_s"] / 3600
         rows.append({**row, **totals, "_step": r.round})
     return rows
 

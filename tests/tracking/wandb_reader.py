@@ -48,6 +48,7 @@ class OfflineRun:
     inputs: dict[str, str] = field(default_factory=dict)  # kind: name, of what it used
     input_digests: dict[str, str] = field(default_factory=dict)
     kinds: set[str] = field(default_factory=set)  # of records
+    alerts: list[tuple[str, str, str]] = field(default_factory=list)  # level, title, text
 
 
 def offline_runs(folder: Path) -> list[Path]:
@@ -108,6 +109,8 @@ def read_run(path: Path) -> OfflineRun:
             _take_artifact(run, record.request.log_artifact.artifact)
         elif kind == "artifact":
             _take_artifact(run, record.artifact)
+        elif kind == "alert":
+            run.alerts.append((record.alert.level, record.alert.title, record.alert.text))
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run
@@ -168,3 +171,10 @@ def _items(items: Any) -> dict[str, Any]:
         ".".join(item.nested_key) if item.nested_key else item.key: json.loads(item.value_json)
         for item in items
     }
+
+
+def table_of(run: OfflineRun, folder: Path, key: str) -> dict[str, Any]:
+    """A table of a run's summary, from the file that is uploaded with it."""
+    (file,) = offline_runs(folder)[0].parent.glob(f"files/{run.summary[key]['path']}")
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found

@@ -68,6 +68,9 @@ class Server:
     committed: list[str] = field(default_factory=list)  # those whose files are all here
     used: list[tuple[str, str]] = field(default_factory=list)
     uploads: list[bytes] = field(default_factory=list)
+    alerts: list[dict[str, Any]] = field(default_factory=list)
+    projects: list[str] = field(default_factory=list)  # that are asked for by a dashboard
+    views: list[dict[str, Any]] = field(default_factory=list)  # workspaces and reports
     keys: set[str] = field(default_factory=set)
     operations: list[str] = field(default_factory=list)
     refuses: int = 0
@@ -157,6 +160,25 @@ class Server:
             one = given.get("input", given)
             self.used.append((one["runName"], one["artifactID"]))
             return {"useArtifact": {"artifact": {"id": one["artifactID"]}}}
+        if asked == "NotifyScriptableRunAlert":
+            self.alerts.append(given)
+            return {"notifyScriptableRunAlert": {"success": True}}
+        if asked == "GetProjects":
+            projects = [
+                {"__typename": "Project", "id": "P", "name": name, "entityName": given["entity"],
+                 "createdAt": "2026-01-01T00:00:00", "isBenchmark": False, "user": None}
+                for name in self.projects
+            ]  # fmt: skip
+            page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            return {"models": {"pageInfo": page, "edges": [{"node": one} for one in projects]}}
+        if asked in ("UpsertView2", "upsertView"):
+            self.views.append(given)
+            view = {
+                "id": f"V{len(self.views)}", "name": given["name"], "displayName": "", "type": "",
+                "description": "", "project": {"name": given["projectName"], "entityName": "me"},
+                "spec": given["spec"], "updatedAt": None,
+            }  # fmt: skip
+            return {"upsertView": {"view": view, "inserted": True}}
         if asked == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": f"{self.url}/up"} for name in given["files"]]
             return {"createRunFiles": {"runID": "B", "uploadHeaders": [], "files": files}}
