@@ -170,11 +170,20 @@ def test_one_job_fails_and_even_calls_exit(tmp_path: Path) -> None:
     assert failed["summary"] == {}
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "conf" / "sweep").glob("*.yaml")))
+PRESETS = {
+    path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "conf" / "sweep").glob("*.yaml")
+}
+
+
+def test_the_presets_are_sweeps_but_for_the_search() -> None:
+    assert [name for name, preset in PRESETS.items() if "over" not in preset] == ["search"]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in PRESETS if "over" in PRESETS[name]))
 def test_every_preset_is_a_sweep_of_valid_jobs(name: str) -> None:
     session = Jobs()
     overrides = session.check([f"sweep={name}", "seed=0", "data=digits"], is_sweep=True)
-    over = yaml.safe_load((ROOT / "conf" / "sweep" / f"{name}.yaml").read_text())["over"]
+    over = PRESETS[name]["over"]
     jobs = expand(overrides, is_sweep=True)
     assert len(jobs) == math.prod(
         len(values.split(",")) for key, values in over.items() if key not in ("seed", "data")
