@@ -64,7 +64,7 @@ def without(rows: list[dict[str, Any]], names: tuple[str, ...]) -> list[dict[str
 # Identities ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", some_long(0, 1, 2, 4, 10))
+@pytest.mark.parametrize("method", some_long(0, 2, 4))
 def test_a_buffer_of_all_is_the_synchronous_method(method: tuple[str, ...], tmp_path: Path) -> None:
     chosen = (*method, "rounds=3", "data.partition=dirichlet", "fleet.jitter=0")
     simulate(tmp_path / "sync", *chosen)
@@ -226,7 +226,7 @@ def test_clients_are_asked_once_each() -> None:
 # Whole runs ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", some_long(0, 3, 5))
+@pytest.mark.parametrize("method", some_long(3, 5))
 def test_continued_and_on_ray_it_is_the_same(
     method: tuple[str, ...], tmp_path: Path, ray_simulator: Simulator
 ) -> None:
