@@ -9,9 +9,8 @@ export FLWR_TELEMETRY_ENABLED := 0
 demo: .venv/demo
 	$(BIN)/python main.py -m strategy=fedavg,oqfl clients.total=100
 
-# Three processes on two cores: a third of the tests' time is waiting, for Ray and Flower above all.
 test: lint
-	$(BIN)/pytest -m "not long" --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=25
+	$(BIN)/pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 test-long: lint
 	$(BIN)/pytest --durations=25
