@@ -71,6 +71,18 @@ def ray_simulator() -> Iterator[Simulator]:
     simulator.close()
 
 
+@pytest.fixture
+def no_wandb_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """wandb as it is where nothing is set, without what it remembers from other tests."""
+    import wandb
+
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A headless browser, of Playwright's; without one the test that asks for it is skipped."""

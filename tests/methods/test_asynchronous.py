@@ -7,40 +7,17 @@ import pytest
 import torch
 from conftest import assert_same_arrays, assert_same_run, rounds, simulate, small
 from flwr.app import ConfigRecord
-from flwr.clientapp import ClientApp
 
 from app import experiment
 from app.engine import SerialGrid
 from strategies import messages
-from strategies.contract import Update
 from strategies.server.aggregation import AveragingSettings
 from strategies.server.checkpoint import Checkpoints
 from tests.methods.asynchronous import PREFIX, Asynchronous, AsynchronousSettings
+from tests.plain_clients import Memory, add_to_each, client_app
 
 TARGET = "strategy._target_=tests.methods.asynchronous.Asynchronous"
 SLOW = (TARGET, "strategy.slow_every=2", "strategy.delay=2", "strategy.staleness=1")
-
-
-def own_app(sizes):
-    """Clients that add partition + round/10 to every weight."""
-    app = ClientApp()
-
-    @app.query()
-    def query(message, context):
-        partition = context.node_config["partition-id"]
-        return messages.introduction(message, partition, sizes[partition])
-
-    @app.train()
-    def train(message, context):
-        partition = context.node_config["partition-id"]
-        record, _, server_round = messages.read_request(message)
-        arrays = {
-            name: t + partition + server_round / 10 if t.is_floating_point() else t + server_round
-            for name, t in messages.to_tensors(record).items()
-        }
-        return messages.reply(message, Update(arrays, sizes[partition], 0.0))
-
-    return app
 
 
 class ShufflingGrid(SerialGrid):
@@ -56,18 +33,13 @@ class ShufflingGrid(SerialGrid):
         return replies
 
 
-class Memory:
-    """A sink that keeps everything."""
+def own_app(sizes):
+    return client_app(sizes, add_to_each)
 
-    def __init__(self):
-        self.rounds, self.clients = [], []
 
-    def round(self, record, clients):
-        self.rounds.append(record)
-        self.clients.append([client.partition for client in clients])
-
-    def finish(self, summary):
-        pass
+def partitions(memory):
+    """Who took part in each round."""
+    return [[client.partition for client in clients] for clients in memory.clients]
 
 
 def initial():
@@ -84,7 +56,7 @@ def weights(sizes, settings, num_rounds):
             SerialGrid(len(sizes), {}, own_app(sizes)), initial(), last, sinks=sinks
         )
         found.append(float(messages.to_arrays(done.arrays)["w"][0]))
-    return found, memory.clients
+    return found, partitions(memory)
 
 
 def test_worked_by_hand():
@@ -146,7 +118,7 @@ def test_replies_in_any_order(seed):
         grid.seed = seed
         record = messages.to_record(prepared.model.state_dict())
         done = prepared.strategy.start(grid, record, 4, sinks=[memory])
-        ends.append((messages.to_arrays(done.arrays), memory.clients))
+        ends.append((messages.to_arrays(done.arrays), partitions(memory)))
     assert_same_arrays(ends[0][0], ends[1][0])
     assert ends[0][1] == ends[1][1]
 

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_same_run, rounds, simulate, small, works_of
-from flwr.clientapp import ClientApp
 from torch import nn
 
 from app import experiment
 from app.engine import SerialGrid
 from strategies import messages
-from strategies.contract import Update
 from tests.methods.slices import Slices, SlicesSettings, narrow
+from tests.plain_clients import client_app
 
 TARGET = "strategy._target_=tests.methods.slices.Slices"
 
@@ -25,24 +24,11 @@ def mlp():
 
 def own_app(sizes, returned=lambda arrays: arrays):
     """Clients that set every entry that they hold to 1 + their partition."""
-    app = ClientApp()
 
-    @app.query()
-    def query(message, context):
-        partition = context.node_config["partition-id"]
-        return messages.introduction(message, partition, sizes[partition])
+    def train(partition, server_round, sent):
+        return returned({name: torch.full_like(t, 1.0 + partition) for name, t in sent.items()})
 
-    @app.train()
-    def train(message, context):
-        partition = context.node_config["partition-id"]
-        record, _, _ = messages.read_request(message)
-        arrays = {
-            name: torch.full_like(tensor, 1.0 + partition)
-            for name, tensor in messages.to_tensors(record).items()
-        }
-        return messages.reply(message, Update(returned(arrays), sizes[partition], 0.0))
-
-    return app
+    return client_app(sizes, train)
 
 
 def start(shares, sizes, app=None):

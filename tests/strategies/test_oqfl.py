@@ -20,6 +20,7 @@ from quant.settings import QuantSettings
 from strategies import messages
 from strategies.client.training import LocalTraining
 from strategies.oqfl import OQFL, WireSettings, decode_weights, encode_weights, wire_of
+from tests.plain_clients import Memory
 
 ROUNDS, CLIENTS = 2, 5
 
@@ -176,15 +177,9 @@ def test_codes_of_a_weight_whose_step_is_not_set_yet_keep_it():
 # Whole runs ---------------------------------------------------------------------------------------
 
 
-class Memory:
-    def __init__(self):
-        self.rounds, self.clients = [], []
-
-    def round(self, record, clients):
-        self.rounds.append(record)
-        self.clients.extend(clients)
-
-    def finish(self, summary): ...
+def each(sink):
+    """Every client of every round."""
+    return [client for clients in sink.clients for client in clients]
 
 
 def run(*overrides, prepare=True):
@@ -228,8 +223,9 @@ def bytes_by_hand(bits, coded):
 def test_bytes_on_the_wire(wire, bits, up_coded, down_coded):
     arrays, sink, model = run("strategy=oqfl", f"quant.bits={bits}", f"quant.wire={wire}")
     up, down = bytes_by_hand(bits, up_coded), bytes_by_hand(bits, down_coded)
-    assert [c.status for c in sink.clients] == ["ok"] * (ROUNDS * CLIENTS)
-    assert {(c.bytes_up, c.bytes_down) for c in sink.clients} == {(up, down)}
+    clients = each(sink)
+    assert [c.status for c in clients] == ["ok"] * (ROUNDS * CLIENTS)
+    assert {(c.bytes_up, c.bytes_down) for c in clients} == {(up, down)}
     assert [(r.bytes_up, r.bytes_down) for r in sink.rounds] == [(5 * up, 5 * down)] * ROUNDS
     whole = bytes_by_hand(bits, False)
     assert (up < 0.2 * whole) == up_coded
@@ -256,7 +252,7 @@ def test_a_run_repeats_bit_for_bit(wire):
     first, one, _ = run("strategy=oqfl", "quant.bits=3", f"quant.wire={wire}")
     second, two, _ = run("strategy=oqfl", "quant.bits=3", f"quant.wire={wire}")
     assert all(first[name].tobytes() == second[name].tobytes() for name in first)
-    assert [c.loss for c in one.clients] == [c.loss for c in two.clients]
+    assert [c.loss for c in each(one)] == [c.loss for c in each(two)]
 
 
 def test_codes_cost_little():
@@ -275,7 +271,7 @@ def test_32_bits_are_fedavg_bit_for_bit(wire, optimizer):
     assert list(plain) == list(quantized)
     for name in plain:
         assert plain[name].tobytes() == quantized[name].tobytes(), name
-    assert [asdict(c) for c in one.clients] == [asdict(c) for c in two.clients]
+    assert [asdict(c) for c in each(one)] == [asdict(c) for c in each(two)]
 
 
 def test_four_bits_are_not_fedavg():

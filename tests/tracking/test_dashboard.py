@@ -1,8 +1,6 @@
 """`python -m tracking.dashboard`: what would be sent, and that it is of what is logged."""
 
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,10 @@ from tracking.wandb_sink import WandbSink
 SWEEP = "digits/now"
 
 
-@pytest.fixture(autouse=True)
-def no_wandb_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    wandb.teardown()
-    yield
-    wandb.teardown()
-
-
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
+pytestmark = [
+    pytest.mark.usefixtures("no_wandb_environment"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces"),
+]
 
 
 def sent(made: Any) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """A sweep's report as a run of the sweep's group."""
 
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +15,7 @@ from tracking.report import write_report
 from tracking.sync import main
 from tracking.wandb_report import publish, tables
 
-
-@pytest.fixture(autouse=True)
-def no_wandb_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    yield
-    wandb.teardown()
+pytestmark = pytest.mark.usefixtures("no_wandb_environment")
 
 
 def test_tables_of_a_sweep(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """wandb's own settings: its environment, its keys, its names; tested against a server here."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,13 +20,7 @@ from tracking.wandb_sink import Inputs, WandbSink
 KEY = "a" * 40
 
 
-@pytest.fixture(autouse=True)
-def no_wandb_environment(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    wandb.teardown()  # else it remembers what it has read
-    yield
-    wandb.teardown()
+pytestmark = pytest.mark.usefixtures("no_wandb_environment")
 
 
 def job(folder: Path, overrides: list[str], swept: list[str] | None = None) -> Path:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_same_arrays, assert_same_run, rounds, simulate, small
-from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 
 from app import experiment
@@ -17,11 +16,11 @@ from app.engine import SerialGrid, Simulator
 from fleet.flights import Flight
 from quant.quantizer import initialised_flag
 from strategies import messages
-from strategies.contract import Update
 from strategies.server.buffered import BroughtUp, flights_of, in_turn
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.method import ServerState
 from strategies.server.schedule_settings import ScheduleSettings
+from tests.plain_clients import Memory, add_to_each, client_app
 
 ALL = ("schedule=buffered", "schedule.buffer=1.0", "schedule.concurrency=1.0")
 UNEQUAL = ("schedule=buffered", "fleet=mobile", "schedule.buffer=2", "schedule.concurrency=4")
@@ -101,42 +100,12 @@ def test_one_at_a_time_is_one_client_a_round(tmp_path: Path) -> None:
 # By hand ------------------------------------------------------------------------------------------
 
 
-def own_app(chosen: experiment.Experiment) -> ClientApp:
-    """Clients that add partition + round/10 to every weight, and fail where they have number 5."""
-    app, sizes = ClientApp(), experiment.num_examples(chosen)
-
-    @app.query()
-    def query(message, context):
-        partition = context.node_config["partition-id"]
-        return messages.introduction(message, partition, sizes[partition])
-
-    @app.train()
-    def train(message, context):
-        partition = context.node_config["partition-id"]
-        if partition == 5:
-            raise RuntimeError("is broken")
-        record, _, server_round = messages.read_request(message)
-        arrays = {
-            name: t + partition + server_round / 10 if t.is_floating_point() else t + server_round
-            for name, t in messages.to_tensors(record).items()
-        }
-        return messages.reply(message, Update(arrays, sizes[partition], 0.0))
-
-    return app
-
-
-class Memory:
-    """A sink that keeps everything."""
-
-    def __init__(self):
-        self.rounds, self.clients = [], []
-
-    def round(self, record, clients):
-        self.rounds.append(record)
-        self.clients.append(clients)
-
-    def finish(self, summary):
-        pass
+def all_but_the_fifth(
+    partition: int, server_round: int, sent: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    if partition == 5:
+        raise RuntimeError("is broken")
+    return add_to_each(partition, server_round, sent)
 
 
 def test_a_run_replayed_by_hand() -> None:
@@ -147,9 +116,9 @@ def test_a_run_replayed_by_hand() -> None:
     )  # fmt: skip
     prepared, memory, count = experiment.check(chosen), Memory(), 30
     record = messages.to_record(prepared.model.state_dict())
-    grid = SerialGrid(12, {}, own_app(chosen))
-    done = prepared.strategy.start(grid, record, count, sinks=[memory])
     sizes = experiment.num_examples(chosen)
+    grid = SerialGrid(12, {}, client_app(sizes, all_but_the_fifth))
+    done = prepared.strategy.start(grid, record, count, sinks=[memory])
     # Who began when follows from the times at which steps ended.
     ends = np.cumsum([row.sim_s for row in memory.rounds])
     value, history = 0.0, [0.0]  # what has been added to every weight, after each step
@@ -354,17 +323,13 @@ def test_a_server_all_of_whose_clients_fail_ends() -> None:
 
     chosen = small("strategy=fedavg", *UNEQUAL, "clients.total=6")
     prepared = experiment.check(chosen)
-    app, sizes = ClientApp(), experiment.num_examples(chosen)
 
-    @app.query()
-    def query(message, context):
-        partition = context.node_config["partition-id"]
-        return messages.introduction(message, partition, sizes[partition])
-
-    @app.train()
-    def train(message, context):
+    def fail(
+        partition: int, server_round: int, sent: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
         raise RuntimeError("is broken")
 
+    app = client_app(experiment.num_examples(chosen), fail)
     memory = Memory()
     record = messages.to_record(prepared.model.state_dict())
     with pytest.raises(AllClientsFailedError, match="is broken"):

@@ -21,6 +21,7 @@ from strategies.server.aggregation import Averaging
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.loop import FederatedStrategy
 from strategies.server.results import AllClientsFailedError
+from tests.plain_clients import Memory
 
 SIZES = (10, 20, 30, 40, 50)
 
@@ -79,20 +80,6 @@ def weights(record):
 def states_equal(a, b):
     a, b = messages.to_arrays(a), messages.to_arrays(b)
     return a.keys() == b.keys() and all(a[n].tobytes() == b[n].tobytes() for n in a)
-
-
-class Memory:
-    """A sink that keeps everything."""
-
-    def __init__(self):
-        self.rounds, self.clients, self.ends = [], [], []
-
-    def round(self, record, clients):
-        self.rounds.append(record)
-        self.clients.append(list(clients))
-
-    def finish(self, summary):
-        self.ends.append(summary)
 
 
 def timeless(records):
