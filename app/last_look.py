@@ -12,13 +12,14 @@ import torch
 from app.client_evaluation import ClientTest
 from app.evaluation import HERE, on_test_set
 from app.experiment import Experiment, dataset
-from app.run_folder import METRICS, MODEL_BEST, write_json
+from app.run_folder import MODEL_BEST, write_json
 from models.metrics import AT_END, PER_CLASS
 from strategies.server.best import best_of
 from strategies.server.checkpoint import save_arrays
 from strategies.server.method import ServerState
 from strategies.server.watch import Evaluating
 from tracking.files import whole
+from tracking.metrics_file import METRICS
 from tracking.record import finite
 
 CLIENTS = "clients"

@@ -25,10 +25,10 @@ from tracking import checksums
 from tracking.checksums import CHECKSUMS, read_json
 from tracking.files import DamagedError, whole, writing
 from tracking.jsonl import CLIENTS, ROUNDS, readable
+from tracking.metrics_file import METRICS
 
 CONFIG, MODEL, SUMMARY = "config.json", "model.safetensors", "summary.json"
 MODEL_BEST = "model_best.safetensors"  # with data.validation
-METRICS = "metrics.json"  # with per_class or confusion_matrix in evaluate.metrics
 SOMETIMES = (MODEL_BEST, METRICS)  # what only some runs end with
 LOCK = ".lock"
 

@@ -108,7 +108,7 @@ class Step:
             sharers = len(working) + len(begun)
             if working and working[0].sharers != sharers:  # as many for all of them
                 working = [self._shared(flight, sharers, now) for flight in working]
-            working += [self._flight(partition, sharers, now) for partition in begun]
+            working += [self._flight(partition, own, sharers, now) for partition, own in begun]
             if not working:
                 break
             first = min(working, key=_end)
@@ -124,24 +124,24 @@ class Step:
 
     def _begun(
         self, count: int, idle: Iterator[int], now: float, members: list[Member]
-    ) -> list[int]:
+    ) -> list[tuple[int, Phases]]:
         """Up to ``count`` clients that begin now; who is asked and cannot joins the members."""
-        found: list[int] = []
+        found: list[tuple[int, Phases]] = []
         while len(found) < count and (partition := next(idle, None)) is not None:
             when, parts = self.now_s + now, self.phases(self.number)
             member = self.fleet.refused(partition, parts, self.number, when)
             if member is None:
-                longest = self.pace(self._paced(partition, self.number), self.concurrency)
-                if longest <= self.fleet.deadline_s:
-                    found.append(partition)
+                own = self._paced(partition, self.number)
+                if self.pace(own, self.concurrency) <= self.fleet.deadline_s:
+                    found.append((partition, own))
                     continue
                 member = self.fleet.late(partition)
             members.append(member)
         return found
 
-    def _flight(self, partition: int, sharers: int, now: float) -> Flight:
+    def _flight(self, partition: int, own: Phases, sharers: int, now: float) -> Flight:
         """A client that begins now."""
-        needs = self.pace(self._paced(partition, self.number), sharers)
+        needs = self.pace(own, sharers)
         share = self.fleet.stays(partition, self.number)
         return Flight(partition, self.number, now, now + share * needs, needs, sharers, share)
 

@@ -11,10 +11,9 @@ from fleet.cost import check_objective
 from fleet.devices import Device
 from fleet.phases import Phases, phases
 from fleet.population import Client, jitter, stays
-from fleet.selection import check_selection
+from fleet.selection import UNIFORM, check_selection
 from fleet.work import ClientWork
 
-STATUSES = ("ok", "alone", "absent", "unfit", "late", "surplus", "left", "stale")
 LOST = ("left", "stale")  # of those that begin, whose work nothing comes of
 
 
@@ -130,7 +129,7 @@ class Fleet:
     jitter: float = 0.0
     tails: bool = False
     dropout: float = 0.0
-    selection: str = "uniform"
+    selection: str = UNIFORM
     candidates: float = 2.0
     kinds: frozenset[str] = frozenset()
 

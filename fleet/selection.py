@@ -35,13 +35,18 @@ class ClientsSettings:
             raise ValueError(f"clients.total={self.total}: takes 1 or more")
         if self.total > MOST_CLIENTS:
             raise ValueError(f"clients.total={self.total}: takes {MOST_CLIENTS} or fewer")
-        value = self.per_round
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 < value <= (self.total if isinstance(value, int) else 1):
+        if not is_count_or_share(self.per_round, self.total):
             raise ValueError(
-                f"clients.per_round={value}: takes an integer from 1 to "
+                f"clients.per_round={self.per_round}: takes an integer from 1 to "
                 f"clients.total={self.total}, or a share in (0, 1]"
             )
+
+
+def is_count_or_share(value: Any, most: float = math.inf) -> bool:
+    """Whether it is an integer from 1 to ``most``, or a float in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value <= (most if isinstance(value, int) else 1)
 
 
 def num_selected(per_round: int | float, num_clients: int) -> int:
@@ -179,14 +184,14 @@ def _drawn(
     return sorted(clients, key=lambda p: (-keys[p], p))[:count]
 
 
-UNIFORM = "uniform"
+UNIFORM, POWER_OF_CHOICE = "uniform", "power_of_choice"
 SELECTIONS: Mapping[str, Selection] = {
     UNIFORM: uniform,
     "fastest": fastest,
-    "power_of_choice": power_of_choice,
+    POWER_OF_CHOICE: power_of_choice,
     "oort": oort,
 }
-BY_LOSS = ("power_of_choice", "oort")  # those that know the clients' losses
+BY_LOSS = (POWER_OF_CHOICE, "oort")  # those that know the clients' losses
 
 
 def check_selection(name: str, candidates: float) -> None:

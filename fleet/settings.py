@@ -8,7 +8,7 @@ from fleet.cost import check_objective
 from fleet.devices import tables
 from fleet.plan import num_asked
 from fleet.population import jitter, stays
-from fleet.selection import check_selection
+from fleet.selection import POWER_OF_CHOICE, UNIFORM, check_selection
 
 WORDS = ("always", "diurnal")
 
@@ -52,7 +52,7 @@ class FleetSettings:
         metadata={"help": "over-selection factor; the fastest clients are kept"},
     )
     selection: str = field(
-        default="uniform",
+        default=UNIFORM,
         metadata={"help": "which clients take part: uniform, fastest, power_of_choice, oort"},
     )
     candidates: float = field(
@@ -94,6 +94,15 @@ class FleetSettings:
             raise ValueError(self.takes_availability())
         if not isinstance(given, str):
             Sometimes(float(given))  # checks itself
+
+    def unread(self) -> tuple[str, ...]:
+        """Keys that change nothing, given the others."""
+        found = [] if self.dropout else ["dropout"]
+        if self.selection == UNIFORM:
+            found.append("selection")
+        if self.selection != POWER_OF_CHOICE:
+            found.append("candidates")
+        return tuple(found)
 
     def takes_availability(self) -> str:
         """Return what to say of an availability that is none."""

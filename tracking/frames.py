@@ -7,10 +7,11 @@
 >>> tracking.columns(clients)
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tracking.collect import find
+from tracking.collect import Run, find
 from tracking.columns import meaning_of, unit_of
 from tracking.jsonl import CLIENTS, ROUNDS, readable
 
@@ -42,11 +43,8 @@ def load(*folders: str | Path) -> Frames:
     """
     import pandas as pd
 
-    found = find([Path(folder) for folder in folders])
-    if not found:
-        raise FileNotFoundError(f"{', '.join(map(str, folders))}: no run there")
     rows, rounds = [], []
-    for run in found:
+    for run in _found(folders):
         row = run.row()
         row["run"] = row.pop("job")
         rows.append({"folder": str(run.folder), "error": "", **run.config, **row})
@@ -67,11 +65,12 @@ def load_clients(*folders: str | Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    found = find([Path(folder) for folder in folders])
-    if not found:
-        raise FileNotFoundError(f"{', '.join(map(str, folders))}: no run there")
-    rows = [{"run": run.job, **row} for run in found for row in readable(run.folder / CLIENTS)[0]]
-    return pd.DataFrame(rows, columns=list(dict.fromkeys(["run", *(n for r in rows for n in r)])))
+    rows = [
+        {"run": run.job, **row}
+        for run in _found(folders)
+        for row in readable(run.folder / CLIENTS)[0]
+    ]
+    return pd.DataFrame(rows, columns=_columns(rows))
 
 
 def columns(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -83,6 +82,13 @@ def columns(frame: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame.from_dict(said, orient="index", columns=["unit", "meaning"])
 
 
-def _columns(rounds: list[dict[str, object]]) -> list[str]:
+def _found(folders: Sequence[str | Path]) -> list[Run]:
+    found = find([Path(folder) for folder in folders])
+    if not found:
+        raise FileNotFoundError(f"{', '.join(map(str, folders))}: no run there")
+    return found
+
+
+def _columns(rows: list[dict[str, object]]) -> list[str]:
     """The columns in the order they come, also where no run has finished a round."""
-    return list(dict.fromkeys(["run", "round", *(name for row in rounds for name in row)]))
+    return list(dict.fromkeys(["run", "round", *(name for row in rows for name in row)]))

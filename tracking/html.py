@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from tracking.answer import answer
-from tracking.checksums import read_json
 from tracking.collect import Run, common, flat_provenance, swept, value
 from tracking.files import DamagedError, whole
 from tracking.jsonl import CLIENTS, ROUNDS, readable
+from tracking.metrics_file import METRICS, MOST_CLASSES, per_class, read_metrics, tested
 from tracking.record import numbers
 from tracking.seeds import Group, Spread, groups
 from tracking.simulated import compare, is_timed
@@ -41,8 +41,6 @@ MOST_CELLS = (
 MOST_BARS = 60_000  # works of clients on simulated time, of all runs together
 MOST_BARS_OF_RUN = 4_000
 STATES = ("ok", "alone", "late", "surplus", "absent", "unfit", "failed", "left", "stale")
-MOST_CLASSES = 100  # beyond them there is no room for the values of each
-METRICS = "metrics.json"
 
 
 def write_html(
@@ -129,7 +127,7 @@ def describe(runs: Sequence[Run], title: str) -> dict[str, Any]:
                 "config": _finite(run.config),
                 "summary": _finite(_shown(run.summary)),
                 "rounds": curves(rows, step),
-                "clients": clients(trained, _tested(found)),
+                "clients": clients(trained, _accuracies(found)),
                 "timeline": when,
                 "works": _rounded(bar),
                 "classes": classes(found),
@@ -215,25 +213,20 @@ def _failures(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _details(run: Run) -> tuple[Mapping[str, Any], str]:
     """metrics.json, empty where there is none, and what is wrong with it."""
-    path = run.folder / METRICS
-    if not run.summary or not path.exists():
+    if not run.summary:
         return {}, ""
     try:
-        found = read_json(path)
+        return read_metrics(run.folder), ""
     except DamagedError as error:
         return {}, str(error)
-    fits = isinstance(found.get("final"), Mapping)
-    return (found, "") if fits else ({}, f"{METRICS} is damaged")
 
 
-def _tested(details: Mapping[str, Any]) -> list[tuple[str, float]]:
+def _accuracies(details: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Device class and accuracy of the clients that were tested at the end."""
-    found = details.get("final", {}).get("clients")
-    rows = found.values() if isinstance(found, Mapping) else ()
     return [
         (str(row.get("device") or ""), float(row["accuracy"]))
-        for row in rows
-        if isinstance(row, Mapping) and isinstance(row.get("accuracy"), int | float)
+        for row in tested(details).values()
+        if isinstance(row.get("accuracy"), int | float)
     ]
 
 
@@ -243,16 +236,13 @@ def classes(details: Mapping[str, Any]) -> dict[str, Any]:
     ``labels`` (None without names), by measure a value per class, and ``matrix``: rows are classes,
     columns predictions. Empty where it says nothing, or of more than `MOST_CLASSES`.
     """
-    final = details.get("final", {})
-    found: dict[str, Any] = {}
-    for name, content in final.items():
-        if name.endswith("per_class") and isinstance(content, Mapping):
-            prefix = name.removesuffix("per_class").replace("_", " ")
-            for measure, values in content.items():
-                if isinstance(values, list) and len(values) <= MOST_CLASSES:
-                    found[line(prefix + measure)] = [_short(number) for number in values]
+    found = {
+        line(measure): [_short(number) for number in values]
+        for measure, values in per_class(details).items()
+        if len(values) <= MOST_CLASSES
+    }
     shown: dict[str, Any] = {"measures": found} if found else {}
-    if _is_matrix(matrix := final.get("confusion_matrix")):
+    if _is_matrix(matrix := details.get("final", {}).get("confusion_matrix")):
         shown["matrix"] = _finite(matrix)
     labels = details.get("labels")
     if shown and isinstance(labels, list):

@@ -82,7 +82,7 @@ def is_round(row: Any) -> bool:
     return (
         _has(row, COMMON, whole=("round", "num_clients", "num_failed", "num_dropped", *BYTES))
         and all(isinstance(row[name], str) for name in _SOMETIMES & row.keys())
-        and all(_is_number(value) for value in numbers(row).values())
+        and all(is_number_or_none(value) for value in numbers(row).values())
         and row["wall_s"] is not None
     )
 
@@ -94,7 +94,7 @@ def is_client(row: Any) -> bool:
         _has(row, _CLIENT, whole=("round", "partition", "num_examples", *BYTES))
         and isinstance(row["status"], str)
         and all(row.get(name) is None or isinstance(row[name], str) for name in named)
-        and all(_is_number(row[name]) for name in row if name not in named)
+        and all(is_number_or_none(row[name]) for name in row if name not in named)
     )
 
 
@@ -107,7 +107,8 @@ def _has(row: Any, names: Collection[str], whole: Sequence[str]) -> bool:
     )
 
 
-def _is_number(value: Any) -> bool:
+def is_number_or_none(value: Any) -> bool:
+    """Whether it is what a figure in a record may be; true and false are not."""
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 

@@ -31,9 +31,10 @@ from tracking.paired import FEWEST
 from tracking.search import conclusion, described, find_search, write_search
 from tracking.search import markdown as text_of
 from tracking.seeds import MEASURES, Group, Spread, groups
-from tracking.simulated import compare
+from tracking.simulated import compare, schedules
 from tracking.text import cell, line, shortened, tolerant
 from tracking.text import markdown as marked
+from tracking.text import table as text_table
 
 NOT_READ = "–"
 
@@ -116,14 +117,9 @@ def markdown(runs: Sequence[Run]) -> str:
     divided = groups(runs)
     said = [*found_lines(divided), *simulated_lines(divided)]
     found = "".join(f"- {marked(text)}\n" for text in said)
-    return "\n".join([*([found] if found else []), *(_markdown(*table) for table in tables)])
-
-
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    for row in rows:
-        lines.append("| " + " | ".join(map(marked, row)) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(
+        [*([found] if found else []), *(text_table(*parts) + "\n" for parts in tables)]
+    )
 
 
 SEED_HEADINGS = (
@@ -286,10 +282,10 @@ def simulated_lines(divided: Sequence[Group]) -> list[str]:
 
     Accuracies at equal simulated time, and the time to the target where one was set.
     """
+    if len(schedules(divided)) < 2:
+        return []
     runs = [run for group in divided for run in group.seeds.values()]
     found = compare(divided, {run.job: readable(run.folder / ROUNDS)[0] for run in runs})
-    if not found.is_mixed:
-        return []
     lines = [f"rounds of different schedules ({', '.join(found.schedules)}) are not comparable"]
     if found.at_s is not None:
         by_then = [

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracking.files import whole
-from tracking.text import line
-from tracking.text import markdown as marked
+from tracking.text import line, table
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -264,7 +263,7 @@ def markdown(found: Found) -> str:
     parts = [
         f"Search by {found.sampler} for {', '.join(wanted(found))}. {counted(found)}. "
         + ("On the front:" if several else "The best:"),
-        _table(
+        table(
             ["job", *found.keys, *found.objectives],
             [
                 [one.job, *(_number(one.params.get(key, "")) for key in found.keys),
@@ -276,7 +275,7 @@ def markdown(found: Found) -> str:
     if found.importances:
         parts += [
             "Share of the variance of each objective that a key explains (fANOVA):",
-            _table(
+            table(
                 ["key", *found.importances],
                 [
                     [key, *(f"{shares.get(key, 0):.2f}" for shares in found.importances.values())]
@@ -289,8 +288,3 @@ def markdown(found: Found) -> str:
 
 def _number(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(map(marked, headings)) + " |", "|" + "---|" * len(headings)]
-    return "\n".join([*lines, *("| " + " | ".join(map(marked, row)) + " |" for row in rows)])

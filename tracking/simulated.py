@@ -81,7 +81,13 @@ def compare(groups: Sequence[Group], rounds: Rounds) -> Simulated:
     settings = [
         _reached(number, group, rounds, at_s) for number, group in enumerate(groups) if group.seeds
     ]
-    return Simulated(list(dict.fromkeys(map(schedule, runs))), at_s, sorted(settings, key=_rank))
+    return Simulated(schedules(groups), at_s, sorted(settings, key=_rank))
+
+
+def schedules(groups: Sequence[Group]) -> list[str]:
+    """Return the schedules of the finished runs, in their order."""
+    runs = (run for group in groups for run in group.seeds.values())
+    return list(dict.fromkeys(map(schedule, runs)))
 
 
 def accuracy_by(rows: Sequence[Mapping[str, Any]], at_s: float) -> float | None:

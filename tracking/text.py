@@ -9,6 +9,7 @@ import io
 import logging
 import re
 import sys
+from collections.abc import Iterable
 from unicodedata import category
 
 LONGEST = 1000
@@ -84,6 +85,13 @@ def markdown(text: object) -> str:
     """Return text for a cell of a table in Markdown: no markup, no HTML, no end of the cell."""
     marked = re.sub(r"[\\`*|~$\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", line(text))
     return re.sub("[&<>]", lambda found: _ENTITIES[found[0]], marked)
+
+
+def table(headings: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """Return a table in Markdown, without the last line's end."""
+    heads = [markdown(heading) for heading in headings]
+    found = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return "\n".join([*found, *("| " + " | ".join(map(markdown, row)) + " |" for row in rows)])
 
 
 def _is_number(text: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from tracking import wandb_names as names
 from tracking.answer import answer, price
 from tracking.collect import Run, swept, value
+from tracking.record import is_number_or_none
 from tracking.seeds import MEASURES, Group, groups
 from tracking.wandb_run import Begin, artifact, begin, keep_tables, tried
 from tracking.wandb_settings import WandbSettings, resolved
@@ -93,14 +94,10 @@ def _rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _alike(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return rows whose columns have values of one kind, as wandb asks: all numbers, or texts."""
     columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
-    texts = {name for name, found in columns.items() if not all(map(_is_number_or_none, found))}
+    texts = {name for name, found in columns.items() if not all(map(is_number_or_none, found))}
     return [
         {k: str(v) if k in texts and v is not None else v for k, v in row.items()} for row in rows
     ]
-
-
-def _is_number_or_none(found: Any) -> bool:
-    return found is None or (isinstance(found, int | float) and not isinstance(found, bool))
 
 
 def _fronts(divided: Sequence[Group]) -> list[dict[str, Any]]:

@@ -16,11 +16,12 @@ from typing import Any
 from tracking import wandb_names as names
 from tracking.files import DamagedError, whole
 from tracking.jsonl import CLIENTS, readable
+from tracking.metrics_file import read_metrics, tested
 from tracking.record import ClientRecord, RoundRecord, numbers
 from tracking.text import line
 from tracking.wandb_run import Begin, artifact, begin, keep_tables, tried
 from tracking.wandb_settings import WandbSettings, resolved
-from tracking.wandb_tables import ClientTally, metrics, of_classes, of_confusion, of_rows, tested
+from tracking.wandb_tables import ClientTally, of_classes, of_confusion, of_rows
 
 COSTS = ("sim_s", "energy_j", "wall_s")
 CLIENT_FIGURES = ("loss", "accuracy", "sim_s", "energy_j")
@@ -159,7 +160,7 @@ class WandbSink:
     def _keep_tables(self) -> None:
         """Keep tables of the clients and, where they were told apart, of the classes."""
         try:
-            found = metrics(self._folder)
+            found = read_metrics(self._folder)
         except DamagedError as error:
             log.warning("wandb: %s", error)
             found = {}

@@ -3,16 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from tracking.checksums import read_json
-from tracking.files import DamagedError
+from tracking.metrics_file import MOST_CLASSES, per_class
 from tracking.text import line
 
-METRICS = "metrics.json"
 MOST_CLIENTS = 1000  # in the table of clients
-MOST_CLASSES = 100  # a matrix of them has as many cells as wandb draws rows of a table
 _SUMS = ("sim_s", "energy_j", "bytes_up", "bytes_down")
 _LAST = ("loss", "accuracy")
 
@@ -94,37 +90,9 @@ class ClientTally:
         return of_rows(rows, most)
 
 
-def metrics(folder: Path) -> dict[str, Any]:
-    """Return metrics.json; empty where there is none.
-
-    Raises:
-        DamagedError: it is not what was written.
-    """
-    path = folder / METRICS
-    if not path.exists():
-        return {}
-    found = read_json(path)
-    if not isinstance(found.get("final"), Mapping):
-        raise DamagedError(f"{METRICS} is damaged")
-    return found
-
-
-def tested(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what metrics.json says of clients, by partition."""
-    clients = found.get("final", {}).get("clients")
-    rows = clients.items() if isinstance(clients, Mapping) else ()
-    return {name: row for name, row in rows if isinstance(row, Mapping)}
-
-
 def of_classes(found: Mapping[str, Any]) -> Table | None:
     """Return what metrics.json says of each class, or None: recall, precision …"""
-    measures = {
-        name.removesuffix("per_class").replace("_", " ") + measure: values
-        for name, content in found.get("final", {}).items()
-        if name.endswith("per_class") and isinstance(content, Mapping)
-        for measure, values in content.items()
-        if isinstance(values, list)
-    }
+    measures = per_class(found)
     if not measures:
         return None
     names = _labels(found, max(map(len, measures.values())))

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+from tracking.simulated import CLOSE
 from tracking.text import line
 
 STATES = ("ok", "alone", "left", "stale", "failed")
 MOST_CLIENTS = 30
-CLOSE = 1e-9  # share of a time by which a sum of rounds may differ from it
 
 
 def works(

@@ -356,12 +356,7 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         if not getattr(config.train, name)
     }
     unread |= {f"schedule.{name}" for name in config.schedule.unread()}
-    if not config.fleet.dropout:
-        unread.add("fleet.dropout")
-    if config.fleet.selection == "uniform":
-        unread.add("fleet.selection")
-    if config.fleet.selection != "power_of_choice":
-        unread.add("fleet.candidates")
+    unread |= {f"fleet.{name}" for name in config.fleet.unread()}
     unread |= {f"strategy.{name}" for name in methods.unread(config.strategy)}
     found = {key: value for key, value in flat.items() if not is_under(key, unread)}
     if config.sweep.search.prune_content:

@@ -29,6 +29,7 @@ from app.run_folder import SUMMARY
 from app.search.plan import Plan, claim_search, configured, trial
 from app.search.space import space
 from app.search.study import Drawn, Result, Study
+from fleet.outages import is_number
 from strategies.server.ending import PRUNED
 from tracking.checksums import read_json
 from tracking.files import writing
@@ -205,8 +206,8 @@ class Search:
         if summary.get("ended_by") == PRUNED:
             return Result(accuracies=accuracies, is_pruned=True, folder=folder)
         names = self._plan.settings.names
-        if lacking := [name for name in names if not _is_number(summary.get(name))]:
-            numbers = [name for name, value in summary.items() if _is_number(value)]
+        if lacking := [name for name in names if not _is_figure(summary.get(name))]:
+            numbers = [name for name, value in summary.items() if _is_figure(value)]
             why = ", ".join(f"{name}={summary.get(name, 'none')}" for name in lacking)
             failure = f"{why}: no number in {path / SUMMARY}"
             if not set(lacking) <= summary.keys() and not self._study.has_values():
@@ -220,9 +221,8 @@ class Search:
         return " ".join(self._plan.space.own(drawn.values))
 
 
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+def _is_figure(value: Any) -> bool:
+    return is_number(value, int | float) and math.isfinite(value)
 
 
 @contextmanager

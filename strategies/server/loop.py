@@ -197,17 +197,17 @@ class Federation:
         sent: list[Message] = []
         for start in starts:
             network = self.in_round(start.server_round or state.round + 1)
-            expected, names = forms(start.arrays), frozenset[str]()
+            expected = forms(start.arrays)
             sizes: dict[tuple[int, frozenset[str] | None], int] = {}  # most get the same
             messages_of = self.requests(state, start, is_alone=is_alone)
             for partition, message in zip(start.partitions, messages_of, strict=True):
-                crossing = names if is_alone else self.method.wire.names(network, partition)
-                key = id(message.content), crossing
+                names = frozenset() if is_alone else self.method.wire.names(network, partition)
+                key = id(message.content), names
                 if key not in sizes:
                     arrays = messages.read_request(message)[0]
-                    sizes[key] = messages.payload_bytes(arrays, crossing)
+                    sizes[key] = messages.payload_bytes(arrays, names)
                 asked[self.nodes[partition]] = Asked(
-                    partition, expected, network, crossing, sizes[key]
+                    partition, expected, network, names, sizes[key]
                 )
                 sent.append(message)
         size = sum(array.nbytes for array in state.arrays.values())

@@ -92,8 +92,6 @@ def round_record(
     updates = [result.update for result in results if result.update is not None]
     extra = {name: float(value) for name, value in metrics.items()}
     lost = () if plan is None else plan.members  # the members of others say nothing of bytes
-    up = [result.bytes_up for result in results] + [member.bytes_up for member in lost]
-    down = [result.bytes_down for result in results] + [member.bytes_down for member in lost]
     return RoundRecord(
         round=server_round,
         accuracy=extra.pop("accuracy", None),
@@ -102,8 +100,8 @@ def round_record(
         num_clients=len(updates),
         num_failed=len(results) - len(updates),
         num_dropped=0 if plan is None else len(plan.members) - len(plan.participants),
-        bytes_up=sum(up),
-        bytes_down=sum(down),
+        bytes_up=sum(r.bytes_up for r in results) + sum(m.bytes_up for m in lost),
+        bytes_down=sum(r.bytes_down for r in results) + sum(m.bytes_down for m in lost),
         sim_s=None if plan is None else plan.sim_s,
         energy_j=None if plan is None else plan.energy_j,
         wall_s=wall_s,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fleet.selection import num_selected
+from fleet.selection import is_count_or_share, num_selected
 
 SYNC, SEMI, BUFFERED = "sync", "semi", "buffered"
 NAMES = (SYNC, SEMI, BUFFERED)
@@ -78,9 +78,12 @@ class ScheduleSettings:
     def __post_init__(self) -> None:
         if self.name not in NAMES:
             raise ValueError(f"schedule.name={self.name}: takes {', '.join(NAMES)}")
-        _check_count("buffer", self.buffer)
-        if self.concurrency is not None:
-            _check_count("concurrency", self.concurrency)
+        for key in ("buffer", "concurrency"):
+            value = getattr(self, key)
+            if not is_count_or_share(value) and not (key == "concurrency" and value is None):
+                raise ValueError(
+                    f"schedule.{key}={value}: takes an integer from 1, or a share in (0, 1]"
+                )
         if self.staleness not in STALENESS:
             raise ValueError(f"schedule.staleness={self.staleness}: takes {', '.join(STALENESS)}")
         if not 0 <= self.exponent < math.inf:
@@ -131,9 +134,3 @@ class ScheduleSettings:
 
 
 _OF_BUFFERED = ("buffer", "concurrency", "staleness", "exponent", "hinge", "max_staleness")
-
-
-def _check_count(key: str, value: Any) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or value <= 0 or (isinstance(value, float) and value > 1):
-        raise ValueError(f"schedule.{key}={value}: takes an integer from 1, or a share in (0, 1]")

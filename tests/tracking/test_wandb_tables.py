@@ -1,9 +1,7 @@
 """Tables at the end of a run, alerts, and what of them is uploaded."""
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,10 @@ from wandb_reader import read_only_run, table_of
 from wandb_server import serving
 
 from tracking.files import DamagedError
+from tracking.metrics_file import read_metrics
 from tracking.sync import main
 from tracking.wandb_sink import WandbSink
-from tracking.wandb_tables import ClientTally, Table, metrics, of_classes, of_confusion, of_rows
+from tracking.wandb_tables import ClientTally, Table, of_classes, of_confusion, of_rows
 
 FINAL = {
     "accuracy": 0.5,
@@ -29,12 +28,7 @@ FINAL = {
 FOUND = {"evaluated_on": "test", "labels": ["cat", "dog"], "final": FINAL}
 
 
-@pytest.fixture(autouse=True)
-def no_wandb_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    yield
-    wandb.teardown()
+pytestmark = pytest.mark.usefixtures("no_wandb_environment")
 
 
 def rows() -> list[list[dict[str, Any]]]:
@@ -85,7 +79,7 @@ def test_a_damaged_file_of_metrics_is_said(
 ) -> None:
     (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(DamagedError, match=r"metrics\.json"):
-        metrics(tmp_path)
+        read_metrics(tmp_path)
     WandbSink(SETTINGS, tmp_path, CONFIG).finish({"rounds": 0})
     assert "metrics.json" in caplog.text
     assert read_only_run(tmp_path).exit_code == 0
