@@ -1,5 +1,6 @@
 """Settings and helpers that all tests share."""
 
+import functools
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from xdist.scheduler import LoadScopeScheduling
 
 from app.config.composition import compose
 from app.engine import Simulator, Workers
@@ -39,6 +41,24 @@ SMALL = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate-golden", action="store_true", help="write tests/golden anew")
+
+
+class OneRay(LoadScopeScheduling):
+    """Whole files to each test process, and all that use Ray to one, which starts it once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return unit(nodeid.partition("::")[0])
+
+
+@functools.cache
+def unit(file: str) -> str:
+    """What goes to one test process."""
+    return "ray" if "ray_simulator" in (ROOT / file).read_text("utf-8") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
+    return OneRay(config, log)
 
 
 @pytest.fixture(autouse=True)
