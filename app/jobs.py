@@ -37,7 +37,7 @@ from app.run_folder import CONFIG, claim, is_finished, is_of, locked
 from app.search.asked import asked
 from app.search.settings import SearchSettings
 from app.wanted_jobs import Wanted, wanted
-from strategies.server.cuts import AUTO
+from fleet.per_client import AUTO
 from strategies.server.ending import PRUNED
 from tracking.checksums import read_json
 from tracking.collect import Run, common, find, natural

@@ -157,13 +157,15 @@ class Codes:
     def encode(
         self, network: Network | None, arrays: Arrays, partition: int, server_round: int, seed: int
     ) -> Arrays:
-        """The global weights, as codes where the server sends codes."""
+        """What the client holds, as codes where the server sends codes."""
         assert network is not None, "codes need prepare()"
+        view = network.view(partition)
+        own = view.of(arrays)
         if not self.both_ways:
-            return arrays
+            return own
         generator = torch.Generator().manual_seed(derive_seed(seed, "wire.down", server_round))
-        load_arrays(network.model, {n: torch.from_numpy(array) for n, array in arrays.items()})
-        encoded = encode_weights(network.model, generator)
+        load_arrays(view.model, {n: torch.from_numpy(array) for n, array in own.items()})
+        encoded = encode_weights(view.model, generator)
         return {name: tensor.detach().numpy() for name, tensor in encoded.items()}
 
     def decode(
@@ -171,12 +173,13 @@ class Codes:
     ) -> tuple[Arrays, Masks]:
         """Each client's codes, dequantized with the client's own steps."""
         assert network is not None, "encode() comes first"
-        decoded = decode_weights(arrays, network.model)
-        return {name: tensor.numpy() for name, tensor in decoded.items()}, {}
+        view = network.view(partition)
+        return view.back(decode_weights(arrays, view.model))
 
     def num_bytes(self, network: Network, partition: int) -> tuple[int, int]:
         """Less what packing saves, in the directions that have codes."""
-        whole, coded = state_bytes(network, None), coded_bytes(network.model)
+        model = network.view(partition).model
+        whole, coded = state_bytes(model, None), coded_bytes(model)
         return (coded if self.both_ways else whole), coded
 
 

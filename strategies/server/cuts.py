@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fleet.clock import Rule
 from fleet.cost import choose_cut
-from fleet.plan import Fleet
+from fleet.per_client import AUTO, DEFAULT, PerClient
 from fleet.selection import num_selected
 from fleet.work import ClientWork
 from models.cost import Cost, cost
@@ -38,15 +38,18 @@ from strategies.server.method import (
     ServerState,
     Sizes,
     Test,
+    TestOf,
     Variant,
+    View,
     measured,
 )
+from strategies.server.views import Everything
 from strategies.server.workload import LabelBytes, Pieces, cost_at, split_round
 
 CutName = str | float
 # Keys that methods over a cut read.
 READS = (*QUANTIZERS, "quant.side", "split.cut", "link", "fleet.objective", "train.server_lr")
-AUTO, DEFAULT, HEAD = "auto", "default", "head"
+HEAD = "head"
 # What the device's parts and the server's part cost.
 PartCosts = tuple[list[Cost], Cost]
 
@@ -68,10 +71,9 @@ class SplitSettings:
         default=HEAD, metadata={"help": "ushaped: first module of the client's last part"}
     )
 
-    def cuts(self) -> dict[str, CutName]:
-        """Cuts by partition id, device or `DEFAULT`."""
-        given = self.cut if isinstance(self.cut, Mapping) else {DEFAULT: self.cut}
-        return {str(key): value for key, value in given.items()}
+    def cuts(self) -> PerClient[CutName]:
+        """The cut of each client."""
+        return PerClient.of("split.cut", self.cut)
 
 
 # A network that is cut ----------------------------------------------------------------------------
@@ -119,7 +121,7 @@ class CutNetwork:
         model: the global model: the whole of it.
         clients: who there is.
         places: where it is cut, by what the user called the cut.
-        cuts: which of these a client has, by partition id, device or `DEFAULT`.
+        cuts: which of these a client has.
         link: codecs at the cut.
         settings: what a client needs to build the same parts from the user's network.
         described: what summary.json says of it beside the bytes at the cut.
@@ -135,7 +137,7 @@ class CutNetwork:
     model: nn.Module
     clients: Clients
     places: Mapping[CutName, Place]
-    cuts: Mapping[str, CutName]
+    cuts: PerClient[CutName]
     link: LinkSettings
     settings: Settings
     described: Mapping[str, float]
@@ -149,11 +151,7 @@ class CutNetwork:
 
     def place(self, partition: int) -> Place:
         """Where a client's network is cut."""
-        keys = (str(partition), self.clients.device(partition), DEFAULT)
-        name = next((self.cuts[key] for key in keys if key in self.cuts), None)
-        if name is None:
-            raise ValueError(f"split.cut: says nothing of client {partition}, and has no {DEFAULT}")
-        return self.places[name]
+        return self.places[self.cuts.of_client(partition, self.clients.device(partition))]
 
     def in_use(self) -> list[Place]:
         """Places of the clients that have data, in the user's order; all before any is known."""
@@ -174,6 +172,10 @@ class CutNetwork:
     def variant(self, partition: int) -> Variant:
         """Where this client's network is cut."""
         return tuple(messages.pack_settings(split=self.place(partition).split).items())
+
+    def view(self, partition: int) -> View:
+        """All of it: the server's part is beside the client."""
+        return Everything(self.model)
 
     def on_device(self, partition: int) -> frozenset[str] | None:
         """Names of the arrays of a client's device part."""
@@ -208,6 +210,12 @@ class CutNetwork:
     def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
         """Test the network with its link: what crosses the cut is compressed there, too."""
         return self.tested(self, self.in_use()[0], arrays, test)
+
+    def evaluate_each(
+        self, arrays: Mapping[str, Tensor], partitions: Sequence[int], test_of: TestOf
+    ) -> list[dict[str, float]]:
+        """All together, as they have one network."""
+        return [self.evaluate(arrays, test_of(partitions))]
 
     def device_costs(self) -> list[Cost]:
         """Of the device's parts; where clients differ, of those with the most operations."""
@@ -375,33 +383,23 @@ class Cut:
         Raises:
             ValueError: names split.cut or split.tail.
         """
-        cuts, is_mapping = self.split.cuts(), isinstance(self.split.cut, Mapping)
-        fleet, total = rounds.fleet, rounds.num_clients
-        if is_mapping and not self.takes_mapping:
+        cuts = self.split.cuts()
+        if cuts.is_mapping and not self.takes_mapping:
             raise ValueError(
                 "split.cut: a mapping needs clients that train in parallel from halves of their "
                 "own: splitfed_v1 or splitfed_v3"
             )
         if self.is_u_shaped and not self.split.tail:
             raise ValueError("split.tail=: takes a module with which the device's last part begins")
-        if not cuts:
+        if not cuts.values:
             raise ValueError("split.cut={}: takes a cut point or a mapping to cut points")
-        for key, cut in cuts.items():
-            self._check_key(key, fleet, total)
-            if cut == AUTO and is_mapping:
-                raise ValueError(f"split.cut.{key}={AUTO}: {AUTO} is for all clients, not for some")
+        for cut in cuts.values.values():
             is_share = isinstance(cut, float) and 0 < cut < 1
             if not is_share and not isinstance(cut, str):
                 raise ValueError(f"split.cut={cut}: takes a cut point, or a share in (0, 1)")
-        if DEFAULT not in cuts:
-            device = Clients({}, fleet).device
-            partitions = range(total or 0)
-            absent = [p for p in partitions if str(p) not in cuts and device(p) not in cuts]
-            if absent:
-                raise ValueError(
-                    f"split.cut: says nothing of client {absent[0]}, and has no {DEFAULT}"
-                )
-        varies = len(set(cuts.values())) > 1 or AUTO in cuts.values()
+        cuts.check(rounds.fleet, rounds.num_clients)
+        named = set(cuts.values.values())
+        varies = len(named) > 1 or AUTO in named
         if varies and self.side.name == "client":
             raise ValueError("quant.side=client: takes one stated cut for all clients")
 
@@ -420,10 +418,10 @@ class Cut:
         """
         example, objective = example_of(input_shape), rounds.task.objective()
         whole, cuts = model, self.split.cuts()
-        if AUTO in cuts.values():
+        if AUTO in cuts.values.values():
             cuts = self.best_cuts(model, input_shape, clients, rounds, rule)
         places: dict[CutName, Place] = {}
-        for name in dict.fromkeys(cuts.values()):
+        for name in dict.fromkeys(cuts.values.values()):
             split = self._resolve(model, name, input_shape)
             whole = quantized(model, self.spec, self.side, split)
             try:
@@ -453,7 +451,7 @@ class Cut:
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,
-    ) -> dict[str, CutName]:
+    ) -> PerClient[CutName]:
         """Return the best cut for each client, or for all where the server has one part."""
         fleet = clients.fleet
         if fleet is None or not clients.num_examples:
@@ -478,7 +476,7 @@ class Cut:
             works = [{p: work(name, samples) for p, samples in sizes.items()} for name in names]
             best = names[fleet.best(works, rule, self.objective)]
             log.info("split.cut=%s: %s", AUTO, best)
-            return {DEFAULT: best}
+            return PerClient("split.cut", {DEFAULT: best})
         participants = num_selected(rounds.clients_per_round, len(sizes))
         cuts: dict[str, CutName] = {DEFAULT: names[0]}
         for p, samples in sizes.items():
@@ -491,7 +489,7 @@ class Cut:
         chosen = Counter((clients.device(p), cuts[str(p)]) for p in sizes)
         for (device, name), count in sorted(chosen.items()):
             log.info("split.cut=%s: %s for %d clients with %s", AUTO, name, count, device)
-        return cuts
+        return PerClient("split.cut", cuts)
 
     def _candidates(self, model: nn.Module, input_shape: Inputs) -> dict[str, PartCosts]:
         """What the parts would cost at each cut point that the method takes."""
@@ -540,11 +538,3 @@ class Cut:
         except ValueError as error:
             raise ValueError(f"split.cut={cut}: {error}") from error
         return CutAt(at, self._tail(model, input_shape))
-
-    def _check_key(self, key: str, fleet: Fleet | None, total: int | None) -> None:
-        devices = fleet.device_names() if fleet else []
-        if not key.isdecimal() and key not in (DEFAULT, *devices):
-            known = ", ".join(["partition ids", *devices, DEFAULT])
-            raise ValueError(f"split.cut.{key}: takes as keys {known}")
-        if key.isdecimal() and total is not None and int(key) >= total:
-            raise ValueError(f"split.cut.{key}: there is no client {key} of {total}")
