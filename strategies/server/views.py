@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.slices import Kept
+from strategies.client.training import load_arrays
 from strategies.server.method import Arrays, Masks
 from strategies.server.results import check_forms, forms
-
-# Indices along each axis of an array; None for all along that axis, no axes for all of it.
-Kept = tuple[NDArray[np.intp] | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +111,12 @@ class Selected:
                 found[name] = np.zeros(shape, dtype)
                 found[name][self.sources[mine].entries(shape)] = own[mine]
         return found, self.masks
+
+    def loaded(self, arrays: Mapping[str, Tensor]) -> nn.Module:
+        """The client's model with its part of the global model's arrays."""
+        own = self.of({name: tensor.numpy() for name, tensor in arrays.items()})
+        load_arrays(self.model, {name: torch.from_numpy(array) for name, array in own.items()})
+        return self.model
 
     @functools.cached_property
     def masks(self) -> dict[str, bool | NDArray[Any]]:
