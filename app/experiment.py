@@ -48,7 +48,9 @@ from strategies.server.bottleneck import PruneSettings
 from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
 from strategies.server.ending import Ending
+from strategies.server.kinds import SubmodelSettings
 from strategies.server.loop import FederatedStrategy
+from strategies.server.planning import PlanSettings
 from strategies.server.schedule_settings import ScheduleSettings
 from targets import short_name
 from tracking.sinks import check_tracker
@@ -153,6 +155,8 @@ class Experiment(Parts):
         link: what crosses the cut.
         prune: what happens to a bottleneck, in numbers of rounds.
         privacy: what is done against leakage.
+        submodel: which share of the channels a client trains.
+        plan: what chooses a client's bits, share and cut.
         own: the method's keys of the group strategy, by the parameter that takes each dataclass.
         clients_per_round: an integer counts clients, a float is a share.
         fleet: the clients' devices, links and availability.
@@ -183,6 +187,8 @@ class Experiment(Parts):
     link: LinkSettings
     prune: PruneSettings
     privacy: PrivacySettings
+    submodel: SubmodelSettings
+    plan: PlanSettings
     own: Mapping[str, Any]
     clients_per_round: int | float
     fleet: Fleet
@@ -256,6 +262,8 @@ def resolve(config: Config) -> Experiment:
         link=config.link,
         prune=config.prune.resolved(config.rounds),
         privacy=config.privacy,
+        submodel=config.submodel,
+        plan=config.plan,
         own=methods.settings_of(config.strategy),
         clients_per_round=config.clients.per_round,
         fleet=build_fleet.make(config.fleet, config.clients.total, config.seed),
@@ -543,8 +551,9 @@ def strategy(experiment: Experiment) -> FederatedStrategy:
         ValueError: settings that the method cannot take together; names the key.
     """
     kind = method_class(experiment)
-    groups = ("train", "task", "quant", "split", "link", "prune", "privacy", "fleet", "objective",
-              "clients_per_round", "over_select", "schedule", "seed")  # fmt: skip
+    groups = ("train", "task", "quant", "split", "link", "prune", "privacy", "submodel", "plan",
+              "fleet", "objective", "clients_per_round", "over_select", "schedule",
+              "seed")  # fmt: skip
     given = {name: getattr(experiment, name) for name in groups} | dict(experiment.own)
     given |= {
         "num_clients": experiment.data.num_clients,

@@ -37,7 +37,7 @@ from app.run_folder import CONFIG, claim, is_finished, is_of, locked
 from app.search.asked import asked
 from app.search.settings import SearchSettings
 from app.wanted_jobs import Wanted, wanted
-from strategies.server.cuts import AUTO
+from fleet.per_client import AUTO
 from strategies.server.ending import PRUNED
 from tracking.checksums import read_json
 from tracking.collect import Run, common, find, natural
@@ -499,7 +499,8 @@ def alike(configs: Sequence[Config]) -> list[list[int]]:
     groups: dict[str, list[int]] = {}
     for position, config in enumerate(configs):
         # The best cut is the best for the devices that the seed draws.
-        aside = NOT_HASHED if config.split.cut == AUTO else ("seed", *NOT_HASHED)
+        is_drawn = AUTO in (config.split.cut, config.quant.bits)  # by the seed's devices
+        aside = NOT_HASHED if is_drawn else ("seed", *NOT_HASHED)
         parts = {key: part for key, part in asdict(config).items() if key not in aside}
         groups.setdefault(json.dumps(parts), []).append(position)
     return list(groups.values())

@@ -48,8 +48,15 @@ def effective(chosen: Experiment) -> dict[str, Any]:
     method decides; wandb's parallel coordinates leave out what lacks a value.
     """
     kind = method_class(chosen)
-    bits = dict.fromkeys(("effective.weight_bits", "effective.act_bits"), FULL_PRECISION)
-    if is_under("quant.bits", kind.reads):
+    quant = chosen.quant
+    bits: dict[str, Any] = dict.fromkeys(
+        ("effective.weight_bits", "effective.act_bits"), FULL_PRECISION
+    )
+    if is_under("quant.bits", kind.reads) and quant.varies:
+        for name in ("weight_bits", "act_bits"):
+            own = getattr(quant, name)
+            bits[f"effective.{name}"] = str(quant.bits if own is None else own)
+    elif is_under("quant.bits", kind.reads):
         spec = chosen.quant.spec(kind.default_bits)
         bits = {"effective.weight_bits": spec.weight_bits, "effective.act_bits": spec.act_bits}
     return {

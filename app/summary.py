@@ -21,8 +21,11 @@ from app.run_folder import end
 from data.dataset import Dataset
 from models.cost import FULL_PRECISION_BITS, LayerCost
 from models.metrics import lacking
+from strategies.server.cuts import CutNetwork
 from strategies.server.loop import FederatedStrategy
+from strategies.server.method import Network
 from strategies.server.schedule_settings import BUFFERED
+from strategies.server.varied import Kind, VariedNetwork
 from tracking.summary import summarise
 
 MOST_NAMED = 10  # classes in a remark
@@ -132,12 +135,16 @@ def left_in_fp32(experiment: Experiment, strategy: FederatedStrategy) -> list[st
     kind = method_class(experiment)
     if "quant.bits" not in kind.reads:
         return []
-    spec = experiment.quant.spec(kind.default_bits)
-    if spec.is_identity:
-        return []
     network = strategy.prepared().in_round(1)
     is_half = "quant.side" in kind.reads and experiment.quant.side == "client"
-    costs = network.device_costs() if is_half else [network.cost()]
+    if experiment.quant.varies:  # the network with the fewest bits tells it of all
+        least = min(kinds_of(network), key=lambda kind: kind.cost.bops)
+        spec, costs = least.spec, network.device_costs() if is_half else [least.cost]
+    else:
+        spec = experiment.quant.spec(kind.default_bits)
+        costs = network.device_costs() if is_half else [network.cost()]
+    if spec.is_identity:
+        return []
     rows = [row for part in costs for row in part.layers]
 
     def is_left(row: LayerCost) -> bool:
@@ -168,6 +175,13 @@ def left_in_fp32(experiment: Experiment, strategy: FederatedStrategy) -> list[st
             f"layer, which have quant.edge_bits={edge}"
         )
     return said
+
+
+def kinds_of(network: Network) -> list[Kind]:
+    """The networks that clients have, where they have different ones."""
+    if isinstance(network, CutNetwork):
+        return [place.kind for place in network.in_use() if place.kind is not None]
+    return network.in_use() if isinstance(network, VariedNetwork) else []
 
 
 def versions() -> dict[str, str]:

@@ -83,6 +83,42 @@ def choose_cut(
     return min(fitting, key=lambda index: getattr(costs[index], objective), default=None)
 
 
+def largest_in_time(costs: Sequence[RoundCost], deadline_s: float) -> int:
+    """Return the index of the last that fits and ends by the deadline; 0 where none does."""
+    in_time = [i for i, one in enumerate(costs) if one.fits and one.seconds <= deadline_s]
+    return in_time[-1] if in_time else 0
+
+
+def least(
+    costs: Sequence[RoundCost],
+    capacities: Sequence[float],
+    objective: str,
+    floor: float,
+    deadline_s: float = math.inf,
+) -> int:
+    """Return the index of what takes least with enough capacity, memory and time.
+
+    Of equal ones the one of most capacity. Where none has all three it is the one of most capacity
+    that has memory and time, where none has these, index 0.
+
+    Args:
+        costs: of each choice, from the least capacity to the most.
+        capacities: shares of the largest.
+        objective: ``seconds`` or ``joules``.
+        floor: least capacity.
+        deadline_s: when a round ends at the latest.
+
+    Raises:
+        ValueError: no such objective.
+    """
+    check_objective(objective)
+    in_time = [i for i, one in enumerate(costs) if one.fits and one.seconds <= deadline_s]
+    enough = [i for i in in_time if capacities[i] >= floor]
+    if not enough:
+        return max(in_time, key=lambda i: capacities[i], default=0)
+    return min(enough, key=lambda i: (getattr(costs[i], objective), -capacities[i]))
+
+
 def check_objective(objective: str) -> None:
     """Refuse what is no objective.
 

@@ -12,10 +12,13 @@ What crosses (`wire`):
     codes        up: each weight as packed b-bit codes with its step, stochastically rounded; the
                  server averages the dequantized weights in fp32
     codes_both   down too: the server sends codes of its fp32 average, stochastically rounded
+
+Clients may have bits of their own (`strategies.server.varied`): weights are shared, steps are those
+of a width, and so are codes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import torch
@@ -31,6 +34,7 @@ from strategies.client.training import LocalTraining, load_arrays, train_epochs
 from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
 from strategies.messages import objective_of, proximal_mu, unpack_settings
 from strategies.server.aggregation import Averaging, AveragingSettings
+from strategies.server.kinds import SubmodelSettings, varied
 from strategies.server.loop import FederatedStrategy
 from strategies.server.method import (
     Arrays,
@@ -40,7 +44,7 @@ from strategies.server.method import (
     RoundArguments,
     Wire,
 )
-from strategies.server.networks import Quantized
+from strategies.server.planning import Planning, PlanSettings
 from strategies.server.schedules import PARALLEL
 from strategies.server.wires import Latent, state_bytes
 
@@ -63,21 +67,29 @@ class OQFLClient:
         server: ServerHalf | None,
     ) -> Update:
         """Load the global model, train weights and steps, send them or their codes."""
-        wire = unpack_settings(task.settings, "wire", WireSettings).name
-        load_arrays(model, decode_weights(arrays, model) if wire == "codes_both" else arrays)
+        load_as_told(model, arrays, task.settings)
         settings = unpack_settings(task.settings, "train", LocalTraining)
         mu, loss_of = proximal_mu(task.settings), objective_of(task.settings).loss
         loss = train_epochs(model, data, settings, task.streams, mu, loss_of)
-        if wire == "latent":
-            sent = model.state_dict()
-        else:
-            sent = encode_weights(model, task.streams.generator("wire"))
-        return Update(arrays=sent, num_examples=len(data), loss=loss)
+        return Update(arrays=sent_as_told(model, task), num_examples=len(data), loss=loss)
 
     def colocated(
         self, model: nn.Module, arrays: Mapping[str, Tensor], task: Task, packed: bool = False
     ) -> None:
         """Nothing is cut."""
+
+
+def load_as_told(model: nn.Module, arrays: Mapping[str, Tensor], settings: Settings) -> None:
+    """Load what came to a client, codes where the wire has them."""
+    wire = unpack_settings(settings, "wire", WireSettings).name
+    load_arrays(model, decode_weights(arrays, model) if wire == "codes_both" else arrays)
+
+
+def sent_as_told(model: nn.Module, task: Task) -> dict[str, Tensor]:
+    """Return what a client sends of a trained model: its state, or codes of it."""
+    if unpack_settings(task.settings, "wire", WireSettings).name == "latent":
+        return model.state_dict()
+    return encode_weights(model, task.streams.generator("wire"))
 
 
 class OQFL(FederatedStrategy):
@@ -86,11 +98,14 @@ class OQFL(FederatedStrategy):
     Args:
         quant: bit widths, kind of quantizers, and how weights cross.
         averaging: as FedAvg's.
+        submodel: whether each width has running statistics of its own; all train all channels.
+        plan: what decides where ``quant.bits`` is ``auto``.
+        objective: what a plan makes least.
         rounds: as `RoundSettings`.
     """
 
     client = OQFLClient()
-    reads = (*QUANTIZERS, "quant.wire")
+    reads = (*QUANTIZERS, "quant.wire", "submodel.statistics", "plan")
     default_bits = DEFAULT_BITS
 
     def __init__(
@@ -98,17 +113,24 @@ class OQFL(FederatedStrategy):
         *,
         quant: QuantSettings | None = None,
         averaging: AveragingSettings | None = None,
+        submodel: SubmodelSettings | None = None,
+        plan: PlanSettings | None = None,
+        objective: str = "seconds",
         **rounds: Unpack[RoundArguments],
     ) -> None:
         quant, averaging = quant or QuantSettings(), averaging or AveragingSettings()
-        aggregate = Averaging.of(averaging)
+        submodel = replace(submodel or SubmodelSettings(), share=1.0)
+        aggregate, wire = Averaging.of(averaging), wire_of(quant.wire)
+        is_plain = quant.wire == "latent" and not quant.is_per_client
         method = Method(
-            network=Quantized(quant.spec(DEFAULT_BITS)),
+            network=varied(
+                quant, DEFAULT_BITS, submodel, wire.num_bytes, Planning.of(plan, objective)
+            ),
             schedule=PARALLEL,
-            wire=wire_of(quant.wire),
+            wire=wire,
             aggregate=aggregate,
             settings=averaging.client_settings(),
-            needs_prepare=aggregate.needs_prepare or ("" if quant.wire == "latent" else "OQFL"),
+            needs_prepare=aggregate.needs_prepare or ("" if is_plain else "OQFL"),
         )
         super().__init__(method, **rounds)
 
@@ -157,13 +179,15 @@ class Codes:
     def encode(
         self, network: Network | None, arrays: Arrays, partition: int, server_round: int, seed: int
     ) -> Arrays:
-        """The global weights, as codes where the server sends codes."""
+        """What the client holds, as codes where the server sends codes."""
         assert network is not None, "codes need prepare()"
+        view = network.view(partition)
+        own = view.of(arrays)
         if not self.both_ways:
-            return arrays
+            return own
         generator = torch.Generator().manual_seed(derive_seed(seed, "wire.down", server_round))
-        load_arrays(network.model, {n: torch.from_numpy(array) for n, array in arrays.items()})
-        encoded = encode_weights(network.model, generator)
+        load_arrays(view.model, {n: torch.from_numpy(array) for n, array in own.items()})
+        encoded = encode_weights(view.model, generator)
         return {name: tensor.detach().numpy() for name, tensor in encoded.items()}
 
     def decode(
@@ -171,12 +195,13 @@ class Codes:
     ) -> tuple[Arrays, Masks]:
         """Each client's codes, dequantized with the client's own steps."""
         assert network is not None, "encode() comes first"
-        decoded = decode_weights(arrays, network.model)
-        return {name: tensor.numpy() for name, tensor in decoded.items()}, {}
+        view = network.view(partition)
+        return view.back(decode_weights(arrays, view.model))
 
     def num_bytes(self, network: Network, partition: int) -> tuple[int, int]:
         """Less what packing saves, in the directions that have codes."""
-        whole, coded = state_bytes(network, None), coded_bytes(network.model)
+        model = network.view(partition).model
+        whole, coded = state_bytes(model, None), coded_bytes(model)
         return (coded if self.both_ways else whole), coded
 
 

@@ -13,6 +13,7 @@ from strategies.server.aggregation import AverageSettings, Averaging
 from strategies.server.cuts import READS, Cut, SplitSettings
 from strategies.server.loop import FederatedStrategy
 from strategies.server.method import Method, RoundArguments
+from strategies.server.planning import Planning, PlanSettings
 from strategies.server.schedules import PARALLEL
 from strategies.server.wires import Latent, device_part
 
@@ -26,11 +27,12 @@ class SplitFedV1(FederatedStrategy):
         quant: bit widths, and of which part.
         averaging: how clients are averaged.
         objective: what ``split.cut=auto`` makes least.
+        plan: what decides where cuts or bits are ``auto``.
         rounds: as `RoundSettings`.
     """
 
     client = SplitClient()
-    reads = READS
+    reads = (*READS, "plan")
     needs_colocation = True
 
     def __init__(
@@ -41,10 +43,19 @@ class SplitFedV1(FederatedStrategy):
         quant: QuantSettings | None = None,
         averaging: AverageSettings | None = None,
         objective: str = "seconds",
+        plan: PlanSettings | None = None,
         **rounds: Unpack[RoundArguments],
     ) -> None:
         method = Method(
-            network=Cut.of(split, link, quant, objective, takes_mapping=True),
+            network=Cut.of(
+                split,
+                link,
+                quant,
+                objective,
+                takes_widths=True,
+                takes_mapping=True,
+                plan=Planning.of(plan, objective),
+            ),
             schedule=PARALLEL,
             wire=Latent(device_part),
             aggregate=Averaging.over_a_cut(averaging),

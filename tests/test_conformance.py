@@ -33,7 +33,29 @@ ROWS: dict[str, list[tuple[str, ...]]] = {
         ("quant.learn_step=false",),
         ("quant.wire=codes",),
         ("quant.wire=codes_both",),
+        ("quant.bits={0:2,1:2,2:8,default:32}", "quant.wire=codes_both"),
         ("strategy.server_optimizer=fedavgm", "strategy.proximal_mu=0.1", "quant.wire=codes"),
+    ],
+    "heterofl": [
+        (),
+        (
+            "submodel.share={0:0.25,1:0.5,default:1.0}",
+            "quant.bits={0:2,2:4,default:32}",
+            "quant.wire=codes",
+            "model.norm=batch",
+            "submodel.statistics=own",
+        ),
+        ("submodel.share=0.5", "strategy.scaler=false", "strategy.average=median"),
+    ],
+    "fjord": [
+        (),
+        (
+            "submodel.share={0:0.25,1:0.5,default:1.0}",
+            "quant.bits=4",
+            "model.norm=batch",
+            "quant.wire=codes_both",
+        ),
+        ("strategy.shares=[0.5,1]", "strategy.distillation=0.5"),
     ],
     "split": [(), ("link.up=int8", "link.down=int4", "link.rounding=stochastic")],
     "splitfed_v1": [

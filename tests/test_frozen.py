@@ -26,6 +26,8 @@ CONFIGURATIONS = [
     "strategy=oqfl quant.bits=2 quant.per_channel=true quant.wire=codes",
     "strategy=oqfl quant.weight_bits=3 quant.act_bits=32 quant.wire=codes_both fleet=iot",
     "strategy=oqfl quant.learn_step=false strategy.server_optimizer=fedavgm",
+    "strategy=heterofl 'submodel.share={0:0.25,1:0.5,default:1.0}' quant.wire=codes quant.bits=4",
+    "strategy=fjord 'submodel.share={0:0.25,1:0.5,default:1.0}' strategy.distillation=0.5",
     "strategy=split link.up=int8 link.down=int4 link.rounding=stochastic",
     "strategy=split data.partition=dirichlet fleet=mobile split.cut=auto",
     "strategy=splitfed_v1 'split.cut={0:stage1,1:stage2,default:stage3}' link.up=fp16",

@@ -114,12 +114,31 @@ def markdown(runs: Sequence[Run]) -> str:
     tables = [(HEADINGS, [cells(run.row()) for run in runs])]
     if together := over_seeds(runs):
         tables.insert(0, (SEED_HEADINGS, [seed_cells(group) for group in together]))
+    if of_devices := [row for run in runs for row in device_rows(run.row())]:
+        tables.append((DEVICE_HEADINGS, of_devices))
     divided = groups(runs)
     said = [*found_lines(divided), *simulated_lines(divided)]
     found = "".join(f"- {marked(text)}\n" for text in said)
     return "\n".join(
         [*([found] if found else []), *(text_table(*parts) + "\n" for parts in tables)]
     )
+
+
+DEVICE_HEADINGS = ("job", "device", "clients", "accuracy")
+CHOSEN = "clients/"  # in a summary, before device and what its clients train
+
+
+def device_rows(row: Mapping[str, Any]) -> list[list[str]]:
+    """Return one row per device class of a run whose clients train different networks."""
+    found: dict[str, list[str]] = {}
+    for key, count in row.items():
+        if key.startswith(CHOSEN):
+            _, device, kind = key.split("/", 2)
+            found.setdefault(device, []).append(f"{count} {kind}")
+    return [
+        [row["job"], device, ", ".join(kinds), _share(row.get(f"final_clients_accuracy_{device}"))]
+        for device, kinds in found.items()
+    ]
 
 
 SEED_HEADINGS = (

@@ -1,17 +1,24 @@
-"""What each cut costs on each device: seconds, joules and memory of one training batch.
+"""What each cut, width and slice costs on each device: seconds, joules, bytes, memory of a batch.
 
     python -m app.plan model=resnet18 data=cifar10 fleet=mobile fleet.objective=joules link.up=int8
 
-Takes the same overrides as main.py; model, data, train, quant, link and fleet matter (fleet=mobile
-if none is given). One table for each link of the fleet; for each cut point the memory that the
-client half needs, and for each device a batch of split learning over that link, the server to
-itself. The last row is the whole network on the device, without a server. – does not fit the
-device's memory; * is the best cut for the device. The model's own way down and up, once a round, is
-not in it. docs/FLEET.md says how it is computed.
+    python -m app.plan model=resnet18 data=cifar10 plan=auto plan.floor=0.5
+    python -m app.plan strategy=heterofl plan=auto
+
+Takes the same overrides as main.py; model, data, train, quant, submodel, link, plan and fleet
+matter (fleet=mobile if none is given). One table for each link of the fleet; for each cut point,
+and each width where quant.bits is a mapping or auto, the memory that the client half needs and the
+bytes that cross, and for each device a batch of split learning over that link, the server to
+itself. The last row of a width is the whole network on the device, without a server; with heterofl
+and fjord there are slices of it in place of cuts. – does not fit the device's memory; * is what
+takes least, with plan=auto of what has plan.floor of the capacity, of slices without a plan the
+largest. The model's own way down and up, once a round, is not in it. docs/FLEET.md says how it is
+computed.
 """
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
@@ -19,16 +26,20 @@ from rich.table import Table
 from rich.text import Text
 
 from app import experiment
-from app.config.composition import compose
+from app.config.composition import compose, is_under
 from app.config.errors import explain
 from app.experiment import Experiment
-from fleet.cost import choose_cut, cost
+from fleet.cost import cost, largest_in_time, least
 from fleet.devices import Device, Link, Population, tables
+from fleet.per_client import DEFAULT
 from fleet.settings import FleetSettings
 from fleet.work import ClientWork
 from models.cost import joined
-from quant.layers import quantize
-from strategies.server.workload import Pieces, local_round, split_round
+from models.slices import Channels
+from quant.layers import FULL_PRECISION, QuantSpec, quantize
+from strategies.server.kinds import Widths, bits_name
+from strategies.server.planning import Planning
+from strategies.server.workload import Pieces, cost_at, local_round, split_round
 from tracking.text import line
 
 WHOLE = "(no cut)"
@@ -36,29 +47,67 @@ WHOLE = "(no cut)"
 
 @dataclass(frozen=True)
 class Row:
-    """One cut point, or `WHOLE`, and one batch of training there."""
+    """One cut point, `WHOLE` or a slice, and one batch of training there.
+
+    Attributes:
+        name: of it.
+        work: of the batch.
+        capacity: bit operations, as a share of those of the row with the most.
+        is_choice: whether a client could have it; not the whole network beside its cuts.
+    """
 
     name: str
     work: ClientWork
+    capacity: float = 1.0
+    is_choice: bool = True
 
 
 def rows(chosen: Experiment) -> list[Row]:
-    """Return one row per cut point, in execution order, and the whole network last.
+    """Return one row per width and cut point, in execution order, the whole network last.
+
+    Of methods of slices one row per width and share.
 
     Raises:
         ValueError: a network that does not take the data; one line.
     """
     experiment.check_network(chosen)
-    model = quantize(experiment.network(chosen), chosen.quant.spec())
-    pieces = Pieces.of(model, chosen.network.inputs)
+    kind = experiment.method_class(chosen)
+    specs = Widths(chosen.quant, FULL_PRECISION).specs()
+    is_sliced = is_under("submodel.share", kind.reads)
+    make = _slices if is_sliced else _cuts
+    found = [
+        (f"{name} {bits_name(spec)}" if len(specs) > 1 else name, work, bops, name != WHOLE)
+        for spec in specs
+        for name, work, bops in make(chosen, spec)
+    ]
+    most = max(bops for _, _, bops, _ in found)
+    return [Row(name, work, bops / most, is_choice) for name, work, bops, is_choice in found]
+
+
+def _cuts(chosen: Experiment, spec: QuantSpec) -> Iterator[tuple[str, ClientWork, int]]:
+    """Each cut point and the whole, with the work of a batch and the network's bit operations."""
+    pieces = Pieces.of(quantize(experiment.network(chosen), spec), chosen.network.inputs)
     train = replace(chosen.train, epochs=1, max_batches=None)
     link, batch = chosen.link, train.batch_size
     labels_of = chosen.task.objective().label_bytes
-    found = [
-        Row(name, split_round(*pieces.at(name), batch, train, link, (0, 0), labels_of))
-        for name in pieces.names
-    ]
-    return [*found, Row(WHOLE, local_round(joined(pieces.costs), batch, train, (0, 0)))]
+    whole = joined(pieces.costs)
+    for name in pieces.names:
+        work = split_round(*pieces.at(name), batch, train, link, (0, 0), labels_of)
+        yield name, work, whole.bops
+    yield WHOLE, local_round(whole, batch, train, (0, 0)), whole.bops
+
+
+def _slices(chosen: Experiment, spec: QuantSpec) -> Iterator[tuple[str, ClientWork, int]]:
+    """Each share of the channels that a client may have."""
+    channels = Channels.of(experiment.network(chosen))
+    train = replace(chosen.train, epochs=1, max_batches=None)
+    for share in chosen.submodel.stated_shares():
+        found = cost_at(quantize(channels.sliced(share)[0], spec), chosen.network.inputs)
+        yield (
+            f"width{100 * share:g}",
+            local_round(found, train.batch_size, train, (0, 0)),
+            found.bops,
+        )
 
 
 def population(fleet: FleetSettings) -> Population:
@@ -73,27 +122,48 @@ def population(fleet: FleetSettings) -> Population:
 
 
 def table(
-    found: Sequence[Row], chosen: Population, objective: str, link: Link, server: Device
+    found: Sequence[Row], chosen: Population, planning: Planning, link: Link, server: Device
 ) -> Table:
     """One link's table."""
     devices = [tables().device(name) for name in chosen.devices]
     printed = Table(title=f"{link.name}: {link.down_mbps:g} Mbit/s down, {link.up_mbps:g} up")
-    printed.add_column("cut")
+    printed.add_column("cut" if any(not row.is_choice for row in found) else "slice")
     printed.add_column("MiB", justify="right")
+    printed.add_column("kB", justify="right")
     for device in devices:
         printed.add_column(f"{device.name}\ns", justify="right")
         printed.add_column("\nJ", justify="right")
-    works = [row.work for row in found if row.name != WHOLE]
-    best = [choose_cut(works, device, link, server, objective) for device in devices]
-    for index, row in enumerate(found):
-        cells: list[Text | str] = [Text(line(row.name)), f"{row.work.peak_bytes / 2**20:,.1f}"]
-        for device, best_index in zip(devices, best, strict=True):
+    best = [chosen_row(found, device, link, server, planning) for device in devices]
+    for row in found:
+        total = row.work.total()
+        size = (total.bytes_up + total.bytes_down) / 1000
+        cells: list[Text | str] = [
+            Text(line(row.name)), f"{row.work.peak_bytes / 2**20:,.1f}", f"{size:,.1f}",
+        ]  # fmt: skip
+        for device, best_row in zip(devices, best, strict=True):
             price = cost(row.work, device, link, server)
-            mark = "*" if index == best_index else ""
+            mark = "*" if row is best_row else ""
             figures = [f"{mark}{price.seconds:.3g}", f"{price.joules:.3g}"]
             cells += figures if price.fits else ["–", "–"]
         printed.add_row(*cells)
     return printed
+
+
+def chosen_row(
+    found: Sequence[Row], device: Device, link: Link, server: Device, planning: Planning
+) -> Row | None:
+    """What takes a device least, by the plan; None if nothing fits its memory."""
+    rows = sorted((row for row in found if row.is_choice), key=lambda row: row.capacity)
+    costs = [cost(row.work, device, link, server) for row in rows]
+    if not any(one.fits for one in costs):
+        return None
+    floor = 0.0
+    if planning.settings.is_auto:
+        floors = planning.floors().values
+        floor = floors.get(device.name, floors.get(DEFAULT, 0.0))
+    elif len(rows) == len(found):  # slices
+        return rows[largest_in_time(costs, math.inf)]
+    return rows[least(costs, [row.capacity for row in rows], planning.objective, floor)]
 
 
 def main(overrides: Sequence[str]) -> int:
@@ -105,6 +175,7 @@ def main(overrides: Sequence[str]) -> int:
         has_fleet = any(text.startswith("fleet=") for text in overrides)
         config = compose([*([] if has_fleet else ["fleet=mobile"]), *overrides])
         chosen, found = population(config.fleet), rows(experiment.resolve(config))
+        planning = Planning.of(config.plan, config.fleet.objective)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {explain(error)}\n")
         return 1
@@ -114,5 +185,5 @@ def main(overrides: Sequence[str]) -> int:
         width = max(len(row.name) for row in found) + 40 * len(chosen.devices)
         console = Console(width=width + 40)
     for name in chosen.links:
-        console.print(table(found, chosen, config.fleet.objective, tables().link(name), server))
+        console.print(table(found, chosen, planning, tables().link(name), server))
     return 0

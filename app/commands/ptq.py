@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from app import experiment
 from app.commands.export_half import has_binary_half
@@ -25,6 +26,7 @@ from app.config.errors import explain
 from app.config.stored import TRUST
 from app.evaluation import measure
 from app.run_folder import fill, load_experiment, load_weights, refuse_private, write_json
+from data.dataset import Inputs
 from quant.layers import QuantSpec, calibrate_minmax, quantize
 from tracking.text import line
 
@@ -61,16 +63,34 @@ def accuracies(
         raise ValueError(f"{run}: its model is quantized; take a run of fedavg or of quant.bits=32")
     model = fill(experiment.network(chosen), weights, run)
     data, objective = experiment.dataset(chosen), chosen.task.objective()
-    if not isinstance(data.train_x, torch.Tensor):
-        raise ValueError(f"{run}: app.ptq takes networks of one input")
     found = {}
     for width in bits:
-        edge = chosen.quant.edge_bits
-        quantized = quantize(model, QuantSpec(width, width, edge, per_channel=per_channel))
-        batches = itertools.islice(data.train_x.split(CALIBRATION_BATCH), num_batches)
-        calibrate_minmax(quantized, batches)
+        spec = QuantSpec(width, width, chosen.quant.edge_bits, per_channel=per_channel)
+        quantized = calibrated(model, spec, data.train_x, num_batches, run)
         found[width] = measure(quantized, data.test_x, data.test_y, objective)["accuracy"]
     return found
+
+
+def calibrated(
+    model: nn.Module, spec: QuantSpec, x: Inputs, num_batches: int, run: Path
+) -> nn.Module:
+    """Return ``model`` quantized by ``spec``, its steps set by the largest value of each.
+
+    Args:
+        model: of real numbers, trained.
+        spec: bit widths and kind of quantizers.
+        x: (N, …) training inputs, of which ``num_batches`` of 250 calibrate the inputs.
+        num_batches: how many.
+        run: its folder, for messages.
+
+    Raises:
+        ValueError: the network takes several inputs.
+    """
+    if not isinstance(x, torch.Tensor):
+        raise ValueError(f"{run}: takes a network of one input to calibrate")
+    quantized = quantize(model, spec)
+    calibrate_minmax(quantized, itertools.islice(x.split(CALIBRATION_BATCH), num_batches))
+    return quantized
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -288,6 +288,8 @@ _OPTIONAL = (
     "link",
     "prune",
     "privacy",
+    "submodel",
+    "plan",
     "train.server_lr",
     "evaluate.clients",
     "fleet.objective",
@@ -340,6 +342,12 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("evaluate.patience")
     if config.model.get("weights") is None:
         unread.add("model.replace_head")
+    if config.plan.is_auto:
+        unread.discard("fleet.objective")
+    else:
+        unread.add("plan")
+    if config.submodel.statistics == "shared":
+        unread.add("submodel.statistics")
     if config.train.augment == "none":
         unread.add("train.augment")
     if config.train.lr_decay == 1:

@@ -29,6 +29,8 @@ from strategies.client.training import LocalTraining
 from strategies.server.bottleneck import PruneSettings
 from strategies.server.checkpoint import CheckpointSettings
 from strategies.server.cuts import SplitSettings
+from strategies.server.kinds import SubmodelSettings
+from strategies.server.planning import PlanSettings
 from strategies.server.schedule_settings import ScheduleSettings
 from tracking.wandb_settings import WandbSettings
 
@@ -159,6 +161,8 @@ class Config:
     link: LinkSettings = field(default_factory=LinkSettings)
     prune: PruneSettings = field(default_factory=PruneSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    submodel: SubmodelSettings = field(default_factory=SubmodelSettings)
+    plan: PlanSettings = field(default_factory=PlanSettings)
     fleet: FleetSettings = field(default_factory=FleetSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)

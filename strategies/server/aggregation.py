@@ -252,14 +252,20 @@ def _combine_held(
     held: Sequence[bool | NDArray[np.generic]],
     before: NDArray[np.generic],
 ) -> NDArray[np.generic]:
-    """Each entry over the clients that hold it; entries with the same holders at once."""
-    holds = np.stack([np.broadcast_to(np.asarray(mask, bool), before.shape) for mask in held])
-    patterns, which = np.unique(holds.reshape(len(held), -1), axis=1, return_inverse=True)
+    """Each entry over the clients that hold it; entries with the same holders at once.
+
+    Clients of one view share one mask: there are as many kinds of them as there are masks.
+    """
+    kinds = list({id(mask): mask for mask in held}.values())
+    kind_of = {id(mask): kind for kind, mask in enumerate(kinds)}
+    holds = np.stack([np.broadcast_to(np.asarray(mask, bool), before.shape) for mask in kinds])
+    patterns, which = np.unique(holds.reshape(len(kinds), -1), axis=1, return_inverse=True)
     which = which.reshape(before.shape)
     result = np.array(before)
     for index, pattern in enumerate(patterns.T):
-        holders, entries = np.flatnonzero(pattern).tolist(), which == index
-        if not len(holders):
+        holders = [i for i, mask in enumerate(held) if pattern[kind_of[id(mask)]]]
+        entries = which == index
+        if not holders:
             continue
         some = [states[i] for i in holders]
         result[entries] = _combine_one(name, some, [weights[i] for i in holders], average, entries)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fleet.clock import Rule
+from fleet.per_client import DEFAULT
 from models.bottleneck import (
     DECODER_WEIGHT,
     ENCODER_WEIGHT,
@@ -42,7 +43,6 @@ from strategies.client.training import load_arrays
 from strategies.contract import Settings
 from strategies.messages import unpack_settings
 from strategies.server.cuts import (
-    DEFAULT,
     READS,
     Candidate,
     Cut,
@@ -194,7 +194,8 @@ class Narrow:
             self.begin(model)
         priced = replace(self.cut, costs_at=functools.partial(narrow_costs, self.prune))
         network = priced.prepare(model, input_shape, clients, rounds, rule)
-        place, cut, ranks_by = network.only(), network.cuts[DEFAULT], self.prune.importance
+        place, ranks_by = network.only(), self.prune.importance
+        cut = network.cuts.values[DEFAULT]
         shape = place.costs[0][0].output_shape
         if not 1 <= len(shape) <= 3:
             raise ValueError(

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fleet.clock import Rule
-from fleet.cost import choose_cut
-from fleet.plan import Fleet
+from fleet.cost import RoundCost, choose_cut
+from fleet.cost import cost as cost_on
+from fleet.per_client import AUTO, DEFAULT, PerClient
 from fleet.selection import num_selected
 from fleet.work import ClientWork
 from models.cost import Cost, cost
@@ -25,28 +27,36 @@ from models.inputs import Inputs, example_of
 from models.objective import Classification, Objective
 from models.split import at_fraction, before, kept_whole, last_layer
 from quant.codec import LinkSettings
-from quant.layers import QuantSpec
+from quant.layers import FULL_PRECISION, QuantSpec
 from quant.link import there_and_back
 from quant.settings import QUANTIZERS, QuantSettings
 from strategies import messages
 from strategies.client.split_loop import CutAt, Halves, Side, halves, quantized
 from strategies.client.training import LocalTraining, load_arrays
 from strategies.contract import Settings
+from strategies.server.kinds import Making, Widths, bits_name
 from strategies.server.method import (
     Clients,
     RoundSettings,
     ServerState,
     Sizes,
     Test,
+    TestOf,
     Variant,
+    View,
     measured,
 )
+from strategies.server.planning import Planning, say
+from strategies.server.varied import Kind, counted_by_device, named, with_fresh_steps
+from strategies.server.views import Everything, Selected
 from strategies.server.workload import LabelBytes, Pieces, cost_at, split_round
 
 CutName = str | float
 # Keys that methods over a cut read.
 READS = (*QUANTIZERS, "quant.side", "split.cut", "link", "fleet.objective", "train.server_lr")
-AUTO, DEFAULT, HEAD = "auto", "default", "head"
+HEAD = "head"
+# The bit widths of a client, given its partition and device.
+SpecOf = Callable[[int, str], QuantSpec]
 # What the device's parts and the server's part cost.
 PartCosts = tuple[list[Cost], Cost]
 
@@ -68,10 +78,9 @@ class SplitSettings:
         default=HEAD, metadata={"help": "ushaped: first module of the client's last part"}
     )
 
-    def cuts(self) -> dict[str, CutName]:
-        """Cuts by partition id, device or `DEFAULT`."""
-        given = self.cut if isinstance(self.cut, Mapping) else {DEFAULT: self.cut}
-        return {str(key): value for key, value in given.items()}
+    def cuts(self) -> PerClient[CutName]:
+        """The cut of each client."""
+        return PerClient.of("split.cut", self.cut)
 
 
 # A network that is cut ----------------------------------------------------------------------------
@@ -87,6 +96,7 @@ class Place:
         names: of the device's arrays in the global model.
         input_shape: of one sample.
         costs_of: what the parts cost.
+        kind: whose quantizers the network has, where clients have bits of their own.
     """
 
     split: CutAt
@@ -94,6 +104,19 @@ class Place:
     names: frozenset[str]
     input_shape: Inputs
     costs_of: "Callable[[Halves, Inputs], PartCosts]"
+    kind: Kind | None = None
+
+    def own(self, arrays: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Of the global model's arrays those of the network that is cut here."""
+        if self.kind is None:
+            return arrays
+        found = self.kind.view.of({name: tensor.numpy() for name, tensor in arrays.items()})
+        return {name: torch.from_numpy(array) for name, array in found.items()}
+
+    @property
+    def key(self) -> tuple[CutAt, str]:
+        """What tells it from other places."""
+        return self.split, "" if self.kind is None else self.kind.name
 
     @functools.cached_property
     def costs(self) -> PartCosts:
@@ -118,8 +141,9 @@ class CutNetwork:
     Attributes:
         model: the global model: the whole of it.
         clients: who there is.
-        places: where it is cut, by what the user called the cut.
-        cuts: which of these a client has, by partition id, device or `DEFAULT`.
+        places: where it is cut, by what the user called the cut, and bit widths.
+        cuts: which of these a client has.
+        spec_of: the bit widths of a client, given its partition and device.
         link: codecs at the cut.
         settings: what a client needs to build the same parts from the user's network.
         described: what summary.json says of it beside the bytes at the cut.
@@ -130,12 +154,14 @@ class CutNetwork:
         whole_cost: what the whole of it costs.
         objective: what its outputs are for.
         counted: what it costs as one network, once that was asked for.
+        fresh: as a `varied.VariedNetwork` has it, where clients have bits of their own.
     """
 
     model: nn.Module
     clients: Clients
-    places: Mapping[CutName, Place]
-    cuts: Mapping[str, CutName]
+    places: Mapping[tuple[CutName, QuantSpec], Place]
+    cuts: PerClient[CutName]
+    spec_of: SpecOf
     link: LinkSettings
     settings: Settings
     described: Mapping[str, float]
@@ -146,24 +172,22 @@ class CutNetwork:
     whole_cost: "Callable[[CutNetwork], Cost]" = lambda network: network.uncut_cost
     objective: Objective = field(default_factory=Classification)
     counted: list[Cost] = field(default_factory=list, repr=False)
+    fresh: Mapping[str, Selected] = field(default_factory=dict)
 
     def place(self, partition: int) -> Place:
         """Where a client's network is cut."""
-        keys = (str(partition), self.clients.device(partition), DEFAULT)
-        name = next((self.cuts[key] for key in keys if key in self.cuts), None)
-        if name is None:
-            raise ValueError(f"split.cut: says nothing of client {partition}, and has no {DEFAULT}")
-        return self.places[name]
+        device = self.clients.device(partition)
+        return self.places[self.cuts.of_client(partition, device), self.spec_of(partition, device)]
 
     def in_use(self) -> list[Place]:
         """Places of the clients that have data, in the user's order; all before any is known."""
-        used = {self.place(partition).split for partition in self.clients.with_data()}
-        distinct = {place.split: place for place in self.places.values()}
-        return [place for split, place in distinct.items() if split in used or not used]
+        used = {self.place(partition).key for partition in self.clients.with_data()}
+        distinct = {place.key: place for place in self.places.values()}
+        return [place for key, place in distinct.items() if key in used or not used]
 
     def only(self) -> Place:
         """The one place, for methods that have one for all clients."""
-        (place,) = {place.split: place for place in self.places.values()}.values()
+        (place,) = {place.key: place for place in self.places.values()}.values()
         return place
 
     def with_parts(self, model: nn.Module, place: Place, **changes: Any) -> "CutNetwork":
@@ -172,8 +196,15 @@ class CutNetwork:
         return replace(self, model=model, places=places, counted=[], **changes)
 
     def variant(self, partition: int) -> Variant:
-        """Where this client's network is cut."""
-        return tuple(messages.pack_settings(split=self.place(partition).split).items())
+        """Where this client's network is cut, and its bits, where clients have their own."""
+        place = self.place(partition)
+        told = () if place.kind is None else place.kind.told
+        return (*messages.pack_settings(split=place.split).items(), *told)
+
+    def view(self, partition: int) -> View:
+        """All of it, but for others' quantizers: the server's part is beside the client."""
+        kind = self.place(partition).kind
+        return Everything(self.model) if kind is None else kind.view
 
     def on_device(self, partition: int) -> frozenset[str] | None:
         """Names of the arrays of a client's device part."""
@@ -187,14 +218,14 @@ class CutNetwork:
             labels_of = self.objective.label_bytes
             return self.round_work(*place.costs, samples, train, self.link, sizes, labels_of)
 
-        sizes_at: dict[CutAt, tuple[int, int]] = {}  # alike for all that are cut at one place
+        sizes_at: dict[Place, tuple[int, int]] = {}  # alike for all that are cut at one place
         works = {}
         for partition in self.clients.with_data():
             place = self.place(partition)
-            if place.split not in sizes_at:
-                sizes_at[place.split] = sent(partition)
+            if place not in sizes_at:
+                sizes_at[place] = sent(partition)
             samples = self.clients.num_examples[partition]
-            works[partition] = work(place, samples, sizes_at[place.split])
+            works[partition] = work(place, samples, sizes_at[place])
         return works
 
     def alone_works(self, train: LocalTraining) -> dict[int, ClientWork]:
@@ -206,8 +237,34 @@ class CutNetwork:
         return {p: work(self.clients.num_examples[p]) for p in self.clients.with_data()}
 
     def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
-        """Test the network with its link: what crosses the cut is compressed there, too."""
-        return self.tested(self, self.in_use()[0], arrays, test)
+        """Test the network with its link: what crosses the cut is compressed there, too.
+
+        Where clients have bits of their own, at each width that somebody has trained, each at the
+        first of its cuts; unnamed is the widest.
+        """
+        used = self.in_use()
+        if used[0].kind is None:
+            return self.tested(self, used[0], arrays, test)
+        first = {place.kind: place for place in reversed(used) if place.kind is not None}
+        in_order = sorted(first, key=lambda kind: kind.cost.bops)
+        begun = [kind for kind in in_order if kind.has_begun(arrays)] or in_order[-1:]
+        found, last = dict[str, float](), dict[str, float]()
+        for kind in begun:
+            last = self.tested(self, first[kind], first[kind].own(arrays), test)
+            found |= {named(name, kind.name): value for name, value in last.items()}
+        return last | found
+
+    def evaluate_each(
+        self, arrays: Mapping[str, Tensor], partitions: Sequence[int], test_of: TestOf
+    ) -> list[dict[str, float]]:
+        """All together, as they have one network; else each at its own width and cut."""
+        if not self.fresh:
+            return [self.evaluate(arrays, test_of(partitions))]
+        found = []
+        for partition in partitions:
+            place = self.place(partition)
+            found.append(self.tested(self, place, place.own(arrays), test_of([partition])))
+        return found
 
     def device_costs(self) -> list[Cost]:
         """Of the device's parts; where clients differ, of those with the most operations."""
@@ -221,6 +278,9 @@ class CutNetwork:
     @property
     def uncut_cost(self) -> Cost:
         """Of the global model as one network, counted once, whoever the clients are."""
+        kinds = [place.kind for place in self.in_use() if place.kind is not None]
+        if kinds:
+            return max((kind.cost for kind in kinds), key=lambda cost: cost.bops)
         if not self.counted:
             place = next(iter(self.places.values()))
             self.counted.append(cost_at(self.model, place.input_shape))
@@ -242,7 +302,12 @@ class CutNetwork:
         else:
             up += size * self.objective.label_bytes(second)
         at_cut = {"cut_bytes_up_per_sample": up / size, "cut_bytes_down_per_sample": down / size}
-        return {**at_cut, **self.described}
+        found = {**at_cut, **self.described}
+        if not self.fresh:
+            return found
+        keys = {p: self.place(p).key for p in self.clients.with_data()}
+        chosen = {p: f"{split.cut}_{name}" for p, (split, name) in keys.items()}
+        return found | counted_by_device(self.clients, chosen)
 
     def for_clients(self, clients: Clients) -> "CutNetwork":
         """The same network, cut where these clients' devices say."""
@@ -253,8 +318,8 @@ class CutNetwork:
         return self
 
     def enter(self, state: ServerState, server_round: int) -> ServerState:
-        """As the round before left it."""
-        return state
+        """As the round before left it, but for steps that nobody has trained."""
+        return with_fresh_steps(state, self.fresh)
 
 
 class Joined(nn.Module):
@@ -285,6 +350,26 @@ def tested_through_the_link(
 ) -> dict[str, float]:
     """Accuracy, loss and what the task adds, of the network with its link."""
     return measured(test, Joined(place.parts, arrays, network.link))
+
+
+def best_of_each(
+    indices: Sequence[int],
+    costs: Mapping[int, RoundCost],
+    spec_of: Callable[[int], QuantSpec],
+    objective: str,
+) -> list[int]:
+    """Return for each of some bit widths, in order, the choice that takes least and fits."""
+    best: dict[QuantSpec, int] = {}
+    for index in indices:
+        known, one = best.get(spec_of(index)), costs[index]
+        if known is None:
+            best[spec_of(index)] = index
+            continue
+        other = costs[known]
+        is_less = getattr(one, objective) < getattr(other, objective)
+        if (one.fits, is_less) > (other.fits, False) and one.fits:
+            best[spec_of(index)] = index
+    return list(best.values())
 
 
 def part_costs(parts: Halves, input_shape: Inputs) -> PartCosts:
@@ -332,6 +417,8 @@ class Cut:
         spec: bit widths, where the network is quantized.
         side: which part is.
         objective: what ``auto`` makes least: ``seconds`` or ``joules`` of a round.
+        widths: where clients have bits of their own, in place of ``spec``.
+        plan: what decides where cuts or bits are ``auto``.
         takes_mapping: whether clients may have cuts of their own.
         is_u_shaped: whether the device has the last part, too.
         relays_part: whether the device's part crosses in a round; for ``auto``.
@@ -344,6 +431,8 @@ class Cut:
     spec: QuantSpec = field(default_factory=lambda: QuantSpec(weight_bits=32, act_bits=32))
     side: Side = field(default_factory=Side)
     objective: str = "seconds"
+    widths: Widths | None = None
+    plan: Planning = field(default_factory=lambda: Planning.of(None, "seconds"))
     takes_mapping: bool = False
     is_u_shaped: bool = False
     relays_part: bool = True
@@ -356,14 +445,21 @@ class Cut:
         link: LinkSettings | None,
         quant: QuantSettings | None,
         objective: str,
+        takes_widths: bool = False,
         **kind: Any,
     ) -> "Cut":
-        """Return what the configuration's groups say; ``kind`` is the method's."""
+        """Return what the configuration's groups say; ``kind`` is the method's.
+
+        Raises:
+            ValueError: clients have bits of their own, which the method does not take.
+        """
         quant = quant or QuantSettings()
+        widths = Widths(quant, FULL_PRECISION) if takes_widths and quant.is_per_client else None
         return Cut(
             split=split or SplitSettings(),
             link=link or LinkSettings(),
-            spec=quant.spec(),
+            spec=quant.spec() if widths is None else widths.specs()[0],
+            widths=widths,
             side=Side(quant.side),
             objective=objective,
             **kind,
@@ -375,33 +471,25 @@ class Cut:
         Raises:
             ValueError: names split.cut or split.tail.
         """
-        cuts, is_mapping = self.split.cuts(), isinstance(self.split.cut, Mapping)
-        fleet, total = rounds.fleet, rounds.num_clients
-        if is_mapping and not self.takes_mapping:
+        cuts = self.split.cuts()
+        if cuts.is_mapping and not self.takes_mapping:
             raise ValueError(
                 "split.cut: a mapping needs clients that train in parallel from halves of their "
                 "own: splitfed_v1 or splitfed_v3"
             )
         if self.is_u_shaped and not self.split.tail:
             raise ValueError("split.tail=: takes a module with which the device's last part begins")
-        if not cuts:
+        if not cuts.values:
             raise ValueError("split.cut={}: takes a cut point or a mapping to cut points")
-        for key, cut in cuts.items():
-            self._check_key(key, fleet, total)
-            if cut == AUTO and is_mapping:
-                raise ValueError(f"split.cut.{key}={AUTO}: {AUTO} is for all clients, not for some")
+        for cut in cuts.values.values():
             is_share = isinstance(cut, float) and 0 < cut < 1
             if not is_share and not isinstance(cut, str):
                 raise ValueError(f"split.cut={cut}: takes a cut point, or a share in (0, 1)")
-        if DEFAULT not in cuts:
-            device = Clients({}, fleet).device
-            partitions = range(total or 0)
-            absent = [p for p in partitions if str(p) not in cuts and device(p) not in cuts]
-            if absent:
-                raise ValueError(
-                    f"split.cut: says nothing of client {absent[0]}, and has no {DEFAULT}"
-                )
-        varies = len(set(cuts.values())) > 1 or AUTO in cuts.values()
+        cuts.check(rounds.fleet, rounds.num_clients)
+        if self.widths is not None:
+            self.widths.check(rounds)
+        named = set(cuts.values.values())
+        varies = len(named) > 1 or AUTO in named
         if varies and self.side.name == "client":
             raise ValueError("quant.side=client: takes one stated cut for all clients")
 
@@ -419,32 +507,141 @@ class Cut:
             ValueError: it cannot be cut there; names split.cut or split.tail, and the nearest.
         """
         example, objective = example_of(input_shape), rounds.task.objective()
-        whole, cuts = model, self.split.cuts()
-        if AUTO in cuts.values():
+        cuts = self.split.cuts()
+        spec_of: SpecOf = self._spec_of
+        specs = [self.spec] if self.widths is None else self.widths.specs()
+        if len(specs) > 1 and (AUTO in cuts.values.values() or self.widths_are_auto):
+            cuts, spec_of = self.best_pairs(model, input_shape, clients, rounds, rule)
+        elif AUTO in cuts.values.values():
             cuts = self.best_cuts(model, input_shape, clients, rounds, rule)
-        places: dict[CutName, Place] = {}
-        for name in dict.fromkeys(cuts.values()):
-            split = self._resolve(model, name, input_shape)
-            whole = quantized(model, self.spec, self.side, split)
-            try:
-                parts = halves(whole, split, example)
-                names = parts.device_names()
-            except ValueError as error:
-                tail = f" split.tail={self.split.tail}" if self.is_u_shaped else ""
-                raise ValueError(f"split.cut={name}{tail}: {error}") from error
-            places[name] = Place(split, parts, names, input_shape, part_costs)
+        splits = {
+            name: self._resolve(model, name, input_shape)
+            for name in dict.fromkeys(cuts.values.values())
+        }
+        if len(specs) == 1:
+            wholes: dict[QuantSpec, nn.Module] = {}
+            kinds: dict[QuantSpec, Kind] = {}
+            fresh: dict[str, Selected] = {}
+        else:
+            first = next(iter(splits.values()))
+            quantize = functools.partial(quantized, side=self.side, split=first)
+            making = Making(model, input_shape, specs, quantize=quantize)
+            kinds = {kind.spec: kind for kind in making.kinds()}
+            wholes = {spec: kind.view.model for spec, kind in kinds.items()}
+            fresh = making.fresh()
+        places: dict[tuple[CutName, QuantSpec], Place] = {}
+        for name, split in splits.items():
+            for spec in specs:
+                whole = wholes[spec] if wholes else quantized(model, spec, self.side, split)
+                try:
+                    parts = halves(whole, split, example)
+                    names = parts.device_names()
+                except ValueError as error:
+                    tail = f" split.tail={self.split.tail}" if self.is_u_shaped else ""
+                    raise ValueError(f"split.cut={name}{tail}: {error}") from error
+                places[name, spec] = Place(
+                    split, parts, names, input_shape, part_costs, kinds.get(spec)
+                )
+        widths = {"weight_bits": self.spec.weight_bits, "act_bits": self.spec.act_bits}
+        told = {} if kinds else messages.pack_settings(quant=self.spec)
         return CutNetwork(
-            model=whole,
+            model=making.whole if kinds else whole,
             clients=clients,
             places=places,
             cuts=cuts,
+            spec_of=spec_of,
             link=self.link,
-            settings=messages.pack_settings(quant=self.spec, side=self.side, link=self.link),
-            described={"weight_bits": self.spec.weight_bits, "act_bits": self.spec.act_bits},
+            settings={**told, **messages.pack_settings(side=self.side, link=self.link)},
+            described={} if kinds else widths,
             tested=tested_through_the_link,
             round_work=self.round_work,
             objective=objective,
+            fresh=fresh,
         )
+
+    @property
+    def widths_are_auto(self) -> bool:
+        """Whether a client's bits follow from what its round takes."""
+        return self.widths is not None and self.widths.is_auto
+
+    def _spec_of(self, partition: int, device: str) -> QuantSpec:
+        """The bit widths that are stated."""
+        return self.spec if self.widths is None else self.widths.spec_of(partition, device)
+
+    def best_pairs(
+        self,
+        model: nn.Module,
+        input_shape: Inputs,
+        clients: Clients,
+        rounds: RoundSettings,
+        rule: Rule,
+    ) -> tuple[PerClient[CutName], SpecOf]:
+        """Return the best cut and bits for each client, of those that the user leaves open.
+
+        By the plan that takes it least; without one the widest bits with which it ends in time at
+        its best cut.
+        """
+        fleet, widths = clients.fleet, self.widths
+        if fleet is None or not clients.num_examples or widths is None:
+            raise ValueError(
+                f"split.cut={AUTO}, quant.bits={AUTO}: need a fleet, and the clients' numbers of "
+                "samples"
+            )
+        given, objective = self.split.cuts(), rounds.task.objective()
+        pairs: list[tuple[CutName, QuantSpec, PartCosts]] = []
+        for spec in widths.specs():
+            costs = self._candidates(quantized(model, spec, self.side, None), input_shape)
+            named = {
+                cut: self._resolve(model, cut, input_shape).cut
+                for cut in given.values.values()
+                if cut != AUTO
+            }
+            names = named or {name: name for name in costs}
+            pairs += [(cut, spec, costs[at]) for cut, at in names.items()]
+        bops = [sum(part.bops for part in [*device, server]) for _, _, (device, server) in pairs]
+        order = sorted(range(len(pairs)), key=bops.__getitem__)
+        sizes = {p: clients.num_examples[p] for p in clients.with_data() if p in fleet.clients}
+        participants = num_selected(rounds.clients_per_round, len(sizes))
+
+        @functools.cache
+        def work(index: int, samples: int) -> ClientWork:
+            device, server = pairs[index][2]
+            sent = sum(part.model_bytes for part in device) if self.relays_part else 0
+            return self.round_work(
+                device, server, samples, rounds.train, self.link, (sent, sent),
+                objective.label_bytes,
+            )  # fmt: skip
+
+        cuts: dict[str, CutName] = {DEFAULT: pairs[order[0]][0]}
+        specs: dict[str, QuantSpec] = {DEFAULT: pairs[order[0]][1]}
+        for p, samples in sizes.items():
+            client, device = fleet.clients[p], clients.device(p)
+            open_ = [
+                index
+                for index in order
+                if given.of_client(p, device) in (AUTO, pairs[index][0])
+                and widths.takes(pairs[index][1], p, device)
+            ]
+            costs_of = {
+                index: cost_on(
+                    work(index, samples), client.device, client.link, fleet.server, rule,
+                    participants,
+                )
+                for index in open_
+            }  # fmt: skip
+            if not self.plan.settings.is_auto:  # of each width its best cut
+                open_ = best_of_each(open_, costs_of, lambda i: pairs[i][1], self.objective)
+            index = open_[
+                self.plan.choose(
+                    [costs_of[index] for index in open_],
+                    [bops[index] / max(bops) for index in open_],
+                    p, device, fleet.deadline_s,
+                )
+            ]  # fmt: skip
+            cuts[str(p)], specs[str(p)] = pairs[index][:2]
+        chosen = {p: f"{cuts[str(p)]} {bits_name(specs[str(p)])}" for p in sizes}
+        say(self.plan.label, chosen, clients.device)
+        return PerClient("split.cut", cuts), PerClient("quant.bits", specs).of_client
 
     def best_cuts(
         self,
@@ -453,7 +650,7 @@ class Cut:
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,
-    ) -> dict[str, CutName]:
+    ) -> PerClient[CutName]:
         """Return the best cut for each client, or for all where the server has one part."""
         fleet = clients.fleet
         if fleet is None or not clients.num_examples:
@@ -478,7 +675,7 @@ class Cut:
             works = [{p: work(name, samples) for p, samples in sizes.items()} for name in names]
             best = names[fleet.best(works, rule, self.objective)]
             log.info("split.cut=%s: %s", AUTO, best)
-            return {DEFAULT: best}
+            return PerClient("split.cut", {DEFAULT: best})
         participants = num_selected(rounds.clients_per_round, len(sizes))
         cuts: dict[str, CutName] = {DEFAULT: names[0]}
         for p, samples in sizes.items():
@@ -491,7 +688,7 @@ class Cut:
         chosen = Counter((clients.device(p), cuts[str(p)]) for p in sizes)
         for (device, name), count in sorted(chosen.items()):
             log.info("split.cut=%s: %s for %d clients with %s", AUTO, name, count, device)
-        return cuts
+        return PerClient("split.cut", cuts)
 
     def _candidates(self, model: nn.Module, input_shape: Inputs) -> dict[str, PartCosts]:
         """What the parts would cost at each cut point that the method takes."""
@@ -540,11 +737,3 @@ class Cut:
         except ValueError as error:
             raise ValueError(f"split.cut={cut}: {error}") from error
         return CutAt(at, self._tail(model, input_shape))
-
-    def _check_key(self, key: str, fleet: Fleet | None, total: int | None) -> None:
-        devices = fleet.device_names() if fleet else []
-        if not key.isdecimal() and key not in (DEFAULT, *devices):
-            known = ", ".join(["partition ids", *devices, DEFAULT])
-            raise ValueError(f"split.cut.{key}: takes as keys {known}")
-        if key.isdecimal() and total is not None and int(key) >= total:
-            raise ValueError(f"split.cut.{key}: there is no client {key} of {total}")

@@ -178,7 +178,7 @@ class Federation:
             seed_all(derive_seed(self.rounds.seed, "evaluate", number))
             if private is not None:
                 return private.evaluate_each(state, network, partitions, test_of)
-            return [network.evaluate(tensors(state.arrays), test_of(partitions))]
+            return network.evaluate_each(tensors(state.arrays), partitions, test_of)
 
     def alone(self, state: ServerState) -> Sequence[int]:
         """The clients that trained without a network in the last round of a state."""

@@ -251,6 +251,20 @@ class Prepared(Protocol):
         """The state with which a round begins, where shapes change between rounds."""
 
 
+class View(Protocol):
+    """What of the global model one client holds: the classes of `strategies.server.views`."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The client's: the names, shapes and initial values of what it trains."""
+
+    def of(self, arrays: Arrays) -> Arrays:
+        """The client's part of the global model's arrays."""
+
+    def back(self, arrays: Mapping[str, Tensor]) -> tuple[Arrays, Masks]:
+        """A client's arrays in the global model's names and shapes, and what of them it holds."""
+
+
 class Network(Protocol):
     """What is trained in a round."""
 
@@ -269,6 +283,9 @@ class Network(Protocol):
     def variant(self, partition: int) -> Variant:
         """What a client needs beside that and others do not."""
 
+    def view(self, partition: int) -> View:
+        """What of the global model a client holds; the same for all of a variant."""
+
     def on_device(self, partition: int) -> frozenset[str] | None:
         """Names of the arrays that live on the client's device; None for all."""
 
@@ -280,6 +297,11 @@ class Network(Protocol):
 
     def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
         """Accuracy, loss and what a method adds, of the global model's arrays."""
+
+    def evaluate_each(
+        self, arrays: Mapping[str, Tensor], partitions: Sequence[int], test_of: "TestOf"
+    ) -> list[dict[str, float]]:
+        """Test clients on their own samples, in order: together where they have one network."""
 
     def device_costs(self) -> list[Cost]:
         """What the parts of the network that are on the device cost, in order."""

@@ -1,7 +1,7 @@
 """Networks that are on the device as a whole: as the user chose them, or quantized."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -20,9 +20,12 @@ from strategies.server.method import (
     ServerState,
     Sizes,
     Test,
+    TestOf,
     Variant,
+    View,
     measured,
 )
+from strategies.server.views import Everything
 from strategies.server.workload import cost_at, local_round
 
 
@@ -50,6 +53,10 @@ class WholeNetwork:
         """Nothing: all train the same."""
         return ()
 
+    def view(self, partition: int) -> View:
+        """All of it."""
+        return Everything(self.model)
+
     def on_device(self, partition: int) -> frozenset[str] | None:
         """All arrays."""
         return None
@@ -70,6 +77,12 @@ class WholeNetwork:
         """Accuracy, loss and what the task adds, of the global model."""
         load_arrays(self.model, arrays)
         return measured(test, self.model)
+
+    def evaluate_each(
+        self, arrays: Mapping[str, Tensor], partitions: Sequence[int], test_of: TestOf
+    ) -> list[dict[str, float]]:
+        """All together, as they have one network."""
+        return [self.evaluate(arrays, test_of(partitions))]
 
     def device_costs(self) -> list[Cost]:
         """Of the one part there is."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from strategies.contract import Settings
 from strategies.server.method import Arrays, Masks, Network
@@ -46,25 +46,27 @@ class Latent:
     def encode(
         self, network: Network | None, arrays: Arrays, partition: int, server_round: int, seed: int
     ) -> Arrays:
-        """As they are."""
-        return arrays
+        """What the client holds, as it is."""
+        return arrays if network is None else network.view(partition).of(arrays)
 
     def decode(
         self, network: Network | None, arrays: Mapping[str, Tensor], partition: int
     ) -> tuple[Arrays, Masks]:
         """As they came."""
+        if network is not None:
+            return network.view(partition).back(arrays)
         return {name: tensor.numpy() for name, tensor in arrays.items()}, {}
 
     def num_bytes(self, network: Network, partition: int) -> tuple[int, int]:
         """The same both ways."""
-        size = state_bytes(network, self.names(network, partition))
+        size = state_bytes(network.view(partition).model, self.names(network, partition))
         return size, size
 
 
-def state_bytes(network: Network, names: frozenset[str] | None) -> int:
-    """Bytes of the global model's arrays of these names; None for all."""
+def state_bytes(model: nn.Module, names: frozenset[str] | None) -> int:
+    """Bytes of a model's arrays of these names; None for all."""
     return sum(
         math.prod(tensor.shape) * tensor.element_size()
-        for name, tensor in network.model.state_dict().items()
+        for name, tensor in model.state_dict().items()
         if names is None or name in names
     )

@@ -47,3 +47,22 @@ def test_output_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert plan.main(overrides) == 1
         assert capsys.readouterr().err.startswith(message)
+
+
+def test_cuts_at_each_width_and_slices(capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan.rows(resolve(compose(["model=cnn", "data=mnist", "plan=auto"])))
+    names = [row.name for row in found]
+    assert {"stage1 2bit", "stage1 8bit", f"{plan.WHOLE} 4bit"} <= set(names)
+    capacities = {row.name.split()[-1]: row.capacity for row in found}
+    assert capacities["8bit"] == 1
+    assert 1 / 16 < capacities["2bit"] < 1 / 4  # but for the edges, which have 8 bits
+    assert plan.main(["model=cnn", "data=mnist", "plan=auto", "plan.floor=0.9"]) == 0
+    starred = [row for row in capsys.readouterr().out.splitlines() if "*" in row]
+    assert starred
+    assert all("8bit" in row for row in starred)
+    assert plan.main(["model=cnn", "strategy=heterofl", "plan=auto", "quant.bits=8"]) == 0
+    starred = [row for row in capsys.readouterr().out.splitlines() if "*" in row]
+    assert starred
+    assert all("width50" in row for row in starred)  # a quarter of the bit operations
+    assert plan.main(["model=cnn", "strategy=heterofl", "submodel.share=auto"]) == 0
+    assert "*" in next(x for x in capsys.readouterr().out.splitlines() if "width100" in x)
