@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, TypeVar, Unpack
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -56,6 +56,7 @@ from strategies.server.method import (
     Test,
     TestOf,
     Variant,
+    parted,
 )
 from strategies.server.planner import Planner
 from strategies.server.results import (
@@ -72,6 +73,7 @@ from strategies.server.spool import Spool
 from strategies.server.watch import NOTHING, Watch
 from tracking.record import Sink
 
+Named = TypeVar("Named")
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -129,6 +131,8 @@ class Federation:
         entered = state
 
         def exchange(starts: Sequence[Start]) -> list[Result]:
+            if any(start.in_turn for start in starts):
+                return [one for start in starts for one in self.in_turn(entered, start)]
             return self.exchange(entered, starts)
 
         state, linked = self.method.schedule.run(state, network, chosen, exchange)
@@ -186,6 +190,23 @@ class Federation:
             return []
         return self.choose(replace(state, round=state.round - 1, records=state.records[:-1])).alone
 
+    def in_turn(self, state: ServerState, start: Start) -> list[Result]:
+        """Have clients train one after another, handing on the server's part; one message each."""
+        network = self.in_round(start.server_round or state.round + 1)
+        assert network is not None, "a network that is cut needs prepare()"
+        arrays, results = dict(start.arrays), list[Result]()
+        for partition in start.partitions:
+            one = replace(start, arrays=arrays, partitions=[partition], in_turn=False)
+            (result,) = self.exchange(state, [one])
+            device, server = parted(network, result)
+            arrays |= server
+            results.append(replace(result, arrays=device))
+        if results:
+            last = results.pop()
+            _, server = parted(network, replace(last, arrays=arrays))
+            results.append(replace(last, arrays={**server, **last.arrays}))
+        return results
+
     def exchange(
         self, state: ServerState, starts: Sequence[Start], *, is_alone: bool = False
     ) -> list[Result]:
@@ -197,7 +218,7 @@ class Federation:
         sent: list[Message] = []
         for start in starts:
             network = self.in_round(start.server_round or state.round + 1)
-            expected = forms(start.arrays)
+            whole = forms(start.arrays)
             sizes: dict[tuple[int, frozenset[str] | None], int] = {}  # most get the same
             messages_of = self.requests(state, start, is_alone=is_alone)
             for partition, message in zip(start.partitions, messages_of, strict=True):
@@ -206,6 +227,7 @@ class Federation:
                 if key not in sizes:
                     arrays = messages.read_request(message)[0]
                     sizes[key] = messages.payload_bytes(arrays, names)
+                expected = on_device(network, partition, whole) if is_alone else whole
                 asked[self.nodes[partition]] = Asked(
                     partition, expected, network, names, sizes[key]
                 )
@@ -237,8 +259,11 @@ class Federation:
                 own = private.own(state, network, partition)
             content = contents.get(variant) if not own else None
             if content is None:
+                given = {**start.arrays, **own}
+                if is_alone:
+                    given = on_device(network, partition, given)
                 arrays = self.method.wire.encode(
-                    network, {**start.arrays, **own}, partition, number, self.rounds.seed
+                    network, given, partition, number, self.rounds.seed
                 )
                 config = ConfigRecord({**settings, **dict(variant)})
                 content = messages.request(messages.to_record(arrays), config, number)
@@ -585,6 +610,14 @@ def trained_names(model: nn.Module) -> list[str]:
     """Return the names of the parameters that train, which is all a server optimizer touches."""
     named = model.named_parameters(remove_duplicate=False)
     return [name for name, parameter in named if parameter.requires_grad]
+
+
+def on_device(
+    network: Network | None, partition: int, named: Mapping[str, Named]
+) -> dict[str, Named]:
+    """Return those of what has the names of arrays that are on a client's device."""
+    names = None if network is None else network.on_device(partition)
+    return {name: one for name, one in named.items() if names is None or name in names}
 
 
 def tensors(arrays: Arrays) -> dict[str, torch.Tensor]:
