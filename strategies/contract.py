@@ -93,6 +93,21 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Invitation:
+    """Where a client finds the server's half, if that is not beside it.
+
+    Attributes:
+        address: ``host:port``.
+        ticket: for this client in this round, once.
+        certificate: PEM of what is shown there, and of nobody else.
+    """
+
+    address: str
+    ticket: str
+    certificate: str
+
+
+@dataclass(frozen=True)
 class Update:
     """What a client half returns.
 
