@@ -2,8 +2,9 @@
 
 That is the client's process in a simulation, and it may as well be another one: nothing here knows
 the client but by its packets. Dropout draws from torch's default generator. In the client's process
-both halves share it, one after the other, as in the whole network. In another process each half has
-a stream of its own, which begins alike: the draws are the same if the device's part draws nothing.
+both halves share it, one after the other, as in the whole network. In another process the server's
+half has a stream of its own, which begins alike: the draws are the same if the device's part draws
+nothing.
 """
 
 import threading
@@ -132,7 +133,7 @@ class LocalHalf:
         generator = _dropout_of(self._part)
         self._cloud = OwnStream(generator, task.streams.number("dropout.cloud"))
         if self._packed:
-            self._dropout = OwnStream(generator, task.streams.number("dropout"))
+            self._dropout = OwnStream(generator, task.streams.number(task.streams.dropout))
         else:
             self._dropout = nullcontext
             task.streams.seed_dropout()

@@ -185,6 +185,22 @@ def test_without_its_half_a_reply_is_none(
 # What is said -------------------------------------------------------------------------------------
 
 
+def test_dropout_on_both_sides_is_said(
+    start: Callable[..., Watching], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run is another than the simulation's, and the same whenever it is started."""
+    network = ("model._target_=tests.test_identities.Residual", "split.cut=stage3", "rounds=1")
+    with caplog.at_level(logging.WARNING):
+        start("strategy=splitfed_v1", *network)
+        start("strategy=splitfed_v1", *network, output=str(tmp_path / "again"))
+    said = [text for text in caplog.messages if "dropout on both sides" in text]
+    assert len(said) == 2
+    assert said[0].startswith("split.cut=stage3: ")
+    assert_same_run(tmp_path / "run", tmp_path / "again")
+    simulate(tmp_path / "ours", *THREE, "strategy=splitfed_v1", *network)
+    assert rounds(tmp_path / "ours") != rounds(tmp_path / "run")
+
+
 def test_an_address_that_is_not_used_is_said(
     start: Callable[..., Watching], caplog: pytest.LogCaptureFixture
 ) -> None:
