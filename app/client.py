@@ -21,8 +21,9 @@ from app.config.composition import from_run_config
 from app.experiment import PARTS, Parts
 from app.time_limit import TimeLimit
 from strategies import messages
+from strategies.client.remote import train_remote
 from strategies.client.simulated import train_simulated
-from strategies.contract import ClientData, Task, Update, check_arrays, check_report
+from strategies.contract import ClientData, Invitation, Task, Update, check_arrays, check_report
 
 LIMIT, DEVICE = "limit", "device"  # in the run config of our own engine
 
@@ -62,6 +63,7 @@ def train(message: Message, context: Context) -> Message:
             data,
             messages.task_of(settings, server_round, partition, len(data)),
             _limit(context),
+            messages.read_invitation(message),
         )
         update = device.on_host(update)
         check_report(update, len(data))
@@ -77,6 +79,7 @@ def _train(
     data: ClientData,
     task: Task,
     limit: TimeLimit,
+    invitation: Invitation | None,
 ) -> Update:
     """Train one client; what it leaves behind in this process does not reach the next one.
 
@@ -87,7 +90,10 @@ def _train(
     model, seen, written = prepared.model(), isolation.glance(data), isolation.versions(arrays)
     try:
         with isolation.isolated(task.streams.number("global")), limit.watch():
-            update = train_simulated(prepared.client, model, arrays, data, task)
+            if invitation is None:
+                update = train_simulated(prepared.client, model, arrays, data, task)
+            else:
+                update = train_remote(prepared.client, model, arrays, data, task, invitation)
     finally:
         prepared.release()
         if isolation.versions(arrays) != written:

@@ -25,6 +25,7 @@ from app.summary import describe, remarks
 from strategies import messages
 from strategies.server.checkpoint import save_arrays
 from strategies.server.discovery import wait_for_nodes
+from strategies.server.half_service import HalfService, HalfSettings
 from strategies.server.watch import Watch
 from tracking.files import CannotWriteError, whole
 from tracking.jsonl import ROUNDS, JsonlSink, read, readable
@@ -52,15 +53,17 @@ def main(grid: Grid, context: Context) -> None:
             alone makes Flower count a run as failed: sys.exit would not.
         CannotWriteError: the folder cannot be written to.
     """
+    listening = contextlib.ExitStack()
     try:
-        chosen, prepared, folder = prepare(grid, context.run_config)
+        chosen, prepared, folder, half = prepare(grid, context.run_config)
+        service = listening.enter_context(HalfService(half)) if half else None
     except (ValueError, OSError, RuntimeError) as error:
         log.error("error: %s", explain(error))
         raise ValueError(explain(error)) from None
     try:
-        with locked(folder):
+        with listening, locked(folder):
             (folder / "error.txt").unlink(missing_ok=True)
-            run(chosen, grid, folder, prepared=prepared)
+            run(chosen, grid, folder, prepared=prepared, service=service)
     except Exception as error:
         log.error("error: %s", explain(error))
         if not isinstance(error, FolderTakenError | CannotWriteError):  # not ours, or no room
@@ -68,13 +71,16 @@ def main(grid: Grid, context: Context) -> None:
         raise
 
 
-def prepare(grid: Grid, run_config: Mapping[str, Any]) -> tuple[Experiment, Prepared, Path]:
+def prepare(
+    grid: Grid, run_config: Mapping[str, Any]
+) -> tuple[Experiment, Prepared, Path, HalfSettings | None]:
     """Check all that can be checked beforehand, and wait for the nodes; writes nothing.
 
     Args:
         grid: where the clients are.
         run_config: ``overrides`` is a command line, ``output`` an absolute folder (Flower starts
-            apps in a folder of its own), ``nodes_timeout_s`` how long to wait for SuperNodes.
+            apps in a folder of its own), ``nodes_timeout_s`` how long to wait for SuperNodes,
+            ``half_address`` and its kin where they find the server's half (`HalfSettings`).
 
     Raises:
         ValueError: something in the run's configuration is wrong; names the key.
@@ -89,12 +95,7 @@ def prepare(grid: Grid, run_config: Mapping[str, Any]) -> tuple[Experiment, Prep
         raise ValueError(f"nodes_timeout_s={timeout_s!r}: takes seconds, 0 or more")
     chosen = experiment.resolve(from_run_config(run_config))
     is_simulated = runtime.is_simulated(grid)
-    if experiment.method_class(chosen).needs_colocation and not is_simulated:
-        raise ValueError(
-            f"strategy={chosen.method}: cannot run on SuperNodes: its server half runs "
-            "beside each client and would leave the server; python main.py and Flower's simulation "
-            "run it"
-        )
+    half = half_of(chosen, grid, run_config)
     prepared = experiment.check(chosen)
     check_online(chosen.wandb)
     claim(Path(output), chosen)
@@ -105,7 +106,35 @@ def prepare(grid: Grid, run_config: Mapping[str, Any]) -> tuple[Experiment, Prep
             raise
         hint = f'--federation-config "num-supernodes={chosen.data.num_clients}"'
         raise ValueError(f"{error}; {hint} simulates as many as are needed") from error
-    return chosen, prepared, Path(output)
+    return chosen, prepared, Path(output), half
+
+
+def half_of(chosen: Experiment, grid: Grid, run_config: Mapping[str, Any]) -> HalfSettings | None:
+    """Return where SuperNodes find the server's half; None where there is none to be found.
+
+    Raises:
+        ValueError: the method has one, and nothing says where; names the key.
+    """
+    address = str(run_config.get("half_address", ""))
+    if not experiment.method_class(chosen).has_server_half:
+        if address:
+            log.warning(
+                "half_address=%s: not used: strategy=%s cuts nothing", address, chosen.method
+            )
+        return None
+    if runtime.is_simulated(grid):
+        if address:
+            log.warning("half_address=%s: not used: a simulation has both halves together", address)
+        return None
+    if not address:
+        raise ValueError(
+            f"strategy={chosen.method}: on SuperNodes the server keeps its half of the network; "
+            "takes -c 'half_address=\"host:port\"': where it listens and they reach it"
+        )
+    given = {"cert": "half_cert", "key": "half_key", "timeout_s": "half_timeout_s"}
+    return HalfSettings(
+        address, **{name: run_config[key] for name, key in given.items() if key in run_config}
+    )
 
 
 def run(
@@ -116,6 +145,7 @@ def run(
     show: Show = ProgressSink,
     prepared: Prepared | None = None,
     timeout_s: float = ROUND_TIMEOUT_S,
+    service: HalfService | None = None,
 ) -> dict[str, Any]:
     """Run one experiment and return its summary.
 
@@ -127,6 +157,7 @@ def run(
         show: makes what shows the progress.
         prepared: what `experiment.check` returned for it, and nobody has started; None prepares it.
         timeout_s: how long a round waits for its clients.
+        service: has the server's halves, where clients dial it.
 
     Raises:
         FolderTakenError: the folder holds another run, or one that is not to be continued.
@@ -184,6 +215,7 @@ def run(
                     look(chosen, folder, found, state, test_clients, where)
                 ),
             ),
+            service=service,
             undisturbed=signals.held,
         )
         with whole(folder / MODEL) as part:

@@ -74,6 +74,14 @@ class Packet:
         Raises:
             ValueError: nothing was packed.
         """
+        return b"".join(self.pieces())
+
+    def pieces(self) -> list[bytes | memoryview]:
+        """The same in pieces, which share memory with the payload.
+
+        Raises:
+            ValueError: nothing was packed.
+        """
         if self.values is not None:
             raise ValueError("this packet holds values: only a packed one can leave the process")
         header = {
@@ -83,8 +91,8 @@ class Packet:
             "parts": [[_name(part.dtype), list(part.shape)] for part in self.payload],
         }
         text = json.dumps(header, separators=(",", ":")).encode()
-        parts = [part.contiguous().cpu().numpy().data for part in self.payload if part.numel()]
-        return b"".join([len(text).to_bytes(LENGTH_BYTES, "little"), text, *parts])
+        parts = [_bytes_of(part) for part in self.payload if part.numel()]
+        return [len(text).to_bytes(LENGTH_BYTES, "little"), text, *parts]
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> "Packet":
@@ -132,6 +140,10 @@ class Packet:
         return cls(
             torch.Size(shape), channels_last, _num_bytes(payload), tuple(payload), dtype=dtype
         )
+
+
+def _bytes_of(part: Tensor) -> memoryview:
+    return part.contiguous().cpu().numpy().reshape(-1).view("uint8").data
 
 
 def _num_bytes(payload: Sequence[Tensor]) -> int:

@@ -164,7 +164,7 @@ class BinarizedSplit(FederatedStrategy):
 
     client = SplitClient(cut_binarized, shield, clip_latent)
     reads = ("split.cut", "link", "fleet.objective", "train.server_lr", "privacy")
-    needs_colocation = True
+    has_server_half = True
 
     def __init__(
         self,

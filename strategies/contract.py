@@ -55,11 +55,19 @@ class ClientData:
 
 @dataclass(frozen=True)
 class Streams:
-    """The random streams of one client in one round."""
+    """The random streams of one client in one round.
+
+    Attributes:
+        seed: of the experiment.
+        server_round: from 1.
+        partition: the client.
+        dropout: purpose of the stream that dropout draws from.
+    """
 
     seed: int
     server_round: int
     partition: int
+    dropout: str = "dropout"
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a new generator at the start of the stream called ``purpose``."""
@@ -68,9 +76,10 @@ class Streams:
     def seed_dropout(self) -> None:
         """Put torch's default generator, which dropout uses, at the start of this stream."""
         # torch.manual_seed would also take a stack trace for each accelerator that is not there.
-        torch.default_generator.manual_seed(self.number("dropout"))
+        number = self.number(self.dropout)
+        torch.default_generator.manual_seed(number)
         if torch.cuda.is_initialized():  # dropout draws where it runs
-            torch.cuda.manual_seed(self.number("dropout"))
+            torch.cuda.manual_seed(number)
 
     def number(self, purpose: str) -> int:
         """Return the seed of the stream called ``purpose``."""
@@ -90,6 +99,21 @@ class Task:
     settings: Settings
     streams: Streams
     num_examples: int
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """Where a client finds the server's half, if that is not beside it.
+
+    Attributes:
+        address: ``host:port``.
+        ticket: for this client in this round, once.
+        certificate: PEM of what is shown there, and of nobody else.
+    """
+
+    address: str
+    ticket: str
+    certificate: str
 
 
 @dataclass(frozen=True)

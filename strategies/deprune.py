@@ -43,7 +43,7 @@ class Deprune(FederatedStrategy):
 
     client = SplitClient(cut_with_bottleneck)
     reads = (*NARROW_READS, "prune.schedule")
-    needs_colocation = True
+    has_server_half = True
 
     def __init__(
         self,

@@ -130,7 +130,7 @@ class Hierarchical(FederatedStrategy):
 
     client = TiersClient()
     reads = (*READS, "evaluate.clients")
-    needs_colocation = True
+    has_server_half = True
 
     def __init__(
         self,

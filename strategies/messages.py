@@ -32,7 +32,7 @@ from torch import Tensor
 
 from models.objective import Objective, TaskSettings
 from strategies.array_bytes import packed, unpacked
-from strategies.contract import Settings, Streams, Task, Update
+from strategies.contract import Invitation, Settings, Streams, Task, Update
 
 ARRAYS = "arrays"
 CONFIG = "config"
@@ -46,6 +46,7 @@ ALONE = "alone"  # where the client trains without network
 PARTITION = "partition-id"
 BYTES_UP, BYTES_DOWN = "cut.bytes-up", "cut.bytes-down"
 EXTRA = "extra."
+HALF = "half"  # in a train message: where the server's half is, if not beside the client
 LONGEST_ERROR = 20_000  # characters of a client's traceback
 CLIENT_RAISED = 2  # Flower's code of an error in the ClientApp, which it does not publish
 
@@ -164,6 +165,17 @@ def read_request(message: Message) -> tuple[ArrayRecord, ConfigRecord, int]:
     """Arrays, config and round of a train message."""
     config = message.content.config_records[CONFIG]
     return message.content.array_records[ARRAYS], config, int(cast(int, config[ROUND]))
+
+
+def inviting(content: RecordDict, invitation: Invitation) -> RecordDict:
+    """Content of a train message that says where the server's half is; shares its records."""
+    return RecordDict({**content, HALF: ConfigRecord(dict(asdict(invitation)))})
+
+
+def read_invitation(message: Message) -> Invitation | None:
+    """Where the server's half is; None where the message does not say, as in a simulation."""
+    told = message.content.config_records.get(HALF)
+    return None if told is None else Invitation(**{n: str(v) for n, v in told.items()})
 
 
 def read_task(

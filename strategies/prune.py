@@ -58,7 +58,7 @@ class Prune(FederatedStrategy):
 
     client = SplitClient(cut_with_bottleneck)
     reads = (*NARROW_READS, "prune.source", "prune.source_content", "prune.pretrain_rounds")
-    needs_colocation = True
+    has_server_half = True
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ class Split(FederatedStrategy):
 
     client = SplitClient()
     reads = READS
-    needs_colocation = True
+    has_server_half = True
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ class SplitFedV1(FederatedStrategy):
 
     client = SplitClient()
     reads = (*READS, "plan")
-    needs_colocation = True
+    has_server_half = True
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ class SplitFedV3(FederatedStrategy):
 
     client = SplitClient()
     reads = (*READS, "evaluate.clients")
-    needs_colocation = True
+    has_server_half = True
     is_private = True
 
     def __init__(

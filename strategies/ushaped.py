@@ -31,7 +31,7 @@ class UShaped(FederatedStrategy):
 
     client = SplitClient()
     reads = (*READS, "split.tail")
-    needs_colocation = True
+    has_server_half = True
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from strategies.contract import ClientData, ClientHalf, M, Task, Update
+from strategies.messages import ALONE
 
 
 def train_simulated(
@@ -22,8 +23,10 @@ def train_simulated(
 
     Returns:
         The client's update, to which the server's half adds its arrays and the bytes that it sent.
+        Without a network there is no server's half, and the update holds the device's part.
     """
-    server = client.colocated(model, arrays, task)
+    is_alone = task.settings.get(ALONE, False)
+    server = None if is_alone else client.colocated(model, arrays, task)
     update = client.train(model, arrays, data, task, server)
     if server is None:
         return update

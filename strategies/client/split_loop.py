@@ -273,9 +273,9 @@ def train_device(
             hooks.after_step(part)
         losses.append(loss)
         counts.append(len(y))
-    server.end()
     mean = mean_of(losses, counts)
     end_training(device, mean, settings)
+    server.end()
     return mean
 
 

@@ -28,7 +28,7 @@ from strategies.client.training import (
     samples,
 )
 from strategies.contract import ClientData, MeanLoss, ServerHalf, Settings, Task, Update
-from strategies.messages import ALONE, objective_of, under, unpack_settings
+from strategies.messages import objective_of, under, unpack_settings
 from strategies.server.half import LocalHalf
 
 EDGE_LOSS = "edge_loss"
@@ -68,8 +68,7 @@ class Tiers:
 class TiersClient:
     """A `ClientHalf` that trains a device's part and its exit, and feeds the cloud's part.
 
-    With the setting ``alone`` there is no network: the server's half, if one is there, is left as
-    it is.
+    Where there is no network, there is no server's half.
     """
 
     def prepare(self, model: nn.Module, settings: Settings) -> Tiers:
@@ -88,13 +87,12 @@ class TiersClient:
     ) -> Update:
         """Load the device's part and its exit, train them, return them."""
         settings = unpack_settings(task.settings, "train", LocalTraining)
-        cloud = None if task.settings.get(ALONE, False) else server
         link = unpack_settings(task.settings, "link", LinkSettings)
-        is_packed = cloud is not None and cloud.packed
+        is_packed = server is not None and server.packed
         end = End.of_device(link, task.streams.generator("link.up"), is_packed)
         model.load_device(arrays)
         (device,) = model.halves.device
-        edge_loss, loss = train_tiers(device, model.exit, cloud, end, data, settings, task)
+        edge_loss, loss = train_tiers(device, model.exit, server, end, data, settings, task)
         return Update(
             arrays=model.device_arrays(),
             num_examples=len(data),
@@ -106,7 +104,7 @@ class TiersClient:
     def colocated(
         self, model: Tiers, arrays: Mapping[str, Tensor], task: Task, packed: bool = False
     ) -> LocalHalf:
-        """Load the cloud's part, and give it its end of the link, also where it is cut off."""
+        """Load the cloud's part, and give it its end of the link."""
         return server_half(model.halves.server, arrays, task, packed)
 
 
@@ -162,7 +160,7 @@ def train_tiers(
     end_training(edge, edge_loss, settings)
     if cloud is None:
         return edge_loss, None
-    cloud.end()
     cloud_loss = mean_of(of_cloud, counts)
     end_training((), cloud_loss, settings)
+    cloud.end()
     return edge_loss, cloud_loss

@@ -210,6 +210,23 @@ class CutNetwork:
         """Names of the arrays of a client's device part."""
         return self.place(partition).names
 
+    def crossing(self, partition: int, samples: int) -> tuple[tuple[int, ...], int]:
+        """Shape of one sample's activations at a client's first cut, and most bytes of a message.
+
+        Args:
+            partition: the client.
+            samples: of its largest batch.
+        """
+        place = self.place(partition)
+        (first, *_), server = place.costs
+        to_server, to_device = self.link.codecs()
+        most = to_server.num_bytes((samples, *first.output_shape))
+        if place.split.tail:
+            gradient = to_device.gradient_shape((samples, *server.output_shape))
+            return first.output_shape, max(most, to_server.num_bytes(gradient))
+        labels = self.objective.label_bytes(server.output_shape)
+        return first.output_shape, most + samples * labels
+
     def works(self, train: LocalTraining, sent: Sizes) -> dict[int, ClientWork]:
         """What a round takes each client at its cut."""
 

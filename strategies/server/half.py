@@ -2,11 +2,14 @@
 
 That is the client's process in a simulation, and it may as well be another one: nothing here knows
 the client but by its packets. Dropout draws from torch's default generator. In the client's process
-both halves share it, one after the other, as in the whole network; in another process, where the
-half begins at the same stream, the draws are the same if the device's part has no dropout.
+both halves share it, one after the other, as in the whole network. In another process the server's
+half has a stream of its own, which begins alike: the draws are the same if the device's part draws
+nothing.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,8 +32,46 @@ from strategies.contract import Task
 AfterStep = Callable[[nn.Module], None]
 
 
+# Held by who draws from torch's default generator, which a process has one of, in a stream of its
+# own.
+_drawing = threading.Lock()
+
+
 def nothing(part: nn.Module) -> None:
     """The hook of a half to which nothing is done after a step."""
+
+
+class OwnStream:
+    """Has what is drawn from a default generator of torch drawn from a stream of its own.
+
+    Several streams of a process wait for each other. One in which nothing was drawn the first time
+    waits for nobody any more: what draws at all, such as dropout, does so in every forward pass.
+
+    Args:
+        generator: torch's.
+        seed: where the stream begins.
+    """
+
+    def __init__(self, generator: torch.Generator, seed: int) -> None:
+        self._generator = generator
+        self._state = torch.Generator(generator.device).manual_seed(seed).get_state()
+        self._draws = True
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Within it draws are of this stream, which goes on from where it was."""
+        if not self._draws:
+            yield
+            return
+        with _drawing:
+            before, began = self._generator.get_state(), self._state
+            self._generator.set_state(began)
+            try:
+                yield
+            finally:
+                self._state = self._generator.get_state()
+                self._generator.set_state(before)
+        self._draws = not torch.equal(began, self._state)
 
 
 class LocalHalf:
@@ -41,7 +82,8 @@ class LocalHalf:
         settings: how the client trains, and the server at its own rate.
         end: the server's end of the link.
         after_step: called with the part after each step of its optimizer.
-        packed: whether ``end`` packs, because the client is in another process.
+        packed: whether ``end`` packs, because the client is in another process; dropout then has a
+            stream of its own.
         loss_of: the mean loss of outputs and labels (B, …).
     """
 
@@ -63,8 +105,8 @@ class LocalHalf:
         self._optimizer: torch.optim.Optimizer
         self._run: Callable[..., Any]  # the part, from begin() on
         self._pending: tuple[list[Tensor], Tensor] | None = None
-        self._generator: torch.Generator  # dropout's
-        self._random: Tensor  # where it is in `learn`
+        self._dropout: Callable[[], AbstractContextManager[None]]  # within it the part runs
+        self._cloud: OwnStream  # the same in `learn`
         # torch 2.13 crashes in group norm's backward pass in channels_last where the gradient of
         # its input is not asked for.
         self._asks = any(isinstance(module, nn.GroupNorm) for module in part.modules())
@@ -88,26 +130,28 @@ class LocalHalf:
         begin_training([self._part], task.num_examples)
         self._run = at_once(self._part)
         self._optimizer = make_optimizer([self._part], self._settings.of_server())
-        task.streams.seed_dropout()
-        self._generator = _dropout_of(self._part)
-        cloud = torch.Generator(self._generator.device)
-        self._random = cloud.manual_seed(task.streams.number("dropout.cloud")).get_state()
+        generator = _dropout_of(self._part)
+        self._cloud = OwnStream(generator, task.streams.number("dropout.cloud"))
+        if self._packed:
+            self._dropout = OwnStream(generator, task.streams.number(task.streams.dropout))
+        else:
+            self._dropout = nullcontext
+            task.streams.seed_dropout()
 
     def step(self, z: Packet, y: Tensor) -> tuple[Packet, Tensor]:
         """Forward, loss, backward, step."""
         received, gradients = receive(self._end.receive(z))
-        loss = self._loss_of(self._run(received), receive_labels(y))
+        with self._dropout():
+            outputs = self._run(received)
+        loss = self._loss_of(outputs, receive_labels(y))
         self._train(loss)
         return self._end.send_gradient(gradients.pop()), loss.detach()
 
     def learn(self, z: Packet, y: Tensor) -> Tensor:
         """As `step`, with dropout in a stream of its own: nothing of it is felt on the device."""
-        device_random = self._generator.get_state()
-        self._generator.set_state(self._random)
         received = self._end.receive(z).detach().requires_grad_(self._asks)
-        outputs = self._run(received)
-        self._random = self._generator.get_state()
-        self._generator.set_state(device_random)
+        with self._cloud():
+            outputs = self._run(received)
         loss = self._loss_of(outputs, receive_labels(y))
         self._train(loss)
         return loss.detach()
@@ -115,7 +159,8 @@ class LocalHalf:
     def forward(self, z: Packet) -> Packet:
         """Forward alone."""
         received, gradients = receive(self._end.receive(z))
-        h = self._run(received)
+        with self._dropout():
+            h = self._run(received)
         self._pending = gradients, h
         return self._end.send(h)
 

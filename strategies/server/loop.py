@@ -17,10 +17,10 @@ A method is a subclass that brings a constructor alone, which names the method's
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, TypeVar, Unpack
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -35,11 +35,20 @@ from models.inputs import Inputs
 from models.objective import TaskSettings
 from models.trace import preserved_randomness, seed_all
 from strategies import messages
-from strategies.contract import ClientHalf, Settings, check_arrays, check_report
+from strategies.contract import (
+    ClientHalf,
+    Settings,
+    Task,
+    Update,
+    check_arrays,
+    check_report,
+)
 from strategies.server.best import keeping_best
 from strategies.server.buffered import brought_up
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.discovery import introductions
+from strategies.server.elsewhere import Elsewhere
+from strategies.server.half_service import HalfService, OpenRound, Trained, Turn
 from strategies.server.losses import with_losses
 from strategies.server.method import (
     Arrays,
@@ -56,6 +65,7 @@ from strategies.server.method import (
     Test,
     TestOf,
     Variant,
+    parted,
 )
 from strategies.server.planner import Planner
 from strategies.server.results import (
@@ -72,6 +82,7 @@ from strategies.server.spool import Spool
 from strategies.server.watch import NOTHING, Watch
 from tracking.record import Sink
 
+Named = TypeVar("Named")
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -89,6 +100,8 @@ class Federation:
         timeout_s: how long a round waits for replies.
         config: what the caller sends to clients besides.
         planner: draws the clients of each round.
+        elsewhere: makes the server's halves, where devices dial them; None has them beside the
+            clients.
     """
 
     method: Method
@@ -100,6 +113,7 @@ class Federation:
     timeout_s: float
     config: Mapping[str, Any]
     planner: Planner
+    elsewhere: Elsewhere | None = None
 
     def in_round(self, server_round: int) -> Network | None:
         """The network of a round."""
@@ -129,6 +143,8 @@ class Federation:
         entered = state
 
         def exchange(starts: Sequence[Start]) -> list[Result]:
+            if self.elsewhere is None and any(start.in_turn for start in starts):
+                return [one for start in starts for one in self.in_turn(entered, start)]
             return self.exchange(entered, starts)
 
         state, linked = self.method.schedule.run(state, network, chosen, exchange)
@@ -186,6 +202,23 @@ class Federation:
             return []
         return self.choose(replace(state, round=state.round - 1, records=state.records[:-1])).alone
 
+    def in_turn(self, state: ServerState, start: Start) -> list[Result]:
+        """Have clients train one after another, handing on the server's part; one message each."""
+        network = self.in_round(start.server_round or state.round + 1)
+        assert network is not None, "a network that is cut needs prepare()"
+        arrays, results = dict(start.arrays), list[Result]()
+        for partition in start.partitions:
+            one = replace(start, arrays=arrays, partitions=[partition], in_turn=False)
+            (result,) = self.exchange(state, [one])
+            device, server = parted(network, result)
+            arrays |= server
+            results.append(replace(result, arrays=device))
+        if results:
+            last = results.pop()
+            _, server = parted(network, replace(last, arrays=arrays))
+            results.append(replace(last, arrays={**server, **last.arrays}))
+        return results
+
     def exchange(
         self, state: ServerState, starts: Sequence[Start], *, is_alone: bool = False
     ) -> list[Result]:
@@ -195,9 +228,10 @@ class Federation:
         """
         asked: dict[int, Asked] = {}  # by node
         sent: list[Message] = []
+        turns: list[Turn] = []
         for start in starts:
             network = self.in_round(start.server_round or state.round + 1)
-            expected = forms(start.arrays)
+            whole = forms(start.arrays)
             sizes: dict[tuple[int, frozenset[str] | None], int] = {}  # most get the same
             messages_of = self.requests(state, start, is_alone=is_alone)
             for partition, message in zip(start.partitions, messages_of, strict=True):
@@ -206,18 +240,52 @@ class Federation:
                 if key not in sizes:
                     arrays = messages.read_request(message)[0]
                     sizes[key] = messages.payload_bytes(arrays, names)
+                expected = on_device(network, partition, whole) if is_alone else whole
                 asked[self.nodes[partition]] = Asked(
                     partition, expected, network, names, sizes[key]
                 )
                 sent.append(message)
+                if self.elsewhere is not None and not is_alone:
+                    task = self.task(message, partition)
+                    turns.append(self.elsewhere.turn(network, start.arrays, task))
+        with self.invited(sent, turns, any(start.in_turn for start in starts)) as halves:
+            return self.replies(state, sent, asked, halves)
+
+    @contextmanager
+    def invited(
+        self, sent: Sequence[Message], turns: Sequence[Turn], in_turn: bool
+    ) -> Iterator[OpenRound | None]:
+        """Open the server's halves to a round's devices, and tell each where to dial."""
+        if self.elsewhere is None or not turns:
+            yield None
+            return
+        with self.elsewhere.service.open(turns, in_turn) as (halves, invitations):
+            for message, turn in zip(sent, turns, strict=True):
+                invitation = invitations[turn.partition]
+                message.content = messages.inviting(message.content, invitation)
+            yield halves
+
+    def replies(
+        self,
+        state: ServerState,
+        sent: Sequence[Message],
+        asked: Mapping[int, "Asked"],
+        halves: OpenRound | None,
+    ) -> list[Result]:
+        """Send messages and return what came of each, in the order of ``asked``."""
         size = sum(array.nbytes for array in state.arrays.values())
         spool = Spool(len(sent) * size)
         results: dict[int, Result] = {}
         for reply in self.grid.send_and_receive(sent, timeout=self.timeout_s):
             node = reply.metadata.src_node_id
-            result = self.result(asked[node], reply)
+            result = self.result(asked[node], reply, halves)
             results[node] = replace(result, arrays=spool.put(result.arrays))
-        return [results.get(node) or self.result(one, None) for node, one in asked.items()]
+        found = [results.get(node) or self.result(one, None) for node, one in asked.items()]
+        if halves is None or not halves.in_turn:
+            return found
+        network = self.in_round(state.round + 1)
+        assert network is not None, "a network that is cut needs prepare()"
+        return after_turns(network, found, halves)
 
     def requests(
         self, state: ServerState, start: Start, *, is_alone: bool = False
@@ -240,6 +308,8 @@ class Federation:
                 arrays = self.method.wire.encode(
                     network, {**start.arrays, **own}, partition, number, self.rounds.seed
                 )
+                if is_alone or self.elsewhere is not None:
+                    arrays = on_device(network, partition, arrays)
                 config = ConfigRecord({**settings, **dict(variant)})
                 content = messages.request(messages.to_record(arrays), config, number)
                 if not own:
@@ -258,7 +328,14 @@ class Federation:
         told = settings_of(self.method, self.rounds, self.network, server_round)
         return {**told, messages.SEED: self.rounds.seed, **self.config}
 
-    def result(self, asked: "Asked", reply: Message | None) -> Result:
+    def task(self, message: Message, partition: int) -> Task:
+        """What a message tells its client to do."""
+        _, config, number = messages.read_request(message)
+        return messages.task_of(config, number, partition, self.clients.num_examples[partition])
+
+    def result(
+        self, asked: "Asked", reply: Message | None, halves: OpenRound | None = None
+    ) -> Result:
         """Return what came of a client; ``reply`` is None where it did not answer."""
         partition, sent_bytes = asked.partition, asked.sent_bytes
         result = Result(partition, self.clients.num_examples[partition], bytes_down=sent_bytes)
@@ -268,6 +345,8 @@ class Federation:
             return replace(result, error=messages.why(reply))
         try:
             update = messages.read_reply(reply)
+            if halves is not None:
+                update = completed(update, halves.take(partition))
             check_report(update, result.num_examples)
             arrays, masks = self.method.wire.decode(asked.network, update.arrays, partition)
             check_forms(arrays, asked.expected)
@@ -303,6 +382,29 @@ class Asked:
     sent_bytes: int
 
 
+def completed(update: Update, trained: Trained) -> Update:
+    """Return a device's update with the server's half of it, whose bytes the server counted."""
+    arrays = {**update.arrays, **trained.arrays}
+    up, down = trained.bytes_up, trained.bytes_down
+    return replace(update, arrays=arrays, bytes_up=up, bytes_down=down)
+
+
+def after_turns(network: Network, results: Sequence[Result], halves: OpenRound) -> list[Result]:
+    """Return the results of clients from one to the next of whom the server's part went.
+
+    The last has it as it was left. Where a client's reply is lost after its turn had ended, the
+    part that others went on from keeps its steps, and the client's error says so.
+    """
+    left = list[Result]()
+    for result in results:
+        error = result.error
+        if error is not None and halves.has_ended(result.partition):
+            error = f"{error.rstrip()}; its turn had ended: the server's half keeps its steps"
+        left.append(replace(result, arrays=parted(network, result)[0], error=error))
+    server = {name: tensor.numpy() for name, tensor in halves.handed_on.items()}
+    return [*left[:-1], *(replace(one, arrays={**server, **one.arrays}) for one in left[-1:])]
+
+
 class FederatedStrategy(Strategy):
     """A Flower strategy that runs a method.
 
@@ -317,9 +419,9 @@ class FederatedStrategy(Strategy):
     reads: ClassVar[tuple[str, ...]] = ()
     # Bit width where quant.bits is null.
     default_bits: ClassVar[int] = 32
-    # Whether the server's part runs beside each client: then not on SuperNodes, where it would
-    # leave the server.
-    needs_colocation: ClassVar[bool] = False
+    # Whether the network is cut and the server has a half of it: beside each client in a
+    # simulation; for SuperNodes at an address that they dial.
+    has_server_half: ClassVar[bool] = False
     # Whether each client keeps a part of its own, so that the global model is nobody's.
     is_private: ClassVar[bool] = False
 
@@ -330,6 +432,7 @@ class FederatedStrategy(Strategy):
         )
         method.network.check(self.rounds)
         self.network: Prepared | None = None  # set by prepare()
+        self._given: nn.Module | None = None  # what prepare() was given
         self._federation: Federation | None = None  # of configure_train() and aggregate_train()
         self._entered = ServerState()  # the state of the round that configure_train() began
 
@@ -353,7 +456,7 @@ class FederatedStrategy(Strategy):
         clients = Clients(num_examples or {}, self.rounds.fleet)
         rule = self.method.schedule.rule
         network = self.method.network.prepare(model, input_shape, clients, self.rounds, rule)
-        self.network = network
+        self.network, self._given = network, model
         return network.in_round(1).model
 
     def prepared(self) -> Prepared:
@@ -405,6 +508,7 @@ class FederatedStrategy(Strategy):
         checkpoints: Checkpoints | None = None,
         resume_from: ServerState | None = None,
         watch: Watch = NOTHING,
+        service: HalfService | None = None,
         undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> FlowerResult:
         """Run the experiment; see Flower's ``Strategy.start`` for the arguments up to evaluate_fn.
@@ -420,6 +524,8 @@ class FederatedStrategy(Strategy):
             checkpoints: where to write checkpoints; None writes none.
             resume_from: continue from this state.
             watch: what else is evaluated, what ends the run early, which state is kept.
+            service: has the server's halves in this process, for clients that dial it; None has
+                them beside the clients, as in a simulation.
             undisturbed: within what it returns a finished round is recorded and saved; it may hold
                 back the signals that would end the run in the middle of that.
 
@@ -427,6 +533,10 @@ class FederatedStrategy(Strategy):
             AllClientsFailedError: no client of a round returned anything.
         """
         federation = self.federation(grid, timeout, train_config)
+        if service is not None:
+            assert self._given is not None, "a network that is cut needs prepare()"
+            elsewhere = Elsewhere(service, self.client, self._given)
+            federation = replace(federation, elsewhere=elsewhere)
         if federation.network is not None:
             federation.planner.check(federation.network.in_round(1))
         result = FlowerResult()
@@ -585,6 +695,14 @@ def trained_names(model: nn.Module) -> list[str]:
     """Return the names of the parameters that train, which is all a server optimizer touches."""
     named = model.named_parameters(remove_duplicate=False)
     return [name for name, parameter in named if parameter.requires_grad]
+
+
+def on_device(
+    network: Network | None, partition: int, named: Mapping[str, Named]
+) -> dict[str, Named]:
+    """Return those of what has the names of arrays that are on a client's device."""
+    names = None if network is None else network.on_device(partition)
+    return {name: one for name, one in named.items() if names is None or name in names}
 
 
 def tensors(arrays: Arrays) -> dict[str, torch.Tensor]:

@@ -196,6 +196,13 @@ class Result:
         return samples * self.discount
 
 
+def parted(network: "Network", result: Result) -> tuple[Arrays, Arrays]:
+    """Return the arrays of a result's device part, and those of its server part."""
+    names = network.on_device(result.partition) or frozenset()
+    device = {n: a for n, a in result.arrays.items() if n in names}
+    return device, {n: a for n, a in result.arrays.items() if n not in device}
+
+
 @dataclass(frozen=True)
 class Start:
     """Clients that train from the same arrays.
@@ -205,15 +212,19 @@ class Start:
         partitions: who begins from them.
         server_round: the round that they train for; None is the present one.
         told: by partition, what a client is told beside what its network's variant says.
+        in_turn: whether the server's part goes from one to the next, in the order of
+            ``partitions``; the last one's result then also holds what it has become.
     """
 
     arrays: Arrays
     partitions: Sequence[int]
     server_round: int | None = None
     told: Mapping[int, Variant] = field(default_factory=dict)
+    in_turn: bool = False
 
 
-# Have all clients of these train at once; what came of each, in their order.
+# Have the clients of these train, all at once where nothing goes from one to the next; what came of
+# each, in their order.
 Exchange = Callable[[Sequence[Start]], list[Result]]
 
 

@@ -32,6 +32,7 @@ from strategies.server.method import (
     Schedule,
     ServerState,
     Start,
+    parted,
 )
 from strategies.server.schedule_settings import SEMI, SYNC
 
@@ -116,14 +117,17 @@ class Chain:
     ) -> tuple[ServerState, list[Result]]:
         """What is handed on is left out of the results: there is nothing to average."""
         current, left = dict(state.arrays), list[Result]()
+        if not self.relays_device:
+            assert network is not None, "a network that is cut needs prepare()"
+            for result in exchange([Start(current, chosen.linked, in_turn=True)]):
+                kept, handed_on = parted(network, result)
+                current |= handed_on
+                left.append(replace(result, arrays=kept))
+            return state.with_arrays(current), left
         for partition in chosen.linked:
             (result,) = exchange([Start(current, [partition])])
-            stays = frozenset[str]()
-            if not self.relays_device and network is not None:
-                stays = network.on_device(partition) or frozenset()
-            current |= {n: array for n, array in result.arrays.items() if n not in stays}
-            kept = {n: array for n, array in result.arrays.items() if n in stays}
-            left.append(replace(result, arrays=kept))
+            current |= result.arrays
+            left.append(replace(result, arrays={}))
         return state.with_arrays(current), left
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -44,10 +45,12 @@ class FlowerHome:
 
     Args:
         folder: where state and logs go; is made.
+        tls: whether everybody talks to the SuperLink by TLS, with a certificate made for it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tls: bool = False) -> None:
         self.folder = folder
+        self._tls = tls
         self._ports = contextlib.ExitStack()
         self._children: list[subprocess.Popen[bytes]] = []
         self._env = {
@@ -61,6 +64,13 @@ class FlowerHome:
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True)
+        if self._tls:
+            make = [
+                "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+                "-nodes", "-days", "2", "-subj", "/CN=superlink", "-addext",
+                "subjectAltName=IP:127.0.0.1", "-keyout", str(self.key), "-out", str(self.cert),
+            ]  # fmt: skip
+            subprocess.run(make, check=True, capture_output=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,29 +85,45 @@ class FlowerHome:
         for child in self._children:
             child.wait(END_S)
 
+    @property
+    def cert(self) -> Path:
+        """The SuperLink's certificate, where there is one."""
+        return self.folder / "superlink.pem"
+
+    @property
+    def key(self) -> Path:
+        """Its key."""
+        return self.folder / "superlink.key"
+
     def superlink(self, *options: str) -> str:
         """Start a SuperLink, wait until it answers, and return its address."""
         port = self._ports.enter_context(reserved_port())
         address = f"127.0.0.1:{port}"
+        cert, key = str(self.cert), str(self.key)
+        tls = ("--ssl-certfile", cert, "--ssl-keyfile", key, "--ssl-ca-certfile", cert)
         process = self._start(
-            "flower-superlink", "--insecure", "--disable-runtime-dependency-installation",
+            "flower-superlink", *(tls if self._tls else ("--insecure",)),
+            "--disable-runtime-dependency-installation",
             "--host", "127.0.0.1", "--port", str(port), *options,
         )  # fmt: skip
         deadline = time.monotonic() + START_S
-        while not answers(f"http://{address}/health"):
+        scheme = "https" if self._tls else "http"
+        while not answers(f"{scheme}://{address}/health", self.cert if self._tls else None):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"no SuperLink: {self.logs()}")
             time.sleep(0.2)
         with (self.folder / "config.toml").open("a") as file:
             name = json.dumps(link_name(address))
-            file.write(f'[superlink.{name}]\naddress = "{address}"\ninsecure = true\n')
+            trust = f'root-certificates = "{cert}"' if self._tls else "insecure = true"
+            file.write(f'[superlink.{name}]\naddress = "{address}"\n{trust}\n')
         return address
 
-    def supernode(self, superlink: str, node_config: str) -> None:
+    def supernode(self, superlink: str, node_config: str) -> "subprocess.Popen[bytes]":
         """Start a SuperNode; it comes to the SuperLink when it is ready."""
         port = self._ports.enter_context(reserved_port())
-        self._start(
-            "flower-supernode", "--insecure", "--superlink", superlink,
+        tls = ("--root-certificates", str(self.cert)) if self._tls else ("--insecure",)
+        return self._start(
+            "flower-supernode", *tls, "--superlink", superlink,
             "--host", "127.0.0.1", "--port", str(port), "--node-config", node_config,
         )  # fmt: skip
 
@@ -164,10 +190,11 @@ def reserved_port() -> Iterator[int]:
         yield held.getsockname()[1]
 
 
-def answers(url: str) -> bool:
-    """Whether something is served there."""
+def answers(url: str, cert: Path | None = None) -> bool:
+    """Whether something is served there; by TLS if ``cert`` says whom to trust."""
+    context = ssl.create_default_context(cafile=cert) if cert else None
     try:
-        with urllib.request.urlopen(url, timeout=2):
+        with urllib.request.urlopen(url, timeout=2, context=context):
             return True
     except OSError:
         return False

@@ -16,7 +16,7 @@ OVERRIDES = (
     "strategy=oqfl", "quant.bits=4", "clients.total=2", "rounds=2", "train.epochs=1",
     "tracker.wandb.mode=disabled",
 )  # fmt: skip
-COLOCATED = " ".join([*OVERRIDES, "strategy._target_=tests.app.colocated.Colocated"])
+CUT = ("strategy=splitfed_v1", *OVERRIDES[2:])
 TWO_NODES = "num-supernodes=2 client-resources-num-cpus=1 init-args-num-cpus=1"
 
 pytestmark = [
@@ -44,24 +44,23 @@ def by_main(folder: Path, *overrides: str) -> Path:
     return folder
 
 
-def test_simulation(home: FlowerHome, expected: Path, tmp_path: Path) -> None:
+def test_simulation(home: FlowerHome, tmp_path: Path) -> None:
     """Where the server half may run beside the clients, too."""
     link = home.superlink("--simulation")
-    run = home.run(
-        link, "--federation-config", TWO_NODES, overrides=COLOCATED, output=str(tmp_path / "run")
-    )
+    options = ("--federation-config", TWO_NODES)
+    run = home.run(link, *options, overrides=" ".join(CUT), output=str(tmp_path / "run"))
     assert run.status == "finished:completed", home.logs()
-    assert_same_run(expected, tmp_path / "run")
+    assert_same_run(by_main(tmp_path / "main", *CUT), tmp_path / "run")
 
 
 @pytest.mark.long  # starts a SuperLink; test_flower_start.py has the refusal itself
 def test_superlink_refuses(home: FlowerHome, tmp_path: Path) -> None:
     """A run that cannot start says why, counts as failed, and leaves no folder."""
     link, folder = home.superlink(), tmp_path / "run"
-    refused = home.run(link, overrides=COLOCATED, output=str(folder))
+    refused = home.run(link, overrides=" ".join(CUT), output=str(folder))
     assert refused.status == "finished:failed"
-    assert "error: strategy=oqfl: cannot run on SuperNodes" in refused.log
-    assert "cannot run on SuperNodes" in refused.details
+    assert "error: strategy=splitfed_v1: on SuperNodes the server keeps its half" in refused.log
+    assert "takes -c 'half_address=" in refused.details
     assert not folder.exists()
 
 

@@ -19,7 +19,7 @@ from app.engine import SerialGrid
 from app.worker import make_context
 
 TWO = ("strategy=fedavg", "clients.total=2")
-COLOCATED = "strategy._target_=tests.app.colocated.Colocated"
+CUT = "strategy=splitfed_v1"
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 PACKAGES = ("app", "conf", "data", "fleet", "models", "quant", "strategies", "tracking")
 
@@ -62,7 +62,23 @@ def test_a_run(start: Callable[..., None], tmp_path: Path) -> None:
         (("quant.bit=4",), {}, "quant.bit: unknown key; did you mean quant.bits"),
         (("data=mnist", "data.root=/nowhere"), {}, "/nowhere"),
         (("model=ecg1d",), {}, "model=ecg1d with data=digits: ecg1d takes signals"),
-        ((COLOCATED,), {}, "strategy=fedavg: cannot run on SuperNodes: its server half runs"),
+        (
+            (CUT,),
+            {},
+            "strategy=splitfed_v1: on SuperNodes the server keeps its half of the network",
+        ),
+        ((CUT,), {"half_address": "here"}, "half_address='here': takes host:port"),
+        ((CUT,), {"half_address": "192.0.2.1:0"}, "half_address=192.0.2.1:0: cannot listen there"),
+        (
+            (CUT,),
+            {"half_address": "127.0.0.1:0", "half_cert": "x.pem"},
+            "half_cert='x.pem' half_key='': takes both files, or neither",
+        ),
+        (
+            (CUT,),
+            {"half_address": "127.0.0.1:0", "half_timeout_s": 0},
+            "half_timeout_s=0: takes seconds above 0",
+        ),
         (("clients.total=1",), {}, "clients.total=1: there are 2 nodes"),
         (
             ("clients.total=3",),
@@ -99,7 +115,7 @@ def test_output_that_is_no_folder(start: Callable[..., None], tmp_path: Path) ->
 def test_a_simulation_takes_the_server_half_to_the_clients(
     start: Callable[..., None], simulated: None, tmp_path: Path
 ) -> None:
-    start("strategy=oqfl", COLOCATED)
+    start(CUT)
     assert (tmp_path / "run" / "summary.json").exists()
 
 

@@ -1,11 +1,6 @@
 """Split learning: bytes by hand, failures in a chain, private halves, settings, errors."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +9,6 @@ import pytest
 import torch
 from conftest import (
     FAULTS,
-    ROOT,
-    SMALL,
     assert_same_run,
     cut_network,
     rounds,
@@ -32,16 +25,14 @@ from app.engine import SerialGrid
 from app.jobs import Jobs
 from quant.codec import LinkSettings
 from quant.layers import quantized_layers
-from strategies.client.simulated import train_simulated
 from strategies.client.split_loop import CutAt, Hooks, SplitClient
 from strategies.client.training import LocalTraining
-from strategies.contract import Streams, Task, Update
 from strategies.hierarchical import Hierarchical
 from strategies.messages import of_network, pack_settings, to_record, unpack_settings
 from strategies.server.aggregation import AveragingSettings
 from strategies.splitfed_v1 import SplitFedV1
 from strategies.splitfed_v3 import SplitFedV3
-from tests.strategies.half_process import RemoteHalf
+from tests.strategies.one_client import OneClient
 
 # cnn on digits: stage1 is a convolution 1→16 (3×3) with group norm: 16·9 + 16 + 16 + 16 numbers.
 FAMILY = ("split", "splitfed_v1", "splitfed_v2", "splitfed_v3", "ushaped")
@@ -514,129 +505,7 @@ def test_keys_that_a_method_does_not_read() -> None:
     assert not {"split.tail", "evaluate.clients", "quant.wire"} & v1.keys()
 
 
-# The other side -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def other_process() -> Iterator[socket.socket]:
-    """The server's end of a socket pair is a process of its own."""
-    mine, its = socket.socketpair()
-    command = [sys.executable, "-m", "tests.strategies.half_process", str(its.fileno())]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[its.fileno()])
-    its.close()
-    mine.settimeout(120)
-    with mine:
-        yield mine
-    assert process.wait(timeout=30) == 0
-
-
-class Round:
-    """One client's round, with the server's half beside it or elsewhere."""
-
-    def __init__(self, *overrides: str) -> None:
-        self.overrides = (*SMALL, "train.max_batches=3", *overrides)
-        config = experiment.resolve(compose(self.overrides))
-        server = experiment.strategy(config)
-        state = experiment.prepare(config, server).state_dict()
-        self.arrays = {name: tensor.clone() for name, tensor in state.items()}
-        settings = settings_of(server)
-        self.device_names = cut_network(server).on_device(0)
-        self.data = experiment.client_data(config, 0)
-        self.task = Task(settings, Streams(0, 1, 0), len(self.data))
-        self.client = experiment.method_class(config).client
-        self.model = self.client.prepare(experiment.network(config), settings)
-
-    def beside(self) -> Update:
-        return train_simulated(self.client, self.model, self.arrays, self.data, self.task)
-
-    def elsewhere(self, to: socket.socket) -> tuple[Update, RemoteHalf]:
-        """Each side is given its own arrays alone."""
-        device = {n: t for n, t in self.arrays.items() if n in self.device_names}
-        rest = {n: t for n, t in self.arrays.items() if n not in self.device_names}
-        half = RemoteHalf(to, self.overrides, rest)
-        return self.client.train(self.model, device, self.data, self.task, half), half
-
-
-ELSEWHERE = [
-    pytest.param("strategy=splitfed_v1", id="split"),
-    pytest.param("strategy=ushaped", id="u-shaped"),
-    pytest.param("strategy=hierarchical", id="hierarchical"),
-]
-LINKS_ELSEWHERE = [
-    LinkSettings(),
-    LinkSettings("int8", "int8"),
-    LinkSettings("int8", "int8", rounding="stochastic"),
-    LinkSettings("sign", "sign"),
-    LinkSettings("topk", "topk"),
-    LinkSettings("randtopk", "int4", per_channel=True),
-]
-NETWORKS_ELSEWHERE = [
-    pytest.param(("model=cnn", "model.norm=batch", "split.cut=stage2"), id="batch norm"),
-    pytest.param(("model=cnn", "split.cut=stage1.conv"), id="group norm"),
-    pytest.param(("model._target_=tests.test_identities.Residual",), id="dropout on the server"),
-]
-
-
-ELSEWHERE_CASES = [
-    pytest.param(
-        *s.values, *n.values, id=f"{s.id}-{n.id}", marks=pytest.mark.long if (i + j) % 2 else ()
-    )
-    for i, s in enumerate(ELSEWHERE)
-    for j, n in enumerate(NETWORKS_ELSEWHERE)
-]
-
-
-@pytest.mark.parametrize(("strategy", "network"), ELSEWHERE_CASES)
-def test_a_half_in_another_process_trains_the_same_bits(strategy, network, other_process) -> None:
-    run = Round(strategy, *network)
-    for link in LINKS_ELSEWHERE:
-        run.task = replace(run.task, settings={**run.task.settings, **pack_settings(link=link)})
-        assert_same_elsewhere(run, other_process)
-
-
-OWN_ELSEWHERE = [
-    ("strategy=binarized_split", "strategy.binarize=both", "privacy.epsilon=5", "train.lr=5"),
-    ("strategy=deprune", "quant.bits=4"),
-    ("strategy=splitfed_v3", "model._target_=tests.strategies.test_split_methods.FrozenStem"),
-    ("strategy=splitfed_v2", "train.server_lr=0.5", "train.momentum=0.9"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("chosen", OWN_ELSEWHERE, ids=lambda chosen: chosen[0])
-def test_each_side_has_its_own_hooks_and_rates_elsewhere_too(chosen, other_process) -> None:
-    assert_same_elsewhere(Round(*chosen), other_process)
-
-
-def assert_same_elsewhere(run: Round, other_process: socket.socket) -> None:
-    plain = run.beside()
-    expected = {name: tensor.clone() for name, tensor in plain.arrays.items()}
-    update, half = run.elsewhere(other_process)
-    found = update.arrays | half.trained
-    assert update.arrays.keys() == run.device_names
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
-    assert any(not torch.equal(half.trained[n], run.arrays[n]) for n in half.trained)
-    assert (update.loss, update.metrics) == (plain.loss, plain.metrics)
-    assert update.bytes_up == plain.bytes_up == half.sent
-    assert half.counted == plain.bytes_down == half.received
-
-
-def test_memory_formats_cross(other_process) -> None:
-    """Activations of the built-in networks are in channels_last; indices and (B, k) have none."""
-    for codec, count in (("fp32", 6), ("topk", 3)):
-        run = Round("strategy=splitfed_v1", "model=cnn", f"link.up={codec}")
-        _, half = run.elsewhere(other_process)
-        assert sum(half.formats) == count
-        assert len(half.formats) == 6
-
-
-def test_a_half_elsewhere_diverges_there(other_process) -> None:
-    run = Round("strategy=splitfed_v1", "train.server_lr=1e30", "train.optimizer=sgd")
-    with pytest.raises(RuntimeError, match=r"^FloatingPointError: training diverged: a weight of"):
-        run.elsewhere(other_process)
-    assert_same_elsewhere(Round("strategy=splitfed_v1"), other_process)  # and serves the next
+# What each side does -----------------------------------------------------------------------------
 
 
 def test_hooks_of_the_device_are_not_called_on_the_servers_part() -> None:
@@ -646,7 +515,7 @@ def test_hooks_of_the_device_are_not_called_on_the_servers_part() -> None:
         def after_step(self, part: nn.Module) -> None:
             seen.append(part)
 
-    run = Round("strategy=splitfed_v1")
+    run = OneClient("strategy=splitfed_v1")
     trained: list[nn.Module] = []
     run.client = SplitClient(make_hooks=lambda task: Watching(), after_server_step=trained.append)
     run.beside()
