@@ -4,10 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: demo test test-long lint bench docs install clean
+.PHONY: demo two-machines test test-long lint bench docs install clean
 
 demo: .venv/demo
 	$(BIN)/python main.py -m strategy=fedavg,oqfl clients.total=100
+
+# A server and three devices that share no files and no memory: docs/DEPLOY.md.
+two-machines: .venv/demo
+	$(BIN)/python -m benchmarks.two_machines $(OVERRIDES)
 
 test: lint
 	$(BIN)/pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=25
@@ -25,7 +29,7 @@ lint: .venv/dev
 bench: .venv/dev
 	@$(BIN)/python -m benchmarks.machine
 	@for name in $(BENCHMARKS); do echo; echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
-BENCHMARKS := wire codec quant evaluation networks fleet hierarchical split scale sweep engine
+BENCHMARKS := wire codec quant evaluation networks fleet hierarchical split remote scale sweep engine
 
 # The pages of this repository and the API, in site/.
 docs: .venv/docs

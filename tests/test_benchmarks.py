@@ -22,6 +22,7 @@ from benchmarks import (
     networks,
     privacy,
     quant,
+    remote,
     scale,
     split,
     steps,
@@ -40,13 +41,15 @@ PARTS = {
     "cloud_round",
     "hierarchical_plot",
     "machine",
+    "own_samples",
     "picture",
     "random_data",
     "table",
+    "two_machines",  # tests/app/test_deploy.py
 }
 TESTED = {
     "binary", "codec", "engine", "evaluation", "fleet", "hierarchical", "networks", "privacy",
-    "quant", "scale", "split", "steps", "sweep", "wire",
+    "quant", "remote", "scale", "split", "steps", "sweep", "wire",
 }  # fmt: skip
 
 Rows = list[dict[str, str]]
@@ -212,6 +215,18 @@ def test_split(printed: Callable[[], str]) -> None:
     assert [row["method"] for row in rows] == list(split.METHODS)
     assert rows[0]["of FedAvg's"] == "1.000"
     assert all(number(row["of FedAvg's"]) > 0 for row in rows)
+
+
+def test_remote(printed: Callable[[], str]) -> None:
+    remote.main(["--batches", "2", "--repeat", "1", "--clients", "8"])
+    (rows,) = tables(printed())
+    found = [(row["link"], row["clients"]) for row in rows]
+    assert found == [("fp32", "1"), ("fp32", "8"), ("int8", "1"), ("int8", "8")]
+    for row in rows:
+        assert abs(number(row["exchanges/s"]) * number(row["ms elsewhere"]) - 1000) < 100
+        for kind in ("", "CPU "):
+            assert number(row[f"{kind}ms beside"]) > 0
+            assert number(row[f"{kind}ratio" if kind else "ratio"]) > 0
 
 
 @pytest.mark.timeout(600)  # starts Ray twice

@@ -35,6 +35,32 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
+class Copies:
+    """Copies of what a method's `prepare` made, as many as are lent at a time.
+
+    Attributes:
+        client: the method's.
+        first: what was prepared; it is not lent itself.
+    """
+
+    client: ClientHalf[Any]
+    first: Any
+    _free: list[Any] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextlib.contextmanager
+    def lend(self, arrays: Mapping[str, Tensor], task: Task) -> Iterator[ColocatedHalf]:
+        """Lend the server's half of one, with these arrays."""
+        with self._lock:
+            model = self._free.pop() if self._free else copy.deepcopy(self.first)
+        half = self.client.colocated(model, arrays, task, packed=True)
+        assert half is not None, "the method has a server's half"
+        yield half
+        with self._lock:  # not where something went wrong: nobody knows what that left
+            self._free.append(model)
+
+
+@dataclass(eq=False)
 class Elsewhere:
     """What makes the halves of a run.
 
@@ -47,12 +73,11 @@ class Elsewhere:
     service: HalfService
     client: ClientHalf[Any]
     network: nn.Module
-    _free: dict[tuple[tuple[str, Any], ...], list[Any]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _copies: dict[tuple[tuple[str, Any], ...], Copies] = field(default_factory=dict)
     _twice: dict[CutAt, bool] = field(default_factory=dict)
 
     def turn(self, network: Network | None, arrays: Arrays, task: Task) -> Turn:
-        """One client's round.
+        """One client's round; while none is open.
 
         Args:
             network: of the round.
@@ -72,7 +97,7 @@ class Elsewhere:
             partition=partition,
             task=task,
             arrays={n: torch.from_numpy(a) for n, a in own.items() if n not in on_device},
-            make=self.lend,
+            make=self._copies_of(task.settings).lend,
             batches=batches,
             shape=shape,
             most_bytes=most_bytes,
@@ -92,25 +117,20 @@ class Elsewhere:
                 )
         return self._twice[place.split]
 
-    @contextlib.contextmanager
-    def lend(self, arrays: Mapping[str, Tensor], task: Task) -> Iterator[ColocatedHalf]:
-        """Lend a half with these arrays; there are as many as are lent at a time."""
-        key = tuple(sorted(of_network(task.settings).items()))
-        model = self._taken(key, task.settings)
-        half = self.client.colocated(model, arrays, task, packed=True)
-        assert half is not None, "the method has a server's half"
-        yield half
-        with self._lock:  # not where something went wrong: nobody knows what that left
-            self._free.setdefault(key, []).append(model)
+    def _copies_of(self, settings: Settings) -> Copies:
+        """What is lent to clients with these settings.
 
-    def _taken(self, key: tuple[tuple[str, Any], ...], settings: Settings) -> Any:
-        with self._lock:
-            if free := self._free.get(key):
-                return free.pop()
-            self._free[key] = []
-            if len(self._free) > MOST_KINDS:
-                del self._free[next(iter(self._free))]
-        return self.client.prepare(copy.deepcopy(self.network), of_network(settings))
+        Made here, before the round is opened: cutting traces a network, and meanwhile no other
+        thread may run one (models/trace.py).
+        """
+        own = of_network(settings)
+        key = tuple(sorted(own.items()))
+        if key not in self._copies:
+            made = self.client.prepare(copy.deepcopy(self.network), own)
+            self._copies[key] = Copies(self.client, made)
+            if len(self._copies) > MOST_KINDS:
+                del self._copies[next(iter(self._copies))]
+        return self._copies[key]
 
 
 def draws_on_both_sides(place: Place) -> bool:

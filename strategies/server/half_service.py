@@ -437,7 +437,7 @@ class HalfService:
         try:
             Session(device, self._settings.timeout_s).run()
         except (ConnectionClosed, ConnectionError) as error:
-            log.info("client %d is gone: %s", device.partition, error)
+            log.warning("client %d is gone: %s: rolled back", device.partition, error)
         except Exception as error:
             log.warning("client %d: %s: rolled back", device.partition, _said(error))
             with contextlib.suppress(WebSocketException, OSError):
