@@ -286,7 +286,7 @@ class CutNetwork:
     def device_costs(self) -> list[Cost]:
         """Of the device's parts; where clients differ, of those with the most operations."""
         found = [place.costs[0] for place in self.in_use()]
-        return max(found, key=lambda parts: sum(part.flops_forward for part in parts))
+        return max(found, key=lambda p: (sum(c.flops_forward for c in p), sum(c.bops for c in p)))
 
     def cost(self) -> Cost:
         """Of the whole network."""
@@ -324,6 +324,8 @@ class CutNetwork:
             return found
         keys = {p: self.place(p).key for p in self.clients.with_data()}
         chosen = {p: f"{split.cut}_{name}" for p, (split, name) in keys.items()}
+        for one in self.in_use():
+            found |= {} if one.kind is None else one.kind.bits()
         return found | counted_by_device(self.clients, chosen)
 
     def for_clients(self, clients: Clients) -> "CutNetwork":

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fleet.clock import Rule
 from fleet.per_client import AUTO, PerClient
-from models.inputs import Inputs, spec_of
+from models.inputs import Inputs, Several, spec_of
 from models.slices import Channels, Kept
 from quant.layers import QuantSpec, quantize, weight_quantizer_paths
 from quant.quantizer import Quantizer
@@ -299,6 +299,8 @@ class Making:
         self._has_bits, self._has_shares = len(specs) > 1, tuple(shares) != (1.0,)
         self._narrow: dict[float, tuple[nn.Module, dict[str, Kept]]] = {1.0: (model, {})}
         if self._has_shares:
+            if isinstance(input_shape, Several):
+                raise ValueError(f"{SHARE}: takes a network of one input, or 1 for all clients")
             channels = Channels.of(model, spec_of(input_shape).example())
             self._narrow |= {share: channels.sliced(share) for share in shares}
             if whole := channels.whole():

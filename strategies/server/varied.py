@@ -70,6 +70,15 @@ class Kind:
         """What it costs."""
         return cost_at(self.view.model, self.input_shape)
 
+    def bits(self) -> dict[str, float]:
+        """How its network is quantized, as summary.json says it."""
+        said = {
+            "quantized_share": self.cost.quantized_share,
+            "mean_weight_bits": self.cost.mean_weight_bits,
+            "mean_act_bits": self.cost.mean_act_bits,
+        }
+        return {named(name, self.name): value for name, value in said.items()}
+
     def has_begun(self, arrays: Mapping[str, Any]) -> bool:
         """Whether what is its own in the global model is trained."""
         return all(bool(arrays[mark]) for mark in self.view.marks)
@@ -149,14 +158,12 @@ class VariedNetwork(WholeNetwork):
         """What each kind is, and how many clients of each device have it."""
         found: dict[str, float] = {}
         for kind in self.in_use():
-            said = {
+            size = {
                 "client_bops_per_sample": kind.cost.bops,
                 "client_model_bytes": kind.cost.packed_bytes,
-                "quantized_share": kind.cost.quantized_share,
-                "mean_weight_bits": kind.cost.mean_weight_bits,
-                "mean_act_bits": kind.cost.mean_act_bits,
             }
-            found |= {named(name, kind.name): value for name, value in said.items()}
+            found |= {named(name, kind.name): value for name, value in size.items()}
+            found |= kind.bits()
         return found | counted_by_device(self.clients, self.chosen)
 
     def for_clients(self, clients: Clients) -> "VariedNetwork":

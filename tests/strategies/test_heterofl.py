@@ -38,7 +38,7 @@ def test_a_share_of_one_for_all_is_fedavg_and_oqfl(strategy: str, tmp_path: Path
     assert_same_run(tmp_path / "oqfl", tmp_path / "bits")
 
 
-@pytest.mark.parametrize("strategy", ["heterofl", "fjord"])
+@pytest.mark.parametrize("strategy", ["heterofl", pytest.param("fjord", marks=pytest.mark.long)])
 def test_whole_is_resumed(strategy: str, tmp_path: Path) -> None:
     chosen = (f"strategy={strategy}", SHARES, "quant.bits={0:2,default:32}", "quant.wire=codes")
     simulate(tmp_path / "whole", *chosen)

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from rich.console import Console
 
+from runs import make_run as make_configured
 from runs import make_seeds
-from tracking.collect import find
+from tracking.collect import find, value
 from tracking.report import (
     HEADINGS,
     _rounded,
@@ -124,6 +125,21 @@ def test_markdown(sweep):
     assert set(lines[1]) == {"|", "-"}
     assert lines[2].startswith("| 0 | strategy=oqfl quant.bits=4 | oqfl | 4 | 0.9123 |")
     assert {line.count("|") for line in lines} == {len(HEADINGS) + 1}
+
+
+def test_what_each_device_class_trains(tmp_path):
+    for job, share in enumerate(({"submodel.share": 1.0}, {"submodel.share.phone_low": 0.5})):
+        summary = {"final_accuracy": 0.5, "final_clients_accuracy_phone_low": 0.25}
+        chosen = {"clients/phone_low/width50": 3, "clients/phone_mid/width50": 1,
+                  "clients/phone_mid/width100": 4}  # fmt: skip
+        key = ["submodel.share=1.0", "submodel.share={phone_low:0.5}"][job]
+        make_configured(tmp_path / str(job), [key], share, summary | (chosen if job else {}))
+    text = markdown(find([tmp_path]))
+    assert "| 1 | phone_low | 3 width50 | 0.2500 |" in text
+    assert "| 1 | phone_mid | 1 width50, 4 width100 |  |" in text
+    runs = find([tmp_path])
+    known = {key for run in runs for key in run.config}
+    assert [value(run, "submodel.share", known) for run in runs] == [1.0, "phone_low: 0.5"]
 
 
 def test_a_bar_in_an_override_does_not_break_the_table(tmp_path):
