@@ -181,7 +181,7 @@ def test_a_serverapp_that_is_killed_is_resumed(own: Federation, tmp_path: Path, 
     chosen = ("strategy=splitfed_v2", "rounds=3", "train.epochs=20")
     thread, _ = own.in_background(tmp_path / "run", *chosen, port=port)
     until(lambda: (tmp_path / "run" / "rounds.jsonl").exists() and own.dialled(port))
-    for pid in own.named("serverapp"):
+    for pid in own.named("flwr-serverapp"):
         os.kill(pid, signal.SIGKILL)
     until(lambda: not own.dialled(port))
     thread.join(WAIT_S)
