@@ -278,6 +278,8 @@ class Federation:
         results: dict[int, Result] = {}
         for reply in self.grid.send_and_receive(sent, timeout=self.timeout_s):
             node = reply.metadata.src_node_id
+            if node not in asked:  # it is gone, and its SuperLink answers for it
+                node = answered_for(reply, sent)
             result = self.result(asked[node], reply, halves)
             results[node] = replace(result, arrays=spool.put(result.arrays))
         found = [results.get(node) or self.result(one, None) for node, one in asked.items()]
@@ -380,6 +382,12 @@ class Asked:
     network: Network | None
     names: frozenset[str] | None
     sent_bytes: int
+
+
+def answered_for(reply: Message, sent: Sequence[Message]) -> int:
+    """The node of the message to which somebody else replied."""
+    of = {one.metadata.message_id: one.metadata.dst_node_id for one in sent}
+    return of[reply.metadata.reply_to_message_id]
 
 
 def completed(update: Update, trained: Trained) -> Update:

@@ -7,7 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+)
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 
@@ -691,3 +699,25 @@ def test_a_node_that_does_not_answer_the_query_is_noticed():
 
     with pytest.raises(RuntimeError):
         FedAvg(num_clients=5).start(grid(kind=Deaf), initial(), 1)
+
+
+class Orphaning(SerialGrid):
+    """Node 2 is gone; the SuperLink answers in its own name, and says to which message."""
+
+    def _execute(self, sent, timeout):
+        for reply in super()._execute(sent, timeout):
+            if reply.metadata.src_node_id == 2 and reply.metadata.message_type == "train":
+                answers = reply.metadata.reply_to_message_id
+                reply = Message(Error(3, "Node Unavailable"), reply_to=sent[0])
+                reply.metadata.__dict__["_src_node_id"] = 999
+                reply.metadata.__dict__["_reply_to_message_id"] = answers
+            yield reply
+
+
+def test_a_node_that_is_gone_is_failed(tmp_path) -> None:
+    memory = Memory()
+    strategy = FedAvg(train=LocalTraining(), num_clients=len(SIZES))
+    grid = Orphaning(len(SIZES), {}, make_app())
+    strategy.start(grid, ArrayRecord({"w": Array(np.zeros(2))}), num_rounds=1, sinks=[memory])
+    failed = [row for rows in memory.clients for row in rows if row.status == "failed"]
+    assert [(row.partition, row.reason) for row in failed] == [(2, "Node Unavailable")]
