@@ -374,7 +374,7 @@ class HalfService:
             thread.join()
 
     @contextlib.contextmanager
-    def open(
+    def open_round(
         self, turns: Sequence[Turn], in_turn: bool = False
     ) -> Iterator[tuple[OpenRound, Mapping[int, Invitation]]]:
         """Open a round; when the ``with`` ends, so do its connections, and its tickets are void.
