@@ -29,7 +29,7 @@ lint: .venv/dev
 bench: .venv/dev
 	@$(BIN)/python -m benchmarks.machine
 	@for name in $(BENCHMARKS); do echo; echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
-BENCHMARKS := wire codec quant evaluation networks fleet hierarchical split remote scale sweep engine
+BENCHMARKS := wire codec quant evaluation networks fleet hierarchical split remote clock scale sweep engine
 
 # The pages of this repository and the API, in site/.
 docs: .venv/docs

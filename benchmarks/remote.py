@@ -73,7 +73,7 @@ def serve(pipe: Connection, overrides: Sequence[str]) -> None:
             clients, link = asked
             cut = replace(setup.network, link=link)
             turns = [elsewhere.turn(cut, arrays, setup.task(p, link)) for p in range(clients)]
-            with service.open(turns) as (_, invitations):
+            with service.open_round(turns) as (_, invitations):
                 began = time.process_time()
                 pipe.send(invitations)
                 pipe.recv()

@@ -13,6 +13,7 @@ from conftest import ROOT, simulate
 
 from benchmarks import (
     binary,
+    clock,
     cloud_round,
     codec,
     evaluation,
@@ -48,8 +49,8 @@ PARTS = {
     "two_machines",  # tests/app/test_deploy.py
 }
 TESTED = {
-    "binary", "codec", "engine", "evaluation", "fleet", "hierarchical", "networks", "privacy",
-    "quant", "remote", "scale", "split", "steps", "sweep", "wire",
+    "binary", "clock", "codec", "engine", "evaluation", "fleet", "hierarchical", "networks",
+    "privacy", "quant", "remote", "scale", "split", "steps", "sweep", "wire",
 }  # fmt: skip
 
 Rows = list[dict[str, str]]
@@ -215,6 +216,18 @@ def test_split(printed: Callable[[], str]) -> None:
     assert [row["method"] for row in rows] == list(split.METHODS)
     assert rows[0]["of FedAvg's"] == "1.000"
     assert all(number(row["of FedAvg's"]) > 0 for row in rows)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process is stopped by a signal")
+def test_clock(printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "LINKS", ("wifi",))
+    clock.main(["--batches", "2"])
+    (rows,) = tables(printed())
+    assert [(row["device"], row["link"]) for row in rows] == [("whole", "wifi"), ("half", "wifi")]
+    for row in rows:
+        measured, simulated = number(row["measured s"]), number(row["simulated s"])
+        assert measured > 2 * (0.021 + 2 * 4 * 32 * 400 * 8 / 34.5e6)  # as long as the link takes
+        assert 0 < simulated < measured * 3
 
 
 def test_remote(printed: Callable[[], str]) -> None:

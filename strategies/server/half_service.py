@@ -374,7 +374,7 @@ class HalfService:
             thread.join()
 
     @contextlib.contextmanager
-    def open(
+    def open_round(
         self, turns: Sequence[Turn], in_turn: bool = False
     ) -> Iterator[tuple[OpenRound, Mapping[int, Invitation]]]:
         """Open a round; when the ``with`` ends, so do its connections, and its tickets are void.
@@ -437,7 +437,9 @@ class HalfService:
         try:
             Session(device, self._settings.timeout_s).run()
         except (ConnectionClosed, ConnectionError) as error:
-            log.warning("client %d is gone: %s: rolled back", device.partition, error)
+            has_ended = device.round.has_ended(device.partition)
+            left = "its turn had ended" if has_ended else "rolled back"
+            log.warning("client %d is gone: %s: %s", device.partition, error, left)
         except Exception as error:
             log.warning("client %d: %s: rolled back", device.partition, _said(error))
             with contextlib.suppress(WebSocketException, OSError):

@@ -259,7 +259,7 @@ class Federation:
         if self.elsewhere is None or not turns:
             yield None
             return
-        with self.elsewhere.service.open(turns, in_turn) as (halves, invitations):
+        with self.elsewhere.service.open_round(turns, in_turn) as (halves, invitations):
             for message, turn in zip(sent, turns, strict=True):
                 invitation = invitations[turn.partition]
                 message.content = messages.inviting(message.content, invitation)

@@ -23,6 +23,8 @@ CUTTING = [
     "split", "splitfed_v1", "splitfed_v2", "splitfed_v3", "ushaped", "binarized_split", "deprune",
     "prune", "hierarchical",
 ]  # fmt: skip
+# The other tests of this file run these, too.
+COVERED = ("split", "splitfed_v3", "deprune")
 THREE = ("clients.total=3", "data.max_train=120")
 HERE = "127.0.0.1:0"
 
@@ -70,7 +72,10 @@ def test_these_are_the_methods_that_cut() -> None:
     assert sorted(names) == sorted(CUTTING)
 
 
-@pytest.mark.parametrize("method", CUTTING)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=pytest.mark.long if m in COVERED else ()) for m in CUTTING],
+)
 def test_every_method(method: str, start: Callable[..., Watching], tmp_path: Path) -> None:
     link = ("link.up=int8", "link.down=int8", "link.rounding=stochastic")
     chosen = (f"strategy={method}", *link)

@@ -53,7 +53,7 @@ def main(descriptor: int) -> None:
             elsewhere, network = prepared(service, asked.overrides)
             network = replace(network, link=unpack_settings(task.settings, "link", LinkSettings))
             turn = elsewhere.turn(network, asked.arrays, task)
-            with service.open([turn]) as (halves, invitations):
+            with service.open_round([turn]) as (halves, invitations):
                 pipe.send(invitations[turn.partition])
                 pipe.recv()
                 try:

@@ -107,7 +107,7 @@ def until(is_so: Callable[[], bool]) -> None:
 
 
 def test_a_round_of_clients_with_a_copy_each(service: HalfService) -> None:
-    with service.open([turn(p) for p in range(3)]) as (halves, invitations):
+    with service.open_round([turn(p) for p in range(3)]) as (halves, invitations):
         assert train(invitations[2]) == [1, 2]
         assert train(invitations[0], 5.0) == [5, 10]
         assert halves.take(2).arrays["w"] == 2
@@ -119,7 +119,7 @@ def test_a_round_of_clients_with_a_copy_each(service: HalfService) -> None:
 
 
 def test_bytes_are_counted_here(service: HalfService) -> None:
-    with service.open([turn(0)]) as (halves, invitations):
+    with service.open_round([turn(0)]) as (halves, invitations):
         train(invitations[0])
         trained = halves.take(0)
     assert trained.bytes_up == 2 * (4 * 4 * SIZE + SIZE)
@@ -128,7 +128,7 @@ def test_bytes_are_counted_here(service: HalfService) -> None:
 
 def test_thirty_two_at_once(service: HalfService) -> None:
     with (
-        service.open([turn(p) for p in range(32)]) as (halves, invitations),
+        service.open_round([turn(p) for p in range(32)]) as (halves, invitations),
         ThreadPoolExecutor(32) as pool,
     ):
         list(pool.map(lambda p: train(invitations[p], float(p)), range(32)))
@@ -142,7 +142,7 @@ def test_thirty_two_at_once(service: HalfService) -> None:
 
 def test_the_order_is_the_services_whoever_dials_first(service: HalfService) -> None:
     with (
-        service.open([turn(p) for p in (2, 0, 1)], in_turn=True) as (halves, invitations),
+        service.open_round([turn(p) for p in (2, 0, 1)], in_turn=True) as (halves, invitations),
         ThreadPoolExecutor(3) as pool,
     ):
         last = pool.submit(train, invitations[1])
@@ -157,7 +157,7 @@ def test_the_order_is_the_services_whoever_dials_first(service: HalfService) -> 
 
 
 def test_who_has_not_dialled_is_passed_over_and_then_too_late(impatient: HalfService) -> None:
-    with impatient.open([turn(0), turn(1)], in_turn=True) as (halves, invitations):
+    with impatient.open_round([turn(0), turn(1)], in_turn=True) as (halves, invitations):
         assert train(invitations[1]) == [1, 2]
         with pytest.raises(HalfError, match="too late: the round has gone on"):
             train(invitations[0])
@@ -166,7 +166,7 @@ def test_who_has_not_dialled_is_passed_over_and_then_too_late(impatient: HalfSer
 
 @pytest.mark.parametrize("at", ["hello", "begin", "step", "steps"])
 def test_a_connection_that_breaks_leaves_the_half_as_it_was(at: str, service: HalfService) -> None:
-    with service.open([turn(0), turn(1)], in_turn=True) as (halves, invitations):
+    with service.open_round([turn(0), turn(1)], in_turn=True) as (halves, invitations):
         with dialled(invitations[0]) as connection:
             half = RemoteHalf(connection, invitations[0].ticket)
             if at != "hello":
@@ -179,7 +179,7 @@ def test_a_connection_that_breaks_leaves_the_half_as_it_was(at: str, service: Ha
 
 
 def test_a_reply_that_is_lost_after_the_end_leaves_its_steps(service: HalfService) -> None:
-    with service.open([turn(0), turn(1)], in_turn=True) as (halves, invitations):
+    with service.open_round([turn(0), turn(1)], in_turn=True) as (halves, invitations):
         with dialled(invitations[0]) as connection:
             half = RemoteHalf(connection, invitations[0].ticket)
             half.begin(Task({}, Streams(0, 1, 0), 0))
@@ -191,7 +191,7 @@ def test_a_reply_that_is_lost_after_the_end_leaves_its_steps(service: HalfServic
 
 
 def test_one_that_diverges_is_told_and_leaves_nothing(service: HalfService) -> None:
-    with service.open([turn(0), turn(1)], in_turn=True) as (_, invitations):
+    with service.open_round([turn(0), turn(1)], in_turn=True) as (_, invitations):
         with pytest.raises(HalfError, match=r"^FloatingPointError: training diverged$"):
             train(invitations[0], float("nan"))
         assert train(invitations[1]) == [1, 2]
@@ -206,14 +206,14 @@ def hello(invitation: Invitation, **changes: Any) -> None:
 
 
 def test_a_ticket_is_for_once(service: HalfService) -> None:
-    with service.open([turn(0)]) as (_, invitations):
+    with service.open_round([turn(0)]) as (_, invitations):
         hello(invitations[0])
         with pytest.raises(HalfError, match="no such ticket: it was used, or its round is over"):
             hello(invitations[0])
 
 
 def test_foreign_and_late_tickets(service: HalfService) -> None:
-    with service.open([turn(0), turn(1)]) as (_, invitations):
+    with service.open_round([turn(0), turn(1)]) as (_, invitations):
         for ticket in ("", "00" * 24, invitations[0].ticket[:-1], invitations[0].ticket.upper()):
             with pytest.raises(HalfError, match="no such ticket"):
                 hello(invitations[0], ticket=ticket)
@@ -222,7 +222,7 @@ def test_foreign_and_late_tickets(service: HalfService) -> None:
 
 
 def test_tickets_are_of_24_random_bytes(service: HalfService) -> None:
-    with service.open([turn(p) for p in range(50)]) as (_, invitations):
+    with service.open_round([turn(p) for p in range(50)]) as (_, invitations):
         tickets = [bytes.fromhex(one.ticket) for one in invitations.values()]
     assert {len(ticket) for ticket in tickets} == {24}
     assert len(set(tickets)) == 50
@@ -230,7 +230,7 @@ def test_tickets_are_of_24_random_bytes(service: HalfService) -> None:
 
 def test_another_version(service: HalfService) -> None:
     with (
-        service.open([turn(0)]) as (_, invitations),
+        service.open_round([turn(0)]) as (_, invitations),
         dialled(invitations[0]) as connection,
     ):
         fields = {"version": 2, "ticket": invitations[0].ticket}
@@ -241,7 +241,7 @@ def test_another_version(service: HalfService) -> None:
 
 def test_a_round_that_is_over_ends_its_connections(service: HalfService) -> None:
     with contextlib.ExitStack() as stack:
-        with service.open([turn(0), turn(1)], in_turn=True) as (halves, invitations):
+        with service.open_round([turn(0), turn(1)], in_turn=True) as (halves, invitations):
             halves_of = [
                 RemoteHalf(stack.enter_context(dialled(invitations[p])), invitations[p].ticket)
                 for p in (0, 1)
@@ -262,7 +262,7 @@ def test_a_round_that_is_over_ends_its_connections(service: HalfService) -> None
 
 
 def test_a_device_trusts_the_certificate_of_the_run_alone(service: HalfService) -> None:
-    with service.open([turn(0)]) as (_, invitations):
+    with service.open_round([turn(0)]) as (_, invitations):
         other = Identity.made().certificate
         with pytest.raises(HalfError, match="CERTIFICATE_VERIFY_FAILED"):
             hello(invitations[0], certificate=other)
@@ -302,7 +302,10 @@ def test_bytes_that_drip(monkeypatch: pytest.MonkeyPatch) -> None:
     with HalfService(HalfSettings("127.0.0.1:0", timeout_s=0.5)) as service:
         with raw_tls(service) as connection:
             assert drip(connection, b"GET / HTTP/1.1\r\n" * 100, 0.05) < 10
-        with service.open([turn(0)]) as (halves, invitations), dialled(invitations[0]) as found:
+        with (
+            service.open_round([turn(0)]) as (halves, invitations),
+            dialled(invitations[0]) as found,
+        ):
             half = RemoteHalf(found, invitations[0].ticket)
             half.begin(Task({}, Streams(0, 1, 0), 0))
             assert drip(found.socket, b"\x82\xfe\x00\x80" + b"\0" * 132, 0.05) < 10  # type: ignore[attr-defined]
@@ -311,7 +314,7 @@ def test_bytes_that_drip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_silence(impatient: HalfService) -> None:
     with (
-        impatient.open([turn(0)]) as (_, invitations),
+        impatient.open_round([turn(0)]) as (_, invitations),
         dialled(invitations[0]) as connection,
     ):
         half = RemoteHalf(connection, invitations[0].ticket)
@@ -325,7 +328,7 @@ def test_who_takes_nothing_is_cut_off(impatient: HalfService) -> None:
     width = 2**20
     wide = turn(0, batches=8, width=width)
     with (
-        impatient.open([wide, turn(1)], in_turn=True) as (_, invitations),
+        impatient.open_round([wide, turn(1)], in_turn=True) as (_, invitations),
         raw_tls(impatient) as connection,
         ThreadPoolExecutor(1) as pool,
     ):
@@ -365,7 +368,7 @@ def step_of(z: Packet, y: Tensor | None = None) -> bytes:
 
 @pytest.mark.parametrize("what", BAD)
 def test_what_is_not_due_rolls_back(what: str, service: HalfService) -> None:
-    with service.open([turn(0), turn(1)], in_turn=True) as (halves, invitations):
+    with service.open_round([turn(0), turn(1)], in_turn=True) as (halves, invitations):
         with dialled(invitations[0]) as connection:
             half = RemoteHalf(connection, invitations[0].ticket)
             half.begin(Task({}, Streams(0, 1, 0), 0))
@@ -378,7 +381,7 @@ def test_what_is_not_due_rolls_back(what: str, service: HalfService) -> None:
 
 
 def test_more_batches_than_there_are(service: HalfService) -> None:
-    with service.open([turn(0)]) as (_, invitations), dialled(invitations[0]) as connection:
+    with service.open_round([turn(0)]) as (_, invitations), dialled(invitations[0]) as connection:
         half = RemoteHalf(connection, invitations[0].ticket)
         half.begin(Task({}, Streams(0, 1, 0), 0))
         for _ in range(2):
@@ -394,7 +397,7 @@ def test_fuzzed_frames_through_the_socket(count: int, service: HalfService) -> N
     """Whatever they are, before or after a ticket: the service goes on, and nobody gets in."""
     draw = random.Random(1)
     whole = [Frame(Kind.BEGIN).to_bytes(), step_of(batch()[0]), Frame(Kind.END).to_bytes()]
-    with service.open([turn(p) for p in range(count)]) as (halves, invitations):
+    with service.open_round([turn(p) for p in range(count)]) as (halves, invitations):
         for partition in range(count - 1):
             invitation = invitations[partition]
             with (
@@ -423,7 +426,7 @@ def test_no_listener_and_no_thread_is_left_after_an_exception() -> None:
     with (
         pytest.raises(RuntimeError, match="the run broke off"),
         service,
-        service.open([turn(0), turn(1)], in_turn=True) as (_, invitations),
+        service.open_round([turn(0), turn(1)], in_turn=True) as (_, invitations),
     ):
         connection = device.enter_context(dialled(invitations[1]))
         RemoteHalf(connection, invitations[1].ticket)
@@ -473,12 +476,12 @@ def test_a_certificate_of_the_users(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"half_cert=.* half_key=.*: "):
         HalfService(settings)
     signed_by_another(cert, key)
-    with HalfService(settings) as service, service.open([turn(0)]) as (_, invitations):
+    with HalfService(settings) as service, service.open_round([turn(0)]) as (_, invitations):
         assert invitations[0].certificate == cert.read_text()
         assert train(invitations[0]) == [1, 2]
     with (
         HalfService(HalfSettings("127.0.0.1:0")) as another,
-        another.open([turn(0)]) as (_, invitations),
+        another.open_round([turn(0)]) as (_, invitations),
         pytest.raises(HalfError, match="CERTIFICATE_VERIFY_FAILED"),
     ):
         hello(invitations[0], certificate=cert.read_text())
