@@ -1,6 +1,6 @@
 """Split learning on a real SuperLink with TLS and two SuperNodes, and what breaks there.
 
-Every message starts a process, which takes long: two methods in the default run, one round each.
+Every message starts a process, which takes long: one round of one method in the default run.
 """
 
 import contextlib
@@ -23,10 +23,9 @@ COMMON = (
     "clients.total=2", "train.epochs=1", "data.max_train=240", "tracker.wandb.mode=disabled",
     "checkpoint.every=1",
 )  # fmt: skip
-LONG_TRAINING = ("train.epochs=2000", "data.max_train=480")  # for as long as it is let
-QUICK = ("splitfed_v2", "hierarchical")
 METHODS = (
-    *QUICK, "split", "splitfed_v1", "splitfed_v3", "ushaped", "binarized_split", "deprune", "prune",
+    "splitfed_v2", "hierarchical", "split", "splitfed_v1", "splitfed_v3", "ushaped",
+    "binarized_split", "deprune", "prune",
 )  # fmt: skip
 WAIT_S = 400.0
 
@@ -127,9 +126,9 @@ def clients(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(row) for row in (folder / "clients.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("method", QUICK)
-def test_a_round_of(method: str, federation: Federation, tmp_path: Path) -> None:
-    chosen = (f"strategy={method}", "link.up=int8", "rounds=1")
+def test_a_round(federation: Federation, tmp_path: Path) -> None:
+    """Of the method whose half goes from device to device."""
+    chosen = ("strategy=splitfed_v2", "link.up=int8", "rounds=1")
     run = federation.run(tmp_path / "run", *chosen)
     assert run.status == "finished:completed", federation.home.logs()
     assert_same_run(by_main(tmp_path / "main", *chosen), tmp_path / "run")
