@@ -44,6 +44,7 @@ def by_main(folder: Path, *overrides: str) -> Path:
     return folder
 
 
+@pytest.mark.long  # test_half_supernodes.py runs on SuperNodes, test_own_app.py in a simulation
 def test_simulation(home: FlowerHome, tmp_path: Path) -> None:
     """Where the server half may run beside the clients, too."""
     link = home.superlink("--simulation")
