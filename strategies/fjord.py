@@ -31,6 +31,7 @@ from strategies.client.training import (
     make_optimizer,
     mean_of,
     samples,
+    train_epochs,
 )
 from strategies.contract import ClientData, MeanLoss, ServerHalf, Settings, Task, Update
 from strategies.messages import objective_of, unpack_settings
@@ -184,6 +185,8 @@ def train_nested(nested: Nested, data: ClientData, task: Task) -> float:
     """
     settings = unpack_settings(task.settings, "train", LocalTraining)
     loss_of, model = objective_of(task.settings).loss, nested.model
+    if not nested.smaller:
+        return train_epochs(model, data, settings, task.streams, loss_of=loss_of)
     alpha = float(task.settings.get(DISTILLATION, 0.0))
     task.streams.seed_dropout()
     begin_training([model, *(one.model for one in nested.smaller)], len(data))

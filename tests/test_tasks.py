@@ -315,7 +315,20 @@ def test_a_sample_may_have_several_inputs(tmp_path: Path) -> None:
     assert rounds(tmp_path / "fedavg")[-1]["sim_s"] > 0
 
 
-@pytest.mark.parametrize("method", sorted(set(strategies()) - {"fedavg", "oqfl"}))
+IN_SLICES = ("heterofl", "fjord")
+
+
+@pytest.mark.parametrize("method", IN_SLICES)
+def test_slices_take_one_input_and_the_whole_takes_several(method: str, tmp_path: Path) -> None:
+    common = several(tmp_path)
+    simulate(tmp_path / "fedavg", "strategy=fedavg", *common)
+    simulate(tmp_path / "whole", f"strategy={method}", *common)
+    assert_same_run(tmp_path / "fedavg", tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"^submodel\.share: takes a network of one input, or 1"):
+        experiment.check(small(f"strategy={method}", "submodel.share=0.5", *common))
+
+
+@pytest.mark.parametrize("method", sorted(set(strategies()) - {"fedavg", "oqfl", *IN_SLICES}))
 def test_a_cut_takes_one_input(method: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="takes one input, the data have 2; strategy=fedavg and"):
         experiment.check(small(f"strategy={method}", *several(tmp_path)))

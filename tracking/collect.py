@@ -122,11 +122,12 @@ def value(run: Run, key: str, known: set[str]) -> Any:
         key: as on the command line, such as ``quant.bits`` or ``strategy``.
         known: keys that the configuration of any run has.
     """
+    chosen = (key, f"{key}.name", f"{key}._target_")
     own = {k.removeprefix(f"{key}."): v for k, v in run.config.items() if k.startswith(f"{key}.")}
-    if own and key not in run.config and f"{key}.name" not in run.config:  # a mapping of clients
+    if own and not any(place in run.config for place in chosen):  # a mapping of clients
         return ", ".join(f"{name}: {found}" for name, found in own.items())
     # The choice of a file under conf/ is kept as its name, a network as its class.
-    places = [place for place in (key, f"{key}.name", f"{key}._target_") if place in known]
+    places = [place for place in chosen if place in known]
     if not places or not run.config:
         return run.said.get(key)
     found = schedule(run) if places[0] == SCHEDULE else run.config.get(places[0])

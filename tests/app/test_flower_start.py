@@ -245,7 +245,7 @@ def test_the_bundle_holds_the_code_and_conf_and_nothing_else_that_is_large(
             if path.suffix in (".py", ".yaml", ".json", ".csv"):
                 assert str(path.relative_to(ROOT)) in names
     assert not [name for name in names if name.startswith((".venv/", "wandb/", "runs/x"))]
-    assert sum(info.compress_size for info in bundle.infolist()) < 2_500_000
+    assert sum(info.compress_size for info in bundle.infolist()) < 3_000_000
 
 
 def test_the_bundle_runs_where_it_is_unpacked(bundle: zipfile.ZipFile, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from command_line import Running, run
 from conftest import ROOT, small
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import tracking
 from app.config.composition import compose
@@ -175,6 +176,12 @@ PRESETS = {
 }
 
 
+def choices(key: str, values: str) -> list[str]:
+    """The values of a swept key, one of which may be a mapping."""
+    (override,) = OverridesParser.create().parse_overrides([f"{key}={values}"])
+    return list(override.sweep_string_iterator()) if override.is_sweep_override() else [values]
+
+
 def test_the_presets_are_sweeps_but_for_the_search() -> None:
     assert [name for name, preset in PRESETS.items() if "over" not in preset] == ["search"]
 
@@ -186,7 +193,7 @@ def test_every_preset_is_a_sweep_of_valid_jobs(name: str) -> None:
     over = PRESETS[name]["over"]
     jobs = expand(overrides, is_sweep=True)
     assert len(jobs) == math.prod(
-        len(values.split(",")) for key, values in over.items() if key not in ("seed", "data")
+        len(choices(key, values)) for key, values in over.items() if key not in ("seed", "data")
     )
     assert len(over["seed"].split(",")) > 1
 
@@ -209,7 +216,11 @@ def test_a_preset_leaves_an_experiment_its_method() -> None:
     [
         (["sweep=bits"], False, "sweep=bits: runs several jobs; takes -m"),
         (["sweep=bits,methods"], True, "sweep: takes one preset"),
-        (["sweep=nothing"], True, "sweep=nothing: takes bits, codecs, cuts, leak, methods"),
+        (
+            ["sweep=nothing"],
+            True,
+            "sweep=nothing: takes bits, codecs, cuts, each_phone, leak, methods",
+        ),
         (["sweep.skip_finished=maybe"], False, "sweep.skip_finished=maybe: takes true or false"),
     ],
 )
