@@ -218,6 +218,7 @@ def test_split(printed: Callable[[], str]) -> None:
     assert all(number(row["of FedAvg's"]) > 0 for row in rows)
 
 
+@pytest.mark.long  # it waits for slow links
 @pytest.mark.skipif(sys.platform == "win32", reason="a process is stopped by a signal")
 def test_clock(printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "LINKS", ("wifi",))

@@ -34,7 +34,8 @@ def test_two_rounds_of_oqfl(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["resnet18", pytest.param("mobilenetv2", marks=pytest.mark.long), "ecg1d"]
+    "model",
+    [*(pytest.param(m, marks=pytest.mark.long) for m in ("resnet18", "mobilenetv2")), "ecg1d"],
 )
 def test_two_rounds_over_a_cut(model: str, tmp_path: Path) -> None:
     chosen = ("strategy=ushaped", "split.cut=0.2", f"model={model}", "train.lr=1e-3", *TINY)

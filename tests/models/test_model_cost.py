@@ -163,7 +163,7 @@ BACKBONES = [
     (resnet18, {"width": 0.25}, (3, 64, 64)),
     (vgg16, {"width": 0.125}, (3, 28, 28)),
     (mobilenetv2, {"width": 0.25}, (3, 32, 32)),
-    (densenet121, {"width": 0.25}, (3, 32, 32)),
+    pytest.param(densenet121, {"width": 0.25}, (3, 32, 32), marks=pytest.mark.long),
     pytest.param(inception_v3, {}, (3, 75, 75), marks=pytest.mark.long),
     (ecg1d, {}, (1, 128)),
 ]
