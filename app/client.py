@@ -21,7 +21,6 @@ from app.config.composition import from_run_config
 from app.experiment import PARTS, Parts
 from app.time_limit import TimeLimit
 from strategies import messages
-from strategies.client.remote import train_remote
 from strategies.client.simulated import train_simulated
 from strategies.contract import ClientData, Invitation, Task, Update, check_arrays, check_report
 
@@ -93,6 +92,8 @@ def _train(
             if invitation is None:
                 update = train_simulated(prepared.client, model, arrays, data, task)
             else:
+                from strategies.client.remote import train_remote  # websockets: not of simulations
+
                 update = train_remote(prepared.client, model, arrays, data, task, invitation)
     finally:
         prepared.release()

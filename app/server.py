@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from flwr.app import Context
@@ -25,7 +25,6 @@ from app.summary import describe, remarks
 from strategies import messages
 from strategies.server.checkpoint import save_arrays
 from strategies.server.discovery import wait_for_nodes
-from strategies.server.half_service import HalfService, HalfSettings
 from strategies.server.watch import Watch
 from tracking.files import CannotWriteError, whole
 from tracking.jsonl import ROUNDS, JsonlSink, read, readable
@@ -33,6 +32,9 @@ from tracking.progress import ProgressSink, Show
 from tracking.record import Sink
 from tracking.text import line
 from tracking.wandb_settings import check_online
+
+if TYPE_CHECKING:  # websockets and cryptography, which simulations do without
+    from strategies.server.half_service import HalfService, HalfSettings
 
 NODES_TIMEOUT_S = 300.0
 ROUND_TIMEOUT_S = 3600.0
@@ -56,7 +58,7 @@ def main(grid: Grid, context: Context) -> None:
     listening = contextlib.ExitStack()
     try:
         chosen, prepared, folder, half = prepare(grid, context.run_config)
-        service = listening.enter_context(HalfService(half)) if half else None
+        service = listening.enter_context(half.service()) if half else None
     except (ValueError, OSError, RuntimeError) as error:
         log.error("error: %s", explain(error))
         raise ValueError(explain(error)) from None
@@ -73,7 +75,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def prepare(
     grid: Grid, run_config: Mapping[str, Any]
-) -> tuple[Experiment, Prepared, Path, HalfSettings | None]:
+) -> "tuple[Experiment, Prepared, Path, HalfSettings | None]":
     """Check all that can be checked beforehand, and wait for the nodes; writes nothing.
 
     Args:
@@ -109,7 +111,7 @@ def prepare(
     return chosen, prepared, Path(output), half
 
 
-def half_of(chosen: Experiment, grid: Grid, run_config: Mapping[str, Any]) -> HalfSettings | None:
+def half_of(chosen: Experiment, grid: Grid, run_config: Mapping[str, Any]) -> "HalfSettings | None":
     """Return where SuperNodes find the server's half; None where there is none to be found.
 
     Raises:
@@ -131,6 +133,8 @@ def half_of(chosen: Experiment, grid: Grid, run_config: Mapping[str, Any]) -> Ha
             f"strategy={chosen.method}: on SuperNodes the server keeps its half of the network; "
             "takes -c 'half_address=\"host:port\"': where it listens and they reach it"
         )
+    from strategies.server.half_service import HalfSettings
+
     given = {"cert": "half_cert", "key": "half_key", "timeout_s": "half_timeout_s"}
     return HalfSettings(
         address, **{name: run_config[key] for name, key in given.items() if key in run_config}
@@ -145,7 +149,7 @@ def run(
     show: Show = ProgressSink,
     prepared: Prepared | None = None,
     timeout_s: float = ROUND_TIMEOUT_S,
-    service: HalfService | None = None,
+    service: "HalfService | None" = None,
 ) -> dict[str, Any]:
     """Run one experiment and return its summary.
 

@@ -23,8 +23,7 @@ from multiprocessing.connection import Connection
 
 from app import experiment
 from app.commands.measure import fitted, time_cuts
-from benchmarks import random_data
-from benchmarks.remote import BATCH, Setup
+from benchmarks.remote import BATCH, Setup, overrides_of
 from benchmarks.table import table
 from fleet.cost import cost
 from fleet.devices import Device, Link, tables
@@ -37,14 +36,6 @@ from strategies.server.half_service import HalfService, HalfSettings
 LINKS = ("4g", "wifi", "fixed")
 DUTY_S = 0.02  # the slow device runs, and is stopped, for so long in turn
 CHUNK = 2048
-
-
-def overrides(model: str, cut: str, batches: int) -> list[str]:
-    return [
-        "strategy=splitfed_v1", f"model={model}", f"split.cut={cut}", "clients.total=1",
-        "train.lr=0.01", "train.epochs=1", f"train.batch_size={BATCH}", "engine=serial",
-        *random_data.overrides(batches * BATCH),
-    ]  # fmt: skip
 
 
 def device(pipe: Connection, chosen: Sequence[str]) -> None:
@@ -142,7 +133,7 @@ def pipe_through(
 
 def measure(model: str, cut: str, batches: int) -> list[tuple[str, str, float, float]]:
     """Device class, link, measured and simulated seconds of a round."""
-    chosen = overrides(model, cut, batches)
+    chosen = overrides_of(model, cut, 1, batches)
     context = multiprocessing.get_context("spawn")
     mine, its = context.Pipe()
     process = context.Process(target=device, args=(its, chosen), daemon=True)

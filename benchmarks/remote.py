@@ -61,6 +61,15 @@ class Setup:
         return Task(settings, Streams(0, 1, partition), samples)
 
 
+def overrides_of(model: str, cut: str, clients: int, batches: int) -> list[str]:
+    """An experiment of so many clients with so many batches each."""
+    return [
+        "strategy=splitfed_v1", f"model={model}", f"split.cut={cut}", f"clients.total={clients}",
+        "train.lr=0.01", "train.epochs=1", f"train.batch_size={BATCH}", "engine=serial",
+        *random_data.overrides(clients * batches * BATCH),
+    ]  # fmt: skip
+
+
 def serve(pipe: Connection, overrides: Sequence[str]) -> None:
     """Open a round for each (clients, link) that comes; its invitations, then processor seconds."""
     setup = Setup(overrides)
@@ -146,11 +155,7 @@ def measure(
     model: str, cut: str, batches: int, repeat: int, most: int
 ) -> list[tuple[str, int, list[tuple[Took, Took]]]]:
     """Return, of each link and number of clients, pairs beside and elsewhere."""
-    overrides = [
-        "strategy=splitfed_v1", f"model={model}", f"split.cut={cut}", f"clients.total={most}",
-        "train.lr=0.01", "train.epochs=1", f"train.batch_size={BATCH}", "engine=serial",
-        *random_data.overrides(most * batches * BATCH),
-    ]  # fmt: skip
+    overrides = overrides_of(model, cut, most, batches)
     context = multiprocessing.get_context("spawn")
     mine, its = context.Pipe()
     process = context.Process(target=serve, args=(its, overrides), daemon=True)

@@ -11,6 +11,19 @@ AUTO, DEFAULT = "auto", "default"
 T = TypeVar("T")
 
 
+def each(key: str, given: Any, what: str) -> dict[str, Any]:
+    """Return the values of a setting, one or a mapping, by the key that names each.
+
+    Raises:
+        ValueError: a mapping of nobody; names the key and ``what`` it takes.
+    """
+    if not isinstance(given, Mapping):
+        return {key: given}
+    if not given:
+        raise ValueError(f"{key}={{}}: takes a {what}, or a mapping to {what}s")
+    return {f"{key}.{name}": value for name, value in given.items()}
+
+
 @dataclass(frozen=True)
 class PerClient(Generic[T]):
     """One value for all clients, or a mapping.

@@ -197,7 +197,12 @@ class _Runner(fx.Interpreter):
         return result
 
 
-def _run(traced: Trace, example: Tensor, note: Callable[[fx.Node, Any], None]) -> None:
+def run_noting(traced: Trace, example: Tensor, note: Callable[[fx.Node, Any], None]) -> None:
+    """Run a trace on ``example``, and note something of what each operation gives.
+
+    Raises:
+        ValueError: it cannot run.
+    """
     try:
         with torch.no_grad(), preserved_randomness():
             _Runner(traced, note).run(example.clone())
@@ -214,7 +219,7 @@ def _measured(traced: Trace, example: Tensor) -> dict[fx.Node, _Value]:
     def note(node: fx.Node, value: Any) -> None:
         seen.append((node, value, value._version if isinstance(value, Tensor) else 0))
 
-    _run(traced, example, note)
+    run_noting(traced, example, note)
     values = {}
     for node, value, version in seen:
         if isinstance(value, Tensor):  # views share the count of overwrites with their base
@@ -232,7 +237,7 @@ def flops_until(traced: Trace, example: Tensor) -> dict[fx.Node, int]:
     """FLOPs from the start of the network to the end of each operation, for the whole batch."""
     flops: dict[fx.Node, int] = {}
     with FlopCounterMode(display=False) as counter:
-        _run(traced, example, lambda node, _: flops.update({node: counter.get_total_flops()}))
+        run_noting(traced, example, lambda node, _: flops.update({node: counter.get_total_flops()}))
     return flops
 
 

@@ -27,8 +27,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from models.cut_points import run_noting
 from models.inputs import remembered
-from models.trace import first_line, op_name, preserved_randomness, trace
+from models.trace import op_name, trace
 
 Ids = NDArray[np.int64]
 # Indices along each axis of a tensor; None for all along that axis, no axes for all of it.
@@ -167,6 +168,14 @@ def within(held: Mapping[str, Kept], kept: Mapping[str, Kept]) -> dict[str, Kept
     }
 
 
+def part_of(tensor: Tensor, kept: Kept) -> Tensor:
+    """Return what is kept of a tensor, differentiably."""
+    for dim, axis in enumerate(kept):
+        if axis is not None:
+            tensor = tensor.index_select(dim, torch.from_numpy(axis).to(tensor.device))
+    return tensor
+
+
 def _positions(ids: Ids | None, kept: NDArray[np.bool_]) -> NDArray[np.intp] | None:
     """Where the kept ones of these channels are; None where all are kept."""
     if ids is None or kept[ids].all():
@@ -189,10 +198,7 @@ def _slice(
         if tensor is None or all(axis is None for axis in axes):
             return
         whole = (*axes, *[None] * (tensor.dim() - len(axes)))
-        part = tensor.detach()
-        for dim, axis in enumerate(whole):
-            if axis is not None:
-                part = part.index_select(dim, torch.from_numpy(axis))
+        part = part_of(tensor.detach(), whole)
         part = torch.empty_like(part, memory_format=_format(tensor)).copy_(part)
         if isinstance(tensor, nn.Parameter):
             part = nn.Parameter(part, requires_grad=tensor.requires_grad)
@@ -200,21 +206,21 @@ def _slice(
         found[name] = whole
 
     if isinstance(module, _ConvNd):
-        within = taken
+        columns = taken
         if module.groups > 1 and taken is not None:
             size = module.in_channels // module.groups
             rows = taken.reshape(-1) // size
             counts = np.bincount(rows, minlength=module.groups)
             if size == 1:
-                within, module.groups = None, len(taken)
+                columns, module.groups = None, len(taken)
             elif len(set(counts.tolist())) == 1:
-                within = taken[rows == 0]
+                columns = taken[rows == 0]
             else:
                 raise ValueError(
                     f"submodel.share={share:g}: {path} has {module.groups} groups, which would "
                     "keep different numbers of channels"
                 )
-        keep("weight", made, within)
+        keep("weight", made, columns)
         keep("bias", made)
         module.in_channels = module.in_channels if taken is None else len(taken)
         module.out_channels = module.weight.shape[0]
@@ -256,21 +262,6 @@ def _format(tensor: Tensor) -> torch.memory_format:
     return last if is_last else torch.contiguous_format
 
 
-class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of what each of its operations gives."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph, garbage_collect_values=True)
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run it."""
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.shapes[n] = tuple(value.shape)
-        return value
-
-
 @dataclass
 class _Look:
     """One look at a network.
@@ -293,13 +284,15 @@ class _Look:
     def channels(self) -> Channels:
         """Follow all operations."""
         traced = trace(self.model, training=True, example=self.example)
-        runner = _Shapes(fx.GraphModule(traced.root, traced.graph))
-        with preserved_randomness(), torch.no_grad():
-            try:
-                runner.run(self.example)
-            except Exception as error:
-                raise ValueError(f"submodel.share: {first_line(error)}") from error
-        self.shapes = runner.shapes
+
+        def note(node: fx.Node, value: Any) -> None:
+            if isinstance(value, Tensor):
+                self.shapes[node] = tuple(value.shape)
+
+        try:
+            run_noting(traced, self.example, note)
+        except ValueError as error:
+            raise ValueError(f"submodel.share: {error}") from error
         tied = _tied(self.model)
         for node in traced.graph.nodes:
             module = (

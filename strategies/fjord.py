@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from models.slices import Channels, Kept, within
+from models.slices import Channels, Kept, part_of, within
 from quant.layers import FULL_PRECISION, QuantSpec, quantize
 from quant.settings import QUANTIZERS, QuantSettings
 from strategies.client.training import (
@@ -37,7 +37,14 @@ from strategies.contract import ClientData, MeanLoss, ServerHalf, Settings, Task
 from strategies.messages import objective_of, unpack_settings
 from strategies.oqfl import load_as_told, sent_as_told, wire_of
 from strategies.server.aggregation import Averaging, AveragingSettings
-from strategies.server.kinds import SHARE, SHARES, SubmodelSettings, kept_of, varied
+from strategies.server.kinds import (
+    SHARE,
+    SHARES,
+    SubmodelSettings,
+    is_share,
+    kept_of,
+    varied,
+)
 from strategies.server.loop import FederatedStrategy
 from strategies.server.method import Method, RoundArguments
 from strategies.server.planning import Planning, PlanSettings
@@ -60,7 +67,7 @@ class FjORDSettings:
     def __post_init__(self) -> None:
         given = self.shares
         is_list = isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 0
-        if given is not None and not (is_list and all(_is_share(one) for one in given)):
+        if given is not None and not (is_list and all(is_share(one) for one in given)):
             raise ValueError(f"strategy.shares={given}: takes a list of shares in (0, 1], or null")
         if not 0 <= self.distillation <= 1:
             raise ValueError(f"strategy.distillation={self.distillation}: takes a weight in [0, 1]")
@@ -72,10 +79,6 @@ class FjORDSettings:
 
 
 DRAWN, DISTILLATION = "fjord.shares", "fjord.distillation"
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
 # A client -----------------------------------------------------------------------------------------
@@ -97,7 +100,7 @@ class Slice:
         """Run it on ``x`` (B, …); gradients and running statistics are ``own``'s."""
         parameters, buffers = dict(own.named_parameters()), dict(own.named_buffers())
         part = {
-            name: _part(tensor, self.kept[name]) if name in self.kept else tensor
+            name: part_of(tensor, self.kept[name]) if name in self.kept else tensor
             for name, tensor in {**parameters, **buffers}.items()
         }
         output: Tensor = functional_call(self.model, part, (x,))
@@ -114,13 +117,6 @@ def _index(tensor: Tensor, kept: Kept) -> tuple[Tensor, ...]:
         for size, axis in zip(tensor.shape, kept, strict=True)
     ]
     return torch.meshgrid(*axes, indexing="ij")
-
-
-def _part(tensor: Tensor, kept: Kept) -> Tensor:
-    for dim, axis in enumerate(kept):
-        if axis is not None:
-            tensor = tensor.index_select(dim, torch.from_numpy(axis).to(tensor.device))
-    return tensor
 
 
 @dataclass(frozen=True, eq=False)

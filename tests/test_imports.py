@@ -122,8 +122,9 @@ WITH_TORCH = (
     ("quant.export", ("flwr", "hydra", "ray", "wandb", "onnx", "onnxruntime")),
     ("app.commands.export", ("ray", "wandb", "onnx", "onnxruntime", "onnxscript")),
     ("models.build", ("flwr", "hydra", "ray", "wandb")),
-    ("app.client", ("wandb", "ray", "sklearn", "flwr_datasets")),
-    ("app.jobs", ("optuna", "ray")),  # a search brings Optuna, and nothing else does
+    ("app.client", ("wandb", "ray", "sklearn", "flwr_datasets", "websockets")),
+    # A search brings Optuna, SuperNodes bring websockets, and nothing else does.
+    ("app.jobs", ("optuna", "ray", "websockets", "cryptography.x509")),
 )
 WITHOUT = (
     ("fleet.selection", ("torch", "flwr", "hydra")),

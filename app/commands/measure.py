@@ -34,6 +34,7 @@ from fleet.devices import FORMATS
 from fleet.work import Compute
 from models.inputs import spec_of
 from models.split import cut_many
+from strategies.server.half_service import host_and_port
 from strategies.server.workload import Pieces, backward, forward
 from tracking.text import line
 
@@ -150,10 +151,10 @@ def serve(address: str) -> None:
     """Wait for one device, and answer its messages until it hangs up.
 
     Raises:
+        ValueError: the address is none.
         OSError: it cannot listen there.
     """
-    host, _, port = address.rpartition(":")
-    with socket.create_server((host, int(port))) as listener:
+    with socket.create_server(host_and_port("serve", address)) as listener:
         print(f"waits for a device at {address}", flush=True)  # noqa: T201
         connection, _ = listener.accept()
     with connection:
@@ -181,10 +182,10 @@ def time_link(address: str) -> tuple[float, float, float]:
     """Mbit/s down and up, and milliseconds of a round trip, to where `serve` waits.
 
     Raises:
+        ValueError: the address is none.
         OSError: nobody is there.
     """
-    host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
+    with socket.create_connection(host_and_port("link", address), TIMEOUT_S) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
         def exchange(up: int, down: int) -> float:
@@ -246,6 +247,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def report(name: str, address: str, overrides: Sequence[str]) -> list[str]:
     """The lines that are printed."""
+    if address:
+        host_and_port("link", address)  # before what takes long
     chosen = experiment.resolve(compose(overrides))
     found = time_cuts(chosen)
     speed, bandwidth = fitted(found)

@@ -8,7 +8,6 @@ activations, labels and gradients, which the link counts.
 import difflib
 import functools
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,7 +46,7 @@ from strategies.server.method import (
     measured,
 )
 from strategies.server.planning import Planning, say
-from strategies.server.varied import Kind, counted_by_device, named, with_fresh_steps
+from strategies.server.varied import Kind, counted_by_device, of_each, with_fresh_steps
 from strategies.server.views import Everything, Selected
 from strategies.server.workload import LabelBytes, Pieces, cost_at, split_round
 
@@ -264,12 +263,11 @@ class CutNetwork:
             return self.tested(self, used[0], arrays, test)
         first = {place.kind: place for place in reversed(used) if place.kind is not None}
         in_order = sorted(first, key=lambda kind: kind.cost.bops)
-        begun = [kind for kind in in_order if kind.has_begun(arrays)] or in_order[-1:]
-        found, last = dict[str, float](), dict[str, float]()
-        for kind in begun:
-            last = self.tested(self, first[kind], first[kind].own(arrays), test)
-            found |= {named(name, kind.name): value for name, value in last.items()}
-        return last | found
+        return of_each(
+            in_order,
+            arrays,
+            lambda kind: self.tested(self, first[kind], first[kind].own(arrays), test),
+        )
 
     def evaluate_each(
         self, arrays: Mapping[str, Tensor], partitions: Sequence[int], test_of: TestOf
@@ -377,18 +375,16 @@ def best_of_each(
     spec_of: Callable[[int], QuantSpec],
     objective: str,
 ) -> list[int]:
-    """Return for each of some bit widths, in order, the choice that takes least and fits."""
-    best: dict[QuantSpec, int] = {}
+    """Return for each of some bit widths the choice that takes least and fits, else its first."""
+    by_spec: dict[QuantSpec, list[int]] = {}
     for index in indices:
-        known, one = best.get(spec_of(index)), costs[index]
-        if known is None:
-            best[spec_of(index)] = index
-            continue
-        other = costs[known]
-        is_less = getattr(one, objective) < getattr(other, objective)
-        if (one.fits, is_less) > (other.fits, False) and one.fits:
-            best[spec_of(index)] = index
-    return list(best.values())
+        by_spec.setdefault(spec_of(index), []).append(index)
+
+    def key(index: int) -> tuple[bool, float]:
+        one = costs[index]
+        return not one.fits, getattr(one, objective) if one.fits else 0.0
+
+    return [min(own, key=key) for own in by_spec.values()]
 
 
 def part_costs(parts: Halves, input_shape: Inputs) -> PartCosts:
@@ -606,7 +602,7 @@ class Cut:
                 f"split.cut={AUTO}, quant.bits={AUTO}: need a fleet, and the clients' numbers of "
                 "samples"
             )
-        given, objective = self.split.cuts(), rounds.task.objective()
+        given = self.split.cuts()
         pairs: list[tuple[CutName, QuantSpec, PartCosts]] = []
         for spec in widths.specs():
             costs = self._candidates(quantized(model, spec, self.side, None), input_shape)
@@ -624,12 +620,7 @@ class Cut:
 
         @functools.cache
         def work(index: int, samples: int) -> ClientWork:
-            device, server = pairs[index][2]
-            sent = sum(part.model_bytes for part in device) if self.relays_part else 0
-            return self.round_work(
-                device, server, samples, rounds.train, self.link, (sent, sent),
-                objective.label_bytes,
-            )  # fmt: skip
+            return self._work(pairs[index][2], samples, rounds)
 
         cuts: dict[str, CutName] = {DEFAULT: pairs[order[0]][0]}
         specs: dict[str, QuantSpec] = {DEFAULT: pairs[order[0]][1]}
@@ -677,17 +668,11 @@ class Cut:
                 f"split.cut={AUTO}: needs a fleet, and the clients' numbers of samples"
             )
         costs = self._candidates(quantized(model, self.spec, self.side, None), input_shape)
-        names, objective = list(costs), rounds.task.objective()
+        names = list(costs)
 
         @functools.cache
         def work(name: str, samples: int) -> ClientWork:
-            device, server = costs[name]
-            sent = sum(part.model_bytes for part in device) if self.relays_part else 0
-            crosses = (sent, sent)
-            labels_of = objective.label_bytes
-            return self.round_work(
-                device, server, samples, rounds.train, self.link, crosses, labels_of
-            )
+            return self._work(costs[name], samples, rounds)
 
         sizes = {p: clients.num_examples[p] for p in clients.with_data() if p in fleet.clients}
         if not self.takes_mapping:
@@ -704,10 +689,17 @@ class Cut:
                 participants,
             )  # fmt: skip
             cuts[str(p)] = names[found or 0]  # where none fits: the client will be left out
-        chosen = Counter((clients.device(p), cuts[str(p)]) for p in sizes)
-        for (device, name), count in sorted(chosen.items()):
-            log.info("split.cut=%s: %s for %d clients with %s", AUTO, name, count, device)
+        say(f"split.cut={AUTO}", {p: str(cuts[str(p)]) for p in sizes}, clients.device)
         return PerClient("split.cut", cuts)
+
+    def _work(self, costs: PartCosts, samples: int, rounds: RoundSettings) -> ClientWork:
+        """What a round takes a client whose parts cost this."""
+        device, server = costs
+        sent = sum(part.model_bytes for part in device) if self.relays_part else 0
+        labels_of = rounds.task.objective().label_bytes
+        return self.round_work(
+            device, server, samples, rounds.train, self.link, (sent, sent), labels_of
+        )
 
     def _candidates(self, model: nn.Module, input_shape: Inputs) -> dict[str, PartCosts]:
         """What the parts would cost at each cut point that the method takes."""

@@ -68,9 +68,7 @@ class HalfSettings:
     timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
-        host, _, port = self.address.rpartition(":")
-        if not host.strip("[]") or not port.isdecimal() or int(port) > 65535:
-            raise ValueError(f"half_address={self.address!r}: takes host:port")
+        host_and_port("half_address", self.address)
         if bool(self.cert) != bool(self.key):
             raise ValueError(
                 f"half_cert={self.cert!r} half_key={self.key!r}: takes both files, or neither"
@@ -82,8 +80,7 @@ class HalfSettings:
     @property
     def place(self) -> tuple[str, int]:
         """Host, without the brackets of an IPv6 address, and port."""
-        host, _, port = self.address.rpartition(":")
-        return host.strip("[]"), int(port)
+        return host_and_port("half_address", self.address)
 
     def identity(self) -> Identity:
         """The certificate and its key.
@@ -94,6 +91,22 @@ class HalfSettings:
         if not self.cert:
             return Identity.made()
         return Identity.read(Path(self.cert), Path(self.key))
+
+    def service(self) -> "HalfService":
+        """What listens there."""
+        return HalfService(self)
+
+
+def host_and_port(key: str, address: str) -> tuple[str, int]:
+    """Return the host, without the brackets of an IPv6 address, and the port.
+
+    Raises:
+        ValueError: it is none; names the key.
+    """
+    host, _, port = address.rpartition(":")
+    if not host.strip("[]") or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{key}={address!r}: takes host:port")
+    return host.strip("[]"), int(port)
 
 
 # What a round is made of --------------------------------------------------------------------------

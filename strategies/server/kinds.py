@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fleet.clock import Rule
-from fleet.per_client import AUTO, PerClient
+from fleet.per_client import AUTO, PerClient, each
 from models.inputs import Inputs, Several, spec_of
 from models.slices import Channels, Kept
 from quant.layers import QuantSpec, quantize, weight_quantizer_paths
@@ -64,13 +64,8 @@ class SubmodelSettings:
     )
 
     def __post_init__(self) -> None:
-        given = self.share if isinstance(self.share, Mapping) else {"": self.share}
-        if not given:
-            raise ValueError("submodel.share={}: takes a share, or a mapping to shares")
-        for name, value in given.items():
-            key = f"{SHARE}.{name}" if name != "" else SHARE
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value != AUTO and not (is_number and 0 < value <= 1):
+        for key, value in each(SHARE, self.share, "share").items():
+            if value != AUTO and not is_share(value):
                 raise ValueError(f"{key}={value}: takes a share in (0, 1], or auto for all clients")
         if self.statistics not in STATISTICS:
             raise ValueError(
@@ -137,6 +132,11 @@ class Widths:
         """Whether a client may have these widths."""
         weight, act = [one.of_client(partition, device) for one in self.stated]
         return bool(weight in (AUTO, spec.weight_bits) and act in (AUTO, spec.act_bits))
+
+
+def is_share(value: Any) -> bool:
+    """Whether a value is a share in (0, 1]."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
 
 def check_per_client(one: PerClient[Any], rounds: RoundSettings) -> None:
@@ -306,15 +306,22 @@ class Making:
             if whole := channels.whole():
                 named = ", ".join(whole[:3]) + (", …" if len(whole) > 3 else "")
                 log.info("%s: %d layers keep all their channels: %s", SHARE, len(whole), named)
-        self._quantized = {spec: quantize(model, spec) for spec in specs}
-        self.whole = copy.deepcopy(model) if self._has_bits else self._quantized[specs[0]]
+        self._quantized: dict[tuple[float, QuantSpec], nn.Module] = {}
+        self.whole = copy.deepcopy(model if self._has_bits else self._network(1.0, specs[0]))
         if self._has_bits:
-            for spec, quantized in self._quantized.items():
-                self._add(_prefix(bits_name(spec)), _quantizers(quantized))
+            for spec in specs:
+                self._add(_prefix(bits_name(spec)), _quantizers(self._network(1.0, spec)))
         if own_statistics:
             for share in shares:
                 for spec in specs:
                     self._add(_prefix(self._name(share, spec)), _statistics(self._narrow[share][0]))
+
+    def _network(self, share: float, spec: QuantSpec) -> nn.Module:
+        """A slice in these bits, made once: that traces it."""
+        key = share, spec
+        if key not in self._quantized:
+            self._quantized[key] = self._quantize(self._narrow[share][0], spec)
+        return self._quantized[key]
 
     def _name(self, share: float, spec: QuantSpec) -> str:
         return kind_name(share, spec, self._has_shares, self._has_bits)
@@ -369,7 +376,7 @@ class Making:
 
     def _view(self, share: float, spec: QuantSpec, own_statistics: bool | None = None) -> Selected:
         narrow, kept = self._narrow[share]
-        model = self._quantize(narrow, spec)
+        model = self._network(share, spec)
         shared = narrow.state_dict().keys()
         kept = kept_of(model, kept)
         owns = self._own_statistics if own_statistics is None else own_statistics

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -47,8 +47,6 @@ from strategies.server.best import keeping_best
 from strategies.server.buffered import brought_up
 from strategies.server.checkpoint import Checkpoints
 from strategies.server.discovery import introductions
-from strategies.server.elsewhere import Elsewhere
-from strategies.server.half_service import HalfService, OpenRound, Trained, Turn
 from strategies.server.losses import with_losses
 from strategies.server.method import (
     Arrays,
@@ -82,6 +80,10 @@ from strategies.server.spool import Spool
 from strategies.server.watch import NOTHING, Watch
 from tracking.record import Sink
 
+if TYPE_CHECKING:  # websockets and cryptography, which simulations do without
+    from strategies.server.elsewhere import Elsewhere
+    from strategies.server.half_service import HalfService, OpenRound, Trained, Turn
+
 Named = TypeVar("Named")
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -113,7 +115,7 @@ class Federation:
     timeout_s: float
     config: Mapping[str, Any]
     planner: Planner
-    elsewhere: Elsewhere | None = None
+    elsewhere: "Elsewhere | None" = None
 
     def in_round(self, server_round: int) -> Network | None:
         """The network of a round."""
@@ -206,18 +208,16 @@ class Federation:
         """Have clients train one after another, handing on the server's part; one message each."""
         network = self.in_round(start.server_round or state.round + 1)
         assert network is not None, "a network that is cut needs prepare()"
-        arrays, results = dict(start.arrays), list[Result]()
+        handed_on: Arrays = {}
+        results = list[Result]()
         for partition in start.partitions:
+            arrays = {**start.arrays, **handed_on}
             one = replace(start, arrays=arrays, partitions=[partition], in_turn=False)
             (result,) = self.exchange(state, [one])
             device, server = parted(network, result)
-            arrays |= server
+            handed_on = {**handed_on, **server}
             results.append(replace(result, arrays=device))
-        if results:
-            last = results.pop()
-            _, server = parted(network, replace(last, arrays=arrays))
-            results.append(replace(last, arrays={**server, **last.arrays}))
-        return results
+        return with_handed_on(results, handed_on)
 
     def exchange(
         self, state: ServerState, starts: Sequence[Start], *, is_alone: bool = False
@@ -253,8 +253,8 @@ class Federation:
 
     @contextmanager
     def invited(
-        self, sent: Sequence[Message], turns: Sequence[Turn], in_turn: bool
-    ) -> Iterator[OpenRound | None]:
+        self, sent: Sequence[Message], turns: "Sequence[Turn]", in_turn: bool
+    ) -> "Iterator[OpenRound | None]":
         """Open the server's halves to a round's devices, and tell each where to dial."""
         if self.elsewhere is None or not turns:
             yield None
@@ -270,7 +270,7 @@ class Federation:
         state: ServerState,
         sent: Sequence[Message],
         asked: Mapping[int, "Asked"],
-        halves: OpenRound | None,
+        halves: "OpenRound | None",
     ) -> list[Result]:
         """Send messages and return what came of each, in the order of ``asked``."""
         size = sum(array.nbytes for array in state.arrays.values())
@@ -336,7 +336,7 @@ class Federation:
         return messages.task_of(config, number, partition, self.clients.num_examples[partition])
 
     def result(
-        self, asked: "Asked", reply: Message | None, halves: OpenRound | None = None
+        self, asked: "Asked", reply: Message | None, halves: "OpenRound | None" = None
     ) -> Result:
         """Return what came of a client; ``reply`` is None where it did not answer."""
         partition, sent_bytes = asked.partition, asked.sent_bytes
@@ -390,14 +390,14 @@ def answered_for(reply: Message, sent: Sequence[Message]) -> int:
     return of[reply.metadata.reply_to_message_id]
 
 
-def completed(update: Update, trained: Trained) -> Update:
+def completed(update: Update, trained: "Trained") -> Update:
     """Return a device's update with the server's half of it, whose bytes the server counted."""
     arrays = {**update.arrays, **trained.arrays}
     up, down = trained.bytes_up, trained.bytes_down
     return replace(update, arrays=arrays, bytes_up=up, bytes_down=down)
 
 
-def after_turns(network: Network, results: Sequence[Result], halves: OpenRound) -> list[Result]:
+def after_turns(network: Network, results: Sequence[Result], halves: "OpenRound") -> list[Result]:
     """Return the results of clients from one to the next of whom the server's part went.
 
     The last has it as it was left. Where a client's reply is lost after its turn had ended, the
@@ -409,8 +409,13 @@ def after_turns(network: Network, results: Sequence[Result], halves: OpenRound) 
         if error is not None and halves.has_ended(result.partition):
             error = f"{error.rstrip()}; its turn had ended: the server's half keeps its steps"
         left.append(replace(result, arrays=parted(network, result)[0], error=error))
-    server = {name: tensor.numpy() for name, tensor in halves.handed_on.items()}
-    return [*left[:-1], *(replace(one, arrays={**server, **one.arrays}) for one in left[-1:])]
+    return with_handed_on(left, {n: tensor.numpy() for n, tensor in halves.handed_on.items()})
+
+
+def with_handed_on(results: Sequence[Result], server: Arrays) -> list[Result]:
+    """Give the last of clients in turn the server's part as it was left."""
+    last = (replace(result, arrays={**server, **result.arrays}) for result in results[-1:])
+    return [*results[:-1], *last]
 
 
 class FederatedStrategy(Strategy):
@@ -516,7 +521,7 @@ class FederatedStrategy(Strategy):
         checkpoints: Checkpoints | None = None,
         resume_from: ServerState | None = None,
         watch: Watch = NOTHING,
-        service: HalfService | None = None,
+        service: "HalfService | None" = None,
         undisturbed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> FlowerResult:
         """Run the experiment; see Flower's ``Strategy.start`` for the arguments up to evaluate_fn.
@@ -542,6 +547,8 @@ class FederatedStrategy(Strategy):
         """
         federation = self.federation(grid, timeout, train_config)
         if service is not None:
+            from strategies.server.elsewhere import Elsewhere
+
             assert self._given is not None, "a network that is cut needs prepare()"
             elsewhere = Elsewhere(service, self.client, self._given)
             federation = replace(federation, elsewhere=elsewhere)

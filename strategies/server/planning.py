@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleet.cost import RoundCost, check_objective, largest_in_time, least
-from fleet.per_client import AUTO, PerClient
+from fleet.per_client import AUTO, PerClient, each
 
 PLANS = ("none", AUTO)
 
@@ -40,13 +40,9 @@ class PlanSettings:
     def __post_init__(self) -> None:
         if self.name not in PLANS:
             raise ValueError(f"plan.name={self.name}: takes {', '.join(PLANS)}")
-        given = self.floor if isinstance(self.floor, Mapping) else {"": self.floor}
-        if not given:
-            raise ValueError("plan.floor={}: takes a share, or a mapping to shares")
-        for name, value in given.items():
+        for key, value in each("plan.floor", self.floor, "share").items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (is_number and 0 <= value <= 1):
-                key = f"plan.floor.{name}" if name != "" else "plan.floor"
                 raise ValueError(f"{key}={value}: takes a share in [0, 1]")
 
     @property

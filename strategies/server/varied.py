@@ -126,17 +126,8 @@ class VariedNetwork(WholeNetwork):
         return {p: work(samples[p], self.kind(p), sent(p)) for p in self.clients.with_data()}
 
     def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
-        """Accuracy, loss and what the task adds, of each kind; unnamed of that with the most.
-
-        A kind that nobody has trained yet has no say, unless there is no other.
-        """
-        used = self.in_use()
-        tested = [kind for kind in used if kind.has_begun(arrays)] or used[-1:]
-        found, last = dict[str, float](), dict[str, float]()
-        for kind in tested:
-            last = measured(test, kind.view.loaded(arrays))
-            found |= {named(name, kind.name): value for name, value in last.items()}
-        return last | found
+        """Accuracy, loss and what the task adds, of each kind; unnamed of that with the most."""
+        return of_each(self.in_use(), arrays, lambda kind: measured(test, kind.view.loaded(arrays)))
 
     def evaluate_each(
         self, arrays: Mapping[str, Tensor], partitions: Sequence[int], test_of: TestOf
@@ -193,6 +184,27 @@ def counted_by_device(clients: Clients, chosen: Mapping[int, str]) -> dict[str, 
 def named(name: str, kind: str) -> str:
     """What a figure is called that is of one kind: ``accuracy_2bit``, ``2bit_per_class/…``."""
     return f"{kind}_{name}" if "/" in name else f"{name}_{kind}"
+
+
+def of_each(
+    kinds: Sequence[Kind],
+    arrays: Mapping[str, Any],
+    tested: Callable[[Kind], dict[str, float]],
+) -> dict[str, float]:
+    """Test each kind; a figure without a kind's name is of the last one.
+
+    A kind that nobody has trained yet has no say, unless there is no other.
+
+    Args:
+        kinds: from least to most.
+        arrays: of the global model.
+        tested: figures of one kind.
+    """
+    found, last = dict[str, float](), dict[str, float]()
+    for kind in [kind for kind in kinds if kind.has_begun(arrays)] or kinds[-1:]:
+        last = tested(kind)
+        found |= {named(name, kind.name): value for name, value in last.items()}
+    return last | found
 
 
 def with_fresh_steps(state: ServerState, fresh: Mapping[str, Selected]) -> ServerState:

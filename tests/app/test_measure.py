@@ -57,6 +57,9 @@ def test_rows_of_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_what_cannot_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert measure.main(["model=nope"]) == 1
     assert "error: model=nope" in capsys.readouterr().err
+    for key, address in (("serve", "9500"), ("serve", "here:"), ("link", "here:99999")):
+        assert measure.main([f"{key}={address}"]) == 1
+        assert capsys.readouterr().err == f"error: {key}='{address}': takes host:port\n"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
