@@ -2,7 +2,7 @@
 
 import errno
 import gc
-from pathlib import Path
+import os
 
 import numpy as np
 import pytest
@@ -44,12 +44,20 @@ def test_what_is_small_stays_in_memory():
 
 
 def test_the_file_is_gone_with_its_arrays(on_disk):
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    back = Spool(0).put({"w": np.zeros(3)})
-    assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+    waiting = Spool(0)
+    back = waiting.put({"w": np.zeros(3)})
+    number = waiting._file.fileno()
+    file = os.fstat(number)
+    assert file.st_size == 24
+    assert file.st_nlink == 0  # it has no name
+    del waiting
+    np.testing.assert_array_equal(back["w"], np.zeros(3))
     del back
     gc.collect()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    try:
+        assert not os.path.samestat(os.fstat(number), file)  # another file has the number now
+    except OSError as error:
+        assert error.errno == errno.EBADF
 
 
 def test_a_full_disk_is_said(on_disk, monkeypatch):
