@@ -48,6 +48,7 @@ RATES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 CURVE = [10 ** (k / 20) for k in range(-40, 61)]  # the same range, for the plot
 TRAIN = LocalTraining(epochs=1, batch_size=128, momentum=0.0)
 NETWORKS = {"vgg16": lambda: vgg16(), "resnet18": lambda: resnet18(stem="imagenet")}
+WAYS: dict[str, Rule] = {"overlapped": overlapped, "pipelined": pipelined}
 # Late enough for fewer values than the input has, early enough that the cloud's part is a network.
 CUTS = {"vgg16": "features.33", "resnet18": "layer3"}
 PAPER = {"vgg16": 0.29, "resnet18": 0.61}
@@ -224,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = NETWORKS[name]()
         everywhere, network = cuts(model), cost(model, SHAPE)
         fixed = [cut for cut in everywhere if cut.name == CUTS[name]]
-        for rule in (overlapped, pipelined):
+        for way, rule in WAYS.items():
             for codec in ("fp32", "int8"):
                 for what, choices in (("fixed cut", fixed), ("best cut", everywhere)):
                     rows = []
@@ -236,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                             f"{cut.device_share:.0%}", f"{seconds:,.1f}",
                             *(f"{share:+.1%}" for share in shares.values()),
                         ))  # fmt: skip
-                    title = f"{name} on {device.name}, {rule.__name__}, z as {codec}, {what}"
+                    title = f"{name} on {device.name}, {way}, z as {codec}, {what}"
                     print(table(("Mbit/s", "cut", "on device", "s/epoch", *BASELINES), rows, title))
         rates = {
             row.name: highest_rate(fixed[0], network, row, PAPER[name])

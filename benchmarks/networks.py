@@ -11,6 +11,7 @@ is finite, whether the packed file and onnxruntime (``--onnx``) give its outputs
 torch's profiler counts as many operations as `models.cost`.
 """
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -154,6 +155,7 @@ NOT_COUNTED = (
 def counted_alike(one: Subject) -> str:
     """Whether torch's profiler, which knows 2-D convolutions and matrices, counts the same."""
     model, x = one.model.eval(), one.spec.example(2)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # errors; else it writes two lines a network
     with torch.profiler.profile(with_flops=True) as profile:
         model(x)
     events = profile.key_averages()

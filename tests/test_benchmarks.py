@@ -30,6 +30,7 @@ from benchmarks import (
     sweep,
     wire,
 )
+from fleet.devices import tables as fleet_tables
 from models.cost import cost
 from models.lenet5 import LeNet5
 from quant.codec import CODECS
@@ -167,6 +168,22 @@ def test_fleet(printed: Callable[[], str]) -> None:
     assert all(number(row["plan"]) > 0 for row in rows)
     assert [row["network"] for row in steps] == ["whole", "cut"]
     assert all(number(row["step"]) > 0 for row in steps)
+
+
+def test_hierarchical_of_a_small_network(
+    printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = LeNet5(3, input_shape=hierarchical.SHAPE)
+    monkeypatch.setitem(hierarchical.NETWORKS, "lenet5", lambda: small)
+    monkeypatch.setitem(hierarchical.CUTS, "lenet5", "stage2")
+    monkeypatch.setitem(hierarchical.PAPER, "lenet5", 0.3)
+    hierarchical.main(["--models", "lenet5", "--rates", "0.1", "100"])
+    text = printed()
+    *savings, limits = tables(text)
+    assert len(savings) == 2 * 2 * 2
+    assert "lenet5 on jetson_nano, pipelined, z as int8, best cut" in text
+    assert {row["device"] for row in limits} == set(fleet_tables().devices)
+    assert all(number(row["s/epoch"]) > 0 for rows in savings for row in rows)
 
 
 @pytest.mark.long  # half a minute of traces; the curves are drawn by the next one
