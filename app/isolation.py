@@ -213,22 +213,22 @@ def structure(model: Any) -> tuple[Any, ...]:
             type(one),
             vars(one).get("forward"),
             tuple(hook for name in _HOOKS for hook in getattr(one, name)),
-            tuple(
-                (
-                    name,
-                    p.shape,
-                    p.dtype,
-                    p.requires_grad,
-                    p.is_inference(),
-                    tuple(p._backward_hooks or ()),
-                    tuple(getattr(p, "_post_accumulate_grad_hooks", None) or ()),
-                )
-                for name, p in one.named_parameters(recurse=False)
-            ),
-            tuple((n, b.shape, b.dtype) for n, b in one.named_buffers(recurse=False)),
+            tuple((name, *_described(p)) for name, p in one._parameters.items() if p is not None),
+            tuple((n, b.shape, b.dtype) for n, b in one._buffers.items() if b is not None),
         )
         for whole in modules(model)
         for one in whole.modules()
+    )
+
+
+def _described(parameter: nn.Parameter) -> tuple[Any, ...]:
+    return (
+        parameter.shape,
+        parameter.dtype,
+        parameter.requires_grad,
+        parameter.is_inference(),
+        tuple(parameter._backward_hooks or ()),
+        tuple(getattr(parameter, "_post_accumulate_grad_hooks", None) or ()),
     )
 
 

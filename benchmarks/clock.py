@@ -1,45 +1,44 @@
 """The simulated clock beside a real one: a device's round of split learning over a slow link.
 
-    python -m benchmarks.clock [--model lenet5] [--cut stage2] [--batches 20]
+    python -m benchmarks.clock [--model lenet5] [--cut stage2] [--batches 20] [--loss 0 0.01]
 
-The device is a process of its own, measured by app.measure before; the slow class of it is stopped
-half of the time. Between it and the server's half is a relay that delays what goes through it and
-lets no more of it through than the link's rate, as ``tc netem`` would where the kernel has it. Both
-get the same rows: this device, this link; the server's half is this machine's.
+The device is a process in a network namespace of its own, measured by app.measure before; the slow
+class of it is stopped half of the time. It dials the server's half, which is on this machine,
+through a link with the rate, the delay and the losses of the row (benchmarks/slow_link.py). The
+clock gets the same rows, but for losses, which it does not know.
 """
 
 import argparse
 import contextlib
+import itertools
 import multiprocessing
 import os
-import queue
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from app import experiment
 from app.commands.measure import fitted, time_cuts
 from benchmarks.remote import BATCH, Setup, overrides_of
+from benchmarks.slow_link import can_be_made, ends, enter
 from benchmarks.table import table
 from fleet.cost import cost
 from fleet.devices import Device, Link, tables
 from quant.codec import LinkSettings
 from strategies.client.remote import train_remote
-from strategies.contract import Invitation
 from strategies.server.elsewhere import Elsewhere
 from strategies.server.half_service import HalfService, HalfSettings
 
 LINKS = ("4g", "wifi", "fixed")
 DUTY_S = 0.02  # the slow device runs, and is stopped, for so long in turn
-CHUNK = 2048
 
 
-def device(pipe: Connection, chosen: Sequence[str]) -> None:
+def device(pipe: Connection, chosen: Sequence[str], namespace: str) -> None:
     """Train a round for each invitation that comes, and say how long it took."""
+    enter(namespace)
     setup = Setup(chosen)
     found = time_cuts(setup.chosen)
     pipe.send(fitted(found))
@@ -74,102 +73,57 @@ def slowed(pid: int) -> Iterator[None]:
         thread.join()
 
 
-@contextlib.contextmanager
-def relay(address: str, link: Link) -> Iterator[str]:
-    """Listen for one connection, and pass it on as over this link; yields where to dial."""
-    host, _, port = address.rpartition(":")
-    with socket.create_server((host, 0)) as listener:
-        threads: list[threading.Thread] = []
+@dataclass(frozen=True)
+class Row:
+    """One device, one link.
 
-        def accept() -> None:
-            with contextlib.suppress(OSError):
-                near, _ = listener.accept()
-                far = socket.create_connection((host, int(port)))
-                for one in (near, far):
-                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threads.extend(pipe_through(near, far, link.up_mbps, link.latency_s))
-                threads.extend(pipe_through(far, near, link.down_mbps, link.latency_s))
+    Attributes:
+        device: which class.
+        link: of the tables.
+        loss: share of packets that the link loses.
+        measured_s: of a round.
+        simulated_s: of the same round.
+    """
 
-        first = threading.Thread(target=accept)
-        first.start()
-        yield f"{host}:{listener.getsockname()[1]}"
-        first.join()
-        for thread in threads:
-            thread.join()
+    device: str
+    link: str
+    loss: float
+    measured_s: float
+    simulated_s: float
 
 
-def pipe_through(
-    source: socket.socket, to: socket.socket, mbps: float, latency_s: float
-) -> list[threading.Thread]:
-    """One direction: a thread that takes what comes at the rate, one that hands it on later."""
-    waiting: queue.Queue[tuple[float, bytes]] = queue.Queue()
-
-    def take() -> None:
-        free = 0.0  # when the link has sent what it was given
-        data = b"begins"
-        while data:
-            try:
-                data = source.recv(CHUNK)
-            except OSError:
-                data = b""
-            free = max(free, time.perf_counter()) + 8e-6 * len(data) / mbps
-            waiting.put((free + latency_s, data))
-
-    def give() -> None:
-        while True:
-            due, data = waiting.get()
-            time.sleep(max(0.0, due - time.perf_counter()))
-            with contextlib.suppress(OSError):
-                if not data:
-                    to.shutdown(socket.SHUT_WR)
-                    return
-                to.sendall(data)
-
-    threads = [threading.Thread(target=work) for work in (take, give)]
-    for thread in threads:
-        thread.start()
-    return threads
-
-
-def measure(model: str, cut: str, batches: int) -> list[tuple[str, str, float, float]]:
-    """Device class, link, measured and simulated seconds of a round."""
+def measure(model: str, cut: str, batches: int, losses: Sequence[float]) -> Iterator[Row]:
+    """Yield each device class with each link and loss."""
     chosen = overrides_of(model, cut, 1, batches)
-    context = multiprocessing.get_context("spawn")
-    mine, its = context.Pipe()
-    process = context.Process(target=device, args=(its, chosen), daemon=True)
-    process.start()
-    assert process.pid is not None
-    speed, bandwidth = mine.recv()
     setup = Setup(chosen)
-    arrays = {name: tensor.numpy() for name, tensor in setup.arrays.items()}
     work = setup.network.works(setup.strategy.rounds.train, lambda _: (0, 0))[0]
-    whole = Device("whole", {"fp32": speed}, bandwidth, 2**40, 1.0)
-    half = replace(whole, name="half", flops_per_s={"fp32": speed / 2}, bytes_per_s=bandwidth / 2)
-    found = []
-    with HalfService(HalfSettings("127.0.0.1:0")) as service:
+    with ends() as wire, HalfService(HalfSettings(f"{wire.address}:0")) as service:
+        context = multiprocessing.get_context("spawn")
+        mine, its = context.Pipe()
+        process = context.Process(target=device, args=(its, chosen, wire.namespace), daemon=True)
+        process.start()
+        assert process.pid is not None
+        speed, bandwidth = mine.recv()
+        whole = Device("whole", {"fp32": speed}, bandwidth, 2**40, 1.0)
+        half = Device("half", {"fp32": speed / 2}, bandwidth / 2, 2**40, 1.0)
         elsewhere = Elsewhere(service, setup.strategy.client, experiment.network(setup.chosen))
+        arrays = {name: tensor.numpy() for name, tensor in setup.arrays.items()}
         turn = elsewhere.turn(setup.network, arrays, setup.task(0, LinkSettings()))
 
-        def run(link: Link) -> float:
-            with (
-                service.open_round([turn]) as (_, invitations),
-                relay(service.address, link) as address,
-            ):
-                told: Invitation = replace(invitations[0], address=address)
-                mine.send(told)
-                seconds: float = mine.recv()
-            return seconds
+        def seconds(link: Link, loss: float) -> float:
+            with service.open_round([turn]) as (_, invitations), wire.joined(link, loss):
+                mine.send(invitations[0])
+                found: float = mine.recv()
+            return found
 
-        run(Link("none", 1e4, 1e4))  # halves are made in the first
-        for one in (whole, half):
-            for name in LINKS:
-                link = tables().link(name)
-                with slowed(process.pid) if one is half else contextlib.nullcontext():
-                    seconds = run(link)
-                found.append((one.name, name, seconds, cost(work, one, link, whole).seconds))
-    mine.send(None)
-    process.join()
-    return found
+        seconds(Link("none", 1e4, 1e4), 0.0)  # halves are made in the first
+        for one, name, loss in itertools.product((whole, half), LINKS, losses):
+            link = tables().link(name)
+            with slowed(process.pid) if one is half else contextlib.nullcontext():
+                measured_s = seconds(link, loss)
+            yield Row(one.name, name, loss, measured_s, cost(work, one, link, whole).seconds)
+        mine.send(None)
+        process.join()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -177,11 +131,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="lenet5")
     parser.add_argument("--cut", default="stage2")
     parser.add_argument("--batches", type=int, default=20)
+    parser.add_argument("--loss", type=float, nargs="+", default=(0.0, 0.01))
     given = parser.parse_args(argv)
-    found = measure(given.model, given.cut, given.batches)
+    if not can_be_made():
+        print("left out: takes Linux, root, ip and /dev/net/tun, to make a link")
+        return
     print(f"{given.model} cut at {given.cut}, {given.batches} batches of {BATCH}\n")
-    head = ("device", "link", "measured s", "simulated s", "simulated/measured")
-    rows = [(d, link, f"{m:.2f}", f"{s:.2f}", f"{s / m:.2f}") for d, link, m, s in found]
+    head = ("device", "link", "lost", "measured s", "simulated s", "simulated/measured")
+    rows = [
+        (
+            row.device, row.link, f"{row.loss:.0%}", f"{row.measured_s:.2f}",
+            f"{row.simulated_s:.2f}", f"{row.simulated_s / row.measured_s:.2f}",
+        )
+        for row in measure(given.model, given.cut, given.batches, given.loss)
+    ]  # fmt: skip
     print(table(head, rows))
 
 

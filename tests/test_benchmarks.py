@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,11 +26,13 @@ from benchmarks import (
     quant,
     remote,
     scale,
+    slow_link,
     split,
     steps,
     sweep,
     wire,
 )
+from fleet.devices import Link
 from fleet.devices import tables as fleet_tables
 from models.cost import cost
 from models.lenet5 import LeNet5
@@ -46,6 +49,7 @@ PARTS = {
     "own_samples",
     "picture",
     "random_data",
+    "slow_link",  # tested here, too
     "table",
     "two_machines",  # tests/app/test_deploy.py
 }
@@ -235,13 +239,56 @@ def test_split(printed: Callable[[], str]) -> None:
     assert all(number(row["of FedAvg's"]) > 0 for row in rows)
 
 
+needs_a_link = pytest.mark.skipif(
+    not slow_link.can_be_made(), reason="takes Linux, root, ip and /dev/net/tun"
+)
+# Dials, says hello, waits for the last byte, hangs up: seconds of a round trip, and of all.
+DIALS = """
+import socket, sys, time
+from benchmarks.slow_link import enter
+enter(sys.argv[1])
+began = time.perf_counter()
+with socket.create_connection((sys.argv[2], int(sys.argv[3]))) as line:
+    joined = time.perf_counter() - began
+    line.sendall(b"hello")
+    data = b""
+    while piece := line.recv(65536):
+        data += piece
+print(joined, time.perf_counter() - began, data == bytes(range(250)) * 1200)
+"""
+
+
+@needs_a_link
+@pytest.mark.parametrize("loss", [0.0, 0.05])
+def test_a_slow_link_is_as_slow_as_it_says_and_tcp_gets_everything_through(loss: float) -> None:
+    link = Link("some", down_mbps=8.0, up_mbps=4.0, latency_s=0.02)
+    with (
+        slow_link.ends() as wire,
+        socket.create_server((wire.address, 0)) as server,
+        wire.joined(link, loss),
+    ):
+        where = [wire.namespace, wire.address, str(server.getsockname()[1])]
+        dials = subprocess.Popen(
+            [sys.executable, "-c", DIALS, *where], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        with server.accept()[0] as line:
+            assert line.recv(5) == b"hello"
+            line.sendall(bytes(range(250)) * 1200)
+        joined, took, is_same = dials.communicate(timeout=60)[0].split()
+    assert is_same == "True"
+    assert float(joined) >= 2 * 0.02
+    assert float(took) >= 2 * 2 * 0.02 + 8 * 300_000 / 8e6
+
+
+@needs_a_link
 @pytest.mark.long  # it waits for slow links
-@pytest.mark.skipif(sys.platform == "win32", reason="a process is stopped by a signal")
 def test_clock(printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "LINKS", ("wifi",))
     clock.main(["--batches", "2"])
     (rows,) = tables(printed())
-    assert [(row["device"], row["link"]) for row in rows] == [("whole", "wifi"), ("half", "wifi")]
+    assert [(row["device"], row["link"], row["lost"]) for row in rows] == [
+        (device, "wifi", lost) for device in ("whole", "half") for lost in ("0%", "1%")
+    ]
     for row in rows:
         measured, simulated = number(row["measured s"]), number(row["simulated s"])
         assert measured > 2 * (0.021 + 2 * 4 * 32 * 400 * 8 / 34.5e6)  # as long as the link takes
