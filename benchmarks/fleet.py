@@ -14,10 +14,11 @@ from benchmarks.table import table
 from fleet.availability import Diurnal
 from fleet.clock import Rule, overlapped, parallel, pipelined, queued, sequential
 from fleet.devices import tables
-from fleet.flights import Flight, Step
+from fleet.flights import Flight, Service, Step
 from fleet.plan import Fleet
 from fleet.population import assign
 from fleet.selection import select
+from fleet.service import Queue, Shared
 from fleet.work import BatchWork, ClientWork, Compute, Exchange
 from strategies.server.buffered import idle_clients, in_turn
 
@@ -29,6 +30,12 @@ RULES: dict[str, Rule] = {
     "pipelined": pipelined,
 }
 CONCURRENCY, BUFFER = 200, 10  # of asynchronous steps
+# Whether there is a server's part, and how it serves those at work.
+STEPPED: dict[str, tuple[bool, Service]] = {
+    "whole": (False, Shared(parallel.pace)),
+    "cut": (True, Shared(parallel.pace)),
+    "cut, queued": (True, Queue()),
+}
 
 
 def median_ms(run: Callable[[], object], repeats: int) -> float:
@@ -69,13 +76,14 @@ def measure(num_clients: int, repeats: int) -> dict[str, tuple[float, float, flo
     return found
 
 
-def steps(num_clients: int, repeats: int, is_cut: bool) -> tuple[float, float]:
+def steps(num_clients: int, repeats: int, is_cut: bool, service: Service) -> tuple[float, float]:
     """Return the milliseconds of a server step, and of one with more to draw.
 
     Args:
         num_clients: of which `CONCURRENCY` are at work, or all.
         repeats: steps, one after another.
-        is_cut: whether there is a server whose capacity they share.
+        is_cut: whether there is a server's part.
+        service: how the server serves them.
     """
     clients = assign(tables().population("mobile"), tables(), range(num_clients), 0)
     plain = Fleet(clients, tables().device("server"))
@@ -95,7 +103,7 @@ def steps(num_clients: int, repeats: int, is_cut: bool) -> tuple[float, float]:
                 select(idle, at_work - len(flights), 0, number) if len(flights) < at_work else []
             )
             one = Step(
-                fleet, parallel.pace, lambda began: parts, number, now, at_work,
+                fleet, service, lambda began: parts, number, now, at_work,
                 min(BUFFER, at_work),
             )  # fmt: skip
             plan = one.plan(flights, in_turn(idle, first, random.Random(number)))
@@ -119,9 +127,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     heads = ("clients", "rule", "plan", "with jitter, diurnal", "phases, once a run")
     print(table(heads, rows, "planning a round, median ms"))
     stepped = [
-        (num_clients, kind, *(f"{t:.2f}" for t in steps(num_clients, chosen.repeats, is_cut)))
+        (num_clients, kind, *(f"{t:.2f}" for t in steps(num_clients, chosen.repeats, *how)))
         for num_clients in chosen.clients
-        for kind, is_cut in (("whole", False), ("cut", True))
+        for kind, how in STEPPED.items()
     ]
     columns = ("clients", "network", "step", "with jitter, diurnal, dropout")
     title = f"planning a server step, median ms; {CONCURRENCY} at work, {BUFFER} arrive"

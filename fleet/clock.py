@@ -13,7 +13,7 @@ begins and ends, in seconds from the round's start; None for one that cannot end
 In queued and sequential somebody late does not hold up those after it: the server knows from shapes
 that it would be late, and does not serve it. In the others everybody begins, and whoever is late
 holds its share of the server until the deadline. These are made of a pace: how long a client takes
-while n are at it, which is also what asynchronous training goes by (`fleet.flights`).
+while n are at it. Asynchronous training goes by paces, too, or by a queue (`fleet.service`).
 """
 
 import math
@@ -64,10 +64,8 @@ def queued(clients: Sequence[Phases], deadline_s: float = math.inf) -> list[Turn
     turns: list[Turn | None] = []
     leave = 0.0
     for client in clients:
-        lead, tail = client.lead_s, client.tail_s
-        held = client.compute_s + client.transfer_s + client.server_s - lead - tail
-        free = max(leave, lead) + max(0.0, held)  # held can be −1e−17 where it should be 0
-        end = free + tail
+        free = max(leave, client.lead_s) + client.held_s
+        end = free + client.tail_s
         in_time = end <= deadline_s
         turns.append(Turn(0.0, end) if in_time else None)
         leave = free if in_time else leave

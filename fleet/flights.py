@@ -5,19 +5,17 @@ moment. A step begins with a new global model; from then on whoever begins has t
 ends with the arrival that fills the buffer. Where a client ends, another begins at once, so far as
 there is one that is there, fits, and has not been asked in this step yet.
 
-What a client's work takes follows from shapes, so every arrival is known before anybody trains. The
-server's capacity is shared by those who are at it: with n at work a client goes on at the rate of
-one n-th of its `clock.Pace`, and what is left of its work is stretched or shortened whenever n
-changes:
-
-    end ← t + (end − t) · pace(n) / pace(n before)
+What a client's work takes follows from shapes, so every arrival is known before anybody trains. How
+the server serves those at work, and so when they end, is reckoned anew whenever somebody begins or
+ends: `fleet.service`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from fleet.clock import Pace
 from fleet.phases import Phases
 from fleet.plan import Fleet, Member, RoundPlan, left_after
 
@@ -30,10 +28,10 @@ class Flight:
         partition: the client.
         began: the server step whose model it has, from 1.
         begins_in_s: when it began; negative where that was in an earlier step.
-        ends_in_s: when it will end.
-        needs_s: what its whole work takes while ``sharers`` are at work.
-        sharers: how many share the server's capacity.
-        share: of its work that it does; below 1 it leaves before the end.
+        ends_in_s: when it will end, or leave.
+        needs_s: what its whole work takes as things are, waiting included.
+        sharers: how many share the server's capacity; 0 until its end is first reckoned.
+        share: of the time that its work takes after which it leaves; 1 where it does not.
     """
 
     partition: int
@@ -57,6 +55,24 @@ class Flight:
         )
 
 
+class Service(Protocol):
+    """How the server serves those at work: the classes of `fleet.service`."""
+
+    def longest_s(self, own: Phases, at_work: int) -> float:
+        """What a client's work takes by the measure of the deadline, where so many are at work."""
+
+    def reckoned(
+        self, flights: Sequence[Flight], now_s: float, phases_of: Callable[[Flight], Phases]
+    ) -> list[Flight]:
+        """The same flights with when they end if nobody else begins, or leaves before its end."""
+
+    def first(self, flights: Sequence[Flight]) -> "tuple[Flight, Service]":
+        """Who of those just reckoned ends first, and how the server goes on after that."""
+
+    def done(self, flight: Flight, own: Phases) -> float:
+        """The share of its work that a client has done that leaves."""
+
+
 @dataclass(frozen=True)
 class StepPlan(RoundPlan):
     """A server step before it happens; `members` are in the order of what happened to them.
@@ -76,7 +92,7 @@ class Step:
 
     Attributes:
         fleet: devices, links, availability, and the longest that a client's work may take.
-        pace: seconds of a client's work while n share the server.
+        service: how the server serves those at work, as the step begins.
         phases: of the clients that begin in a step, by its number.
         number: of this step, from 1.
         now_s: when it begins, in simulated seconds since the experiment began.
@@ -86,7 +102,7 @@ class Step:
     """
 
     fleet: Fleet
-    pace: Pace
+    service: Service
     phases: Callable[[int], Mapping[int, Phases]]
     number: int
     now_s: float
@@ -102,19 +118,21 @@ class Step:
             idle: the other clients, each once, in the order in which they are asked.
         """
         working, members, arrived = list(flights), list[Member](), list[Flight]()
-        now = 0.0
+        now, service = 0.0, self.service
+        paced = functools.cache(self._paced)
+
+        def phases_of(flight: Flight) -> Phases:
+            return paced(flight.partition, flight.began)
+
         while len(arrived) < self.buffer:
-            begun = self._begun(self.concurrency - len(working), idle, now, members)
-            sharers = len(working) + len(begun)
-            if working and working[0].sharers != sharers:  # as many for all of them
-                working = [self._shared(flight, sharers, now) for flight in working]
-            working += [self._flight(partition, own, sharers, now) for partition, own in begun]
+            working += self._begun(self.concurrency - len(working), idle, now, members)
             if not working:
                 break
-            first = min(working, key=_end)
+            working = service.reckoned(working, now, phases_of)
+            first, service = service.first(working)
             working.remove(first)
             now = first.ends_in_s
-            members.append(member := self._ended(first))
+            members.append(member := self._ended(first, phases_of(first)))
             if member.status == "ok":
                 arrived.append(first)
         if not (working or arrived or now):  # nobody was there
@@ -124,51 +142,39 @@ class Step:
 
     def _begun(
         self, count: int, idle: Iterator[int], now: float, members: list[Member]
-    ) -> list[tuple[int, Phases]]:
+    ) -> list[Flight]:
         """Up to ``count`` clients that begin now; who is asked and cannot joins the members."""
-        found: list[tuple[int, Phases]] = []
+        found: list[Flight] = []
         while len(found) < count and (partition := next(idle, None)) is not None:
             when, parts = self.now_s + now, self.phases(self.number)
             member = self.fleet.refused(partition, parts, self.number, when)
             if member is None:
                 own = self._paced(partition, self.number)
-                if self.pace(own, self.concurrency) <= self.fleet.deadline_s:
-                    found.append((partition, own))
+                if self.service.longest_s(own, self.concurrency) <= self.fleet.deadline_s:
+                    share = self.fleet.stays(partition, self.number)
+                    found.append(Flight(partition, self.number, now, now, 0.0, 0, share))
                     continue
                 member = self.fleet.late(partition)
             members.append(member)
         return found
 
-    def _flight(self, partition: int, own: Phases, sharers: int, now: float) -> Flight:
-        """A client that begins now."""
-        needs = self.pace(own, sharers)
-        share = self.fleet.stays(partition, self.number)
-        return Flight(partition, self.number, now, now + share * needs, needs, sharers, share)
-
-    def _shared(self, flight: Flight, sharers: int, now: float) -> Flight:
-        """The same client while ``sharers`` are at work from now on."""
-        needs = self.pace(self._paced(flight.partition, flight.began), sharers)
-        ends = flight.ends_in_s
-        if needs != flight.needs_s:
-            ends = now + (ends - now) / flight.needs_s * needs
-        return replace(flight, ends_in_s=ends, needs_s=needs, sharers=sharers)
-
-    def _ended(self, flight: Flight) -> Member:
+    def _ended(self, flight: Flight, own: Phases) -> Member:
         """What becomes of a client that ends."""
-        own, share = self._paced(flight.partition, flight.began), flight.share
+        has_left = flight.share < 1
+        share = self.service.done(flight, own) if has_left else 1.0
         seconds = flight.ends_in_s - flight.begins_in_s
         member = Member(
             flight.partition,
             self.fleet.clients[flight.partition].device.name,
             "ok",
             sim_s=seconds,
-            energy_j=own.joules(seconds / share) * share,
+            energy_j=own.joules(seconds / share) * share if share else own.idle_w * seconds,
             begin_s=self.now_s + flight.begins_in_s,
             end_s=self.now_s + flight.ends_in_s,
             began=flight.began,
             share=share,
         )
-        if share < 1:
+        if has_left:
             return replace(member, status="left", reason=left_after(share))
         if self.is_stale(flight.began):
             behind = self.number - flight.began
@@ -178,7 +184,3 @@ class Step:
 
     def _paced(self, partition: int, began: int) -> Phases:
         return self.fleet.paced(self.phases(began)[partition], began, partition)
-
-
-def _end(flight: Flight) -> tuple[float, int]:
-    return flight.ends_in_s, flight.partition

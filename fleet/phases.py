@@ -11,6 +11,7 @@ time or energy. The symbols are those of docs/FLEET.md.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from fleet.devices import Device, Link
 from fleet.work import BatchWork, ClientWork, Compute
@@ -97,13 +98,19 @@ class Phases:
         """The server over the whole round, at full capacity."""
         return sum(run.count * run.server_s for run in self.runs)
 
-    @property
+    @cached_property
     def lead_s(self) -> float:
         """From the client's start until the server can first begin."""
         lead = self.down_s + self.local_s
         return lead + self.runs[0].first_s + self.runs[0].first_up_s if self.runs else lead
 
-    @property
+    @cached_property
+    def held_s(self) -> float:
+        """From the server's first begin to its last end, if it waits for this client alone."""
+        whole = self.compute_s + self.transfer_s + self.server_s
+        return max(0.0, whole - self.lead_s - self.tail_s)  # without it −1e−17 in place of 0
+
+    @cached_property
     def tail_s(self) -> float:
         """From the server's last end until the client's."""
         return self.up_s + (self.runs[-1].down_s + self.runs[-1].last_s if self.runs else 0.0)

@@ -170,7 +170,7 @@ def test_fleet(printed: Callable[[], str]) -> None:
     ]  # fmt: skip
     assert {row["clients"] for row in rows} == {"5"}
     assert all(number(row["plan"]) > 0 for row in rows)
-    assert [row["network"] for row in steps] == ["whole", "cut"]
+    assert [row["network"] for row in steps] == ["whole", "cut", "cut, queued"]
     assert all(number(row["step"]) > 0 for row in steps)
 
 

@@ -129,6 +129,7 @@ WITH_TORCH = (
 WITHOUT = (
     ("fleet.selection", ("torch", "flwr", "hydra")),
     ("fleet.flights", ("torch", "flwr", "hydra")),
+    ("fleet.service", ("torch", "flwr", "hydra")),
     ("tracking.record", ("torch", "flwr", "hydra")),
     ("app.config.help", ("optuna",)),
 )

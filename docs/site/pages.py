@@ -32,8 +32,8 @@ API = {
     ],
     "fleet": [
         "fleet.work", "fleet.phases", "fleet.clock", "fleet.plan", "fleet.flights",
-        "fleet.selection", "fleet.devices", "fleet.population", "fleet.availability",
-        "fleet.traces", "fleet.cost",
+        "fleet.service", "fleet.selection", "fleet.devices", "fleet.population",
+        "fleet.availability", "fleet.traces", "fleet.cost",
     ],
     "models": [
         "models.cut_points", "models.split", "models.cost", "models.objective", "models.inputs",

@@ -15,6 +15,11 @@ Who arrives when follows from shapes (`fleet.flights`). So a client trains in th
 arrives, together with the others that do, from the model with which it began; who never arrives
 does not train at all. The models that are still trained from are in the state, and so in
 checkpoints.
+
+Where the server has one part for all (SplitFed V2), it serves clients in the order in which they
+arrive (`fleet.service`): they train one after another, and each has the server's part as the one
+before left it, in this step or an earlier one. That part is never stale, and is not averaged. All
+the above is of the device's part.
 """
 
 import math
@@ -26,8 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.clock import AtOnce
-from fleet.flights import Flight, Step, StepPlan
+from fleet.clock import Rule
+from fleet.flights import Flight, Service, Step, StepPlan
 from fleet.seeds import derive_seed
 from fleet.selection import UNIFORM
 from quant.functional import MIN_STEP
@@ -42,6 +47,7 @@ from strategies.server.method import (
     Result,
     ServerState,
     Start,
+    parted,
 )
 from strategies.server.schedule_settings import ScheduleSettings
 from strategies.server.server_optimizer import log_step
@@ -55,12 +61,16 @@ class Buffered:
     """A `Schedule` whose rounds are server steps.
 
     Attributes:
-        rule: of the clock, whose pace clients go at.
+        rule: of the clock in rounds, for what a client takes alone.
         settings: how many are at work, how many make a step, what late updates count.
+        service: of the clock: how the server serves those at work.
+        hands_on: whether the server has one part, which goes from client to client.
     """
 
-    rule: AtOnce
+    rule: Rule
     settings: ScheduleSettings
+    service: Service
+    hands_on: bool = False
 
     def order(self, chosen: Sequence[int], seed: int, server_round: int) -> list[int]:
         """As they arrive."""
@@ -82,7 +92,7 @@ class Buffered:
 
         step = Step(
             fleet,
-            self.rule.pace,
+            self.service,
             lambda began: drawing.phases(network.in_round(began)),
             number,
             state.now_s,
@@ -123,19 +133,61 @@ class Buffered:
         assert isinstance(plan, StepPlan)
         began = sorted({flight.began for flight in (*plan.arrived, *plan.flights)})
         bases = {step: base(state, step) for step in began}
-        starts = [
-            Start(bases[step], [one.partition for one in plan.arrived if one.began == step], step)
-            for step in began
-        ]
+        if self.hands_on:
+            assert network is not None, "a network that is cut needs prepare()"
+            bases = device_parts(network, (*plan.arrived, *plan.flights), bases)
+            found = exchange(one_by_one(state.arrays, plan.arrived, bases))
+            parts = [parted(network, result) for result in found]
+            for _, server in parts:
+                state = state.with_arrays({**state.arrays, **server})
+            found = [
+                replace(result, arrays=device)
+                for result, (device, _) in zip(found, parts, strict=True)
+            ]
+        else:
+            found = exchange(all_at_once(plan.arrived, bases))
         step_of = {flight.partition: flight.began for flight in plan.arrived}
         results = []
-        for result in exchange([start for start in starts if start.partitions]):
+        for result in found:
             step = step_of[result.partition]
             if step != number:
                 damping = self.settings.damping(number - step)
                 result = replace(result, base=bases[step], damping=damping)
             results.append(result)
         return keeping(state, plan.flights, bases), results
+
+
+def all_at_once(arrived: Sequence[Flight], bases: Mapping[int, Arrays]) -> list[Start]:
+    """Each from the model with which it began."""
+    clients_of: dict[int, list[int]] = {}
+    for flight in arrived:
+        clients_of.setdefault(flight.began, []).append(flight.partition)
+    return [Start(bases[step], clients_of[step], step) for step in sorted(clients_of)]
+
+
+def one_by_one(now: Arrays, arrived: Sequence[Flight], bases: Mapping[int, Arrays]) -> list[Start]:
+    """Each from the device's part with which it began, and the server's as the one before left it.
+
+    Args:
+        now: the present model, with the server's part for the first of them.
+        arrived: in the order in which they are served.
+        bases: by step, the devices' parts with which clients began.
+    """
+    return [
+        Start({**now, **bases[one.began]}, [one.partition], one.began, in_turn=True)
+        for one in arrived
+    ]
+
+
+def device_parts(
+    network: Network, flights: Sequence[Flight], bases: Mapping[int, Arrays]
+) -> dict[int, Arrays]:
+    """Return what is on the device of the models with which clients began."""
+    names = {one.began: network.on_device(one.partition) or frozenset() for one in flights}
+    return {
+        step: {name: array for name, array in bases[step].items() if name in own}
+        for step, own in names.items()
+    }
 
 
 def idle_clients(everybody: Sequence[int], busy: Collection[int]) -> Sequence[int]:

@@ -146,7 +146,7 @@ class Federation:
 
         def exchange(starts: Sequence[Start]) -> list[Result]:
             if self.elsewhere is None and any(start.in_turn for start in starts):
-                return [one for start in starts for one in self.in_turn(entered, start)]
+                return self.in_turn(entered, starts)
             return self.exchange(entered, starts)
 
         state, linked = self.method.schedule.run(state, network, chosen, exchange)
@@ -204,13 +204,14 @@ class Federation:
             return []
         return self.choose(replace(state, round=state.round - 1, records=state.records[:-1])).alone
 
-    def in_turn(self, state: ServerState, start: Start) -> list[Result]:
+    def in_turn(self, state: ServerState, starts: Sequence[Start]) -> list[Result]:
         """Have clients train one after another, handing on the server's part; one message each."""
-        network = self.in_round(start.server_round or state.round + 1)
-        assert network is not None, "a network that is cut needs prepare()"
         handed_on: Arrays = {}
         results = list[Result]()
-        for partition in start.partitions:
+        turns = [(start, partition) for start in starts for partition in start.partitions]
+        for start, partition in turns:
+            network = self.in_round(start.server_round or state.round + 1)
+            assert network is not None, "a network that is cut needs prepare()"
             arrays = {**start.arrays, **handed_on}
             one = replace(start, arrays=arrays, partitions=[partition], in_turn=False)
             (result,) = self.exchange(state, [one])

@@ -213,7 +213,8 @@ class Start:
         server_round: the round that they train for; None is the present one.
         told: by partition, what a client is told beside what its network's variant says.
         in_turn: whether the server's part goes from one to the next, in the order of
-            ``partitions``; the last one's result then also holds what it has become.
+            ``partitions`` and then to the next start's; the very last one's result then also holds
+            what it has become.
     """
 
     arrays: Arrays

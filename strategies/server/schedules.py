@@ -7,8 +7,8 @@
                `queued`      the server's part is handed on, in a random order of the round's own;
                              the devices' parts all begin as the round did
 
-A client that fails in a chain hands on what it was given. Those that wait for nobody are in
-`strategies.server.buffered`.
+A client that fails in a chain hands on what it was given. Those that wait for nobody, all at once
+or queued in the order in which they arrive, are in `strategies.server.buffered`.
 """
 
 import math
@@ -20,6 +20,7 @@ from fleet import clock
 from fleet.clock import AtOnce, Pace, Rule
 from fleet.outages import Outage
 from fleet.seeds import derive_seed
+from fleet.service import Queue, Shared
 from strategies.server.buffered import Buffered
 from strategies.server.method import (
     Chosen,
@@ -34,7 +35,7 @@ from strategies.server.method import (
     Start,
     parted,
 )
-from strategies.server.schedule_settings import SEMI, SYNC
+from strategies.server.schedule_settings import BUFFERED, SEMI, SYNC
 
 
 @dataclass(frozen=True)
@@ -164,11 +165,13 @@ def scheduled(own: Schedule, rounds: RoundSettings, outage: Outage | None) -> Sc
     key = f"schedule={settings.name}"
     if settings.name == SYNC:
         return own
-    if type(own) is not Parallel or not isinstance(own.rule, AtOnce):
+    if reason := refusal(own, settings.name):
+        queued = ", or wait in a queue: splitfed_v2, others with strategy.base=splitfed_v2"
         raise ValueError(
-            f"{key}: this method's clients train one after another; takes those whose clients "
-            "train at once: fedavg, oqfl, splitfed_v1, splitfed_v3, ushaped, others with "
+            f"{key}: this method's clients {reason}; takes those whose clients train at once: "
+            "fedavg, oqfl, splitfed_v1, splitfed_v3, ushaped, others with "
             "strategy.base=splitfed_v1, hierarchical with strategy.server_half=replicated"
+            f"{queued if settings.name == BUFFERED else ''}"
         )
     if rounds.fleet is None:
         raise ValueError(f"{key}: takes a fleet, whose clock says who arrives when")
@@ -187,7 +190,25 @@ def scheduled(own: Schedule, rounds: RoundSettings, outage: Outage | None) -> Sc
         )
     if rounds.num_clients is not None:
         settings.check(rounds.clients_per_round, rounds.num_clients)
-    return Buffered(own.rule, settings)
+    if isinstance(own.rule, AtOnce):
+        return Buffered(own.rule, settings, Shared(own.rule.pace))
+    return Buffered(own.rule, settings, Queue(), hands_on=True)
+
+
+def refusal(own: Schedule, name: str) -> str:
+    """Return what of a method's clients rules out one of the group; empty where nothing does."""
+    if type(own) is Parallel and isinstance(own.rule, AtOnce):
+        return ""
+    if not isinstance(own, Chain):
+        return "have a schedule of their own"
+    in_turn = "train one after another"
+    if own.relays_device:
+        return f"{in_turn} from both parts, so that none can begin while another is at work"
+    if own.rule is not clock.queued:
+        return f"{in_turn}, but share the cloud on the clock, where none comes before another"
+    if name == SEMI:
+        return f"{in_turn}, and those served first would leave the others no time"
+    return ""
 
 
 PARALLEL = Parallel()

@@ -106,6 +106,8 @@ OTHERS = [
     ("strategy=splitfed_v3", "clients.per_round=2", "rounds=3"),
     ("strategy=hierarchical", "strategy.outage=[2]", "rounds=3"),
     ("strategy=hierarchical", "fleet.availability=0.5", "strategy.server_half=replicated"),
+    ("strategy=splitfed_v2", *FLEET, "schedule=buffered", "schedule.buffer=2", "rounds=4"),
+    ("strategy=deprune", "strategy.base=splitfed_v2", *FLEET, "schedule=buffered", "rounds=3"),
     ("strategy=deprune", "strategy.base=splitfed_v2", "quant.bits=4", "rounds=3"),
 ]
 

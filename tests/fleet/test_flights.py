@@ -10,11 +10,13 @@ from machines import DEVICE, FEDERATED, LINK, SERVER, SLOW, SPLIT
 
 from fleet.availability import Intervals, Traced
 from fleet.clock import AtOnce, overlapped, parallel, pipelined
-from fleet.flights import Flight, Step, StepPlan
+from fleet.flights import Flight, Service, Step, StepPlan
 from fleet.phases import Phases
-from fleet.plan import Fleet
+from fleet.plan import Fleet, Member
 from fleet.population import Client, stays
+from fleet.service import Queue, Shared
 
+SHARED = Shared(parallel.pace)
 FAST_AND_SLOW = {0: Client(DEVICE, LINK), 1: Client(SLOW, LINK), 2: Client(DEVICE, LINK)}
 
 
@@ -24,12 +26,12 @@ def step(
     number: int = 1,
     flights: Sequence[Flight] = (),
     idle: Iterable[int] = (0, 1, 2),
-    rule: AtOnce = parallel,
+    service: Service = SHARED,
     **options,
 ) -> StepPlan:
     parts = fleet.phases(dict.fromkeys(fleet.clients, work))
     chosen = {"now_s": 0.0, "concurrency": 3, "buffer": 1} | options
-    made = Step(fleet, rule.pace, lambda began: parts, number, **chosen)
+    made = Step(fleet, service, lambda began: parts, number, **chosen)
     return made.plan(flights, iter(idle))
 
 
@@ -91,7 +93,7 @@ def test_a_step_of_all_is_a_round(rule: AtOnce) -> None:
     work = replace(SPLIT, bytes_down=7)
     parts = fleet.phases(dict.fromkeys(range(3), work))
     whole = fleet.plan((0, 1, 2), parts, rule, 1, 0.1)
-    found = step(fleet, work, rule=rule, buffer=3, now_s=0.1)
+    found = step(fleet, work, service=Shared(rule.pace), buffer=3, now_s=0.1)
     assert found.sim_s == whole.sim_s
     assert [replace(m, began=0) for m in found.members] == list(whole.members)
 
@@ -172,33 +174,50 @@ def test_the_clock_against_an_exact_simulation(part: int) -> None:
     """A thousand random fleets in all, of up to 12 clients, some steps each."""
     for seed in range(part * 250, (part + 1) * 250):
         generator = random.Random(seed)
-        total = generator.randint(1, 12)
-        clients = dict.fromkeys(range(total), Client(DEVICE, LINK))
-        fleet = Fleet(clients, SERVER)
-        plain = fleet.phases(dict.fromkeys(range(total), SPLIT))
-        server = generator.choice([0.0, generator.uniform(0.1, 9)])  # of all, or federated
-        parts = {
-            p: one.slowed(generator.uniform(0.1, 9), generator.uniform(0, 9), server)
-            for p, one in plain.items()
-        }
-        concurrency = generator.randint(1, total)
+        fleet, parts = some_fleet(generator)
+        concurrency = generator.randint(1, len(parts))
         buffer = generator.randint(1, concurrency)
-        exact, flights, now = Exact(parts, concurrency, buffer), (), 0.0
-        for number in range(1, 6):
-            idle = [p for p in range(total) if p not in {f.partition for f in flights}]
-            generator.shuffle(idle)
-            made = Step(
-                fleet, parallel.pace, lambda began, parts=parts: parts, number, now,
-                concurrency, buffer,
-            )  # fmt: skip
-            found, expected = made.plan(flights, iter(idle)), exact.step(idle)
-            order = [(m.partition, m.end_s) for m in found.members]
-            # Whose ends are closer than rounding may change places.
-            assert sorted(p for p, _ in order) == sorted(p for p, _ in expected)
-            assert [end for _, end in order] == pytest.approx(
-                [float(end) for _, end in expected], rel=1e-9, abs=1e-9
-            )
-            now, flights = now + found.sim_s, found.flights
+        exact = Exact(parts, concurrency, buffer)
+        compared(fleet, parts, SHARED, exact, generator)
+
+
+def some_fleet(generator: random.Random, dropout: float = 0.0) -> tuple[Fleet, dict[int, Phases]]:
+    """Up to 12 clients on a server of any speed, and what their work takes them."""
+    total = generator.randint(1, 12)
+    clients = dict.fromkeys(range(total), Client(DEVICE, LINK))
+    fleet = Fleet(clients, SERVER, seed=total, dropout=dropout)
+    plain = fleet.phases(dict.fromkeys(range(total), SPLIT))
+    server = generator.choice([0.0, generator.uniform(0.1, 9)])  # of all, or federated
+    return fleet, {
+        p: one.slowed(generator.uniform(0.1, 9), generator.uniform(0, 9), server)
+        for p, one in plain.items()
+    }
+
+
+def compared(
+    fleet: Fleet,
+    parts: dict[int, Phases],
+    service: Service,
+    exact: "Exact | ExactQueue",
+    generator: random.Random,
+) -> list[Member]:
+    """Take five steps of both, and return what became of whom."""
+    flights, now, members = (), 0.0, list[Member]()
+    for number in range(1, 6):
+        idle = [p for p in parts if p not in {f.partition for f in flights}]
+        generator.shuffle(idle)
+        made = Step(
+            fleet, service, lambda began: parts, number, now, exact.concurrency, exact.buffer
+        )
+        found, expected = made.plan(flights, iter(idle)), exact.step(idle)
+        order = [(m.partition, m.end_s) for m in found.members]
+        # Whose ends are closer than rounding may change places.
+        assert sorted(p for p, _ in order) == sorted(p for p, _ in expected)
+        assert [end for _, end in order] == pytest.approx(
+            [float(end) for _, end in expected], rel=1e-9, abs=1e-9
+        )
+        now, flights, members = now + found.sim_s, found.flights, [*members, *found.members]
+    return members
 
 
 def test_more_at_work_never_end_earlier() -> None:
@@ -207,3 +226,157 @@ def test_more_at_work_never_end_earlier() -> None:
     ends = [step(fleet, SPLIT, idle=range(n), concurrency=n).sim_s for n in range(1, 7)]
     assert ends == sorted(ends)
     assert ends == [20 + 8 * n for n in range(1, 7)]
+
+
+# A queue for one server part ----------------------------------------------------------------------
+
+# By hand, on the fast: 6 s until its first batch is there, 15 s with the server, 7 s until it is
+# back, so that it holds the server for 22 s. On the slow: 8 s, 20 s and 10 s.
+FAR = replace(SPLIT, bytes_down=40)  # 43 s until its first batch is there
+
+
+@pytest.mark.parametrize("buffer", [3, 1])
+def test_who_is_ready_first_is_served_first(buffer: int) -> None:
+    """2 begins 28 s after 1, whose model has far to go, and overtakes it."""
+    fleet = Fleet({0: Client(DEVICE, LINK), 1: Client(DEVICE, LINK), 2: Client(SLOW, LINK)}, SERVER)
+    parts = fleet.phases({0: SPLIT, 1: FAR, 2: SPLIT})
+    idle, flights, now, order = iter([1, 0, 2]), (), 0.0, []
+    for number in range(1, 4 if buffer == 1 else 2):
+        made = Step(fleet, Queue(), lambda began: parts, number, now, 2, buffer)
+        found = made.plan(flights, idle)
+        order += said(found)
+        now, flights = now + found.sim_s, found.flights
+    assert order == [(0, "ok", 0, 28), (2, "ok", 28, 36 + 30), (1, "ok", 0, 66 + 22)]
+    assert (now, flights) == (88, ())
+
+
+def test_who_waits_keeps_its_place_from_step_to_step() -> None:
+    found = step(Fleet(FAST_AND_SLOW, SERVER), SPLIT, service=Queue(), concurrency=3)
+    assert said(found) == [(0, "ok", 0, 28)]
+    assert [(f.partition, f.begins_in_s) for f in found.flights] == [(2, -28), (1, -28)]
+    # 0 begins again, behind the two that wait.
+    second = step(Fleet(FAST_AND_SLOW, SERVER), SPLIT, 2, found.flights, [0], Queue(), now_s=28.0)
+    assert said(second) == [(2, "ok", 0, 50)]
+    third = step(Fleet(FAST_AND_SLOW, SERVER), SPLIT, 3, second.flights, [2], Queue(), now_s=50.0)
+    assert said(third) == [(1, "ok", 0, 80)]
+    assert third.energy_j == 0.5 * 80 + 1.5 * 20  # it idles while it waits
+    fourth = step(Fleet(FAST_AND_SLOW, SERVER), SPLIT, 4, third.flights, [1], Queue(), now_s=80.0)
+    assert said(fourth) == [(0, "ok", 28, 102)]
+
+
+def test_who_leaves_in_the_queue_or_in_its_turn() -> None:
+    """Served would be 0 from 6 to 28 s, 2 to 50 s, 1 to 80 s.
+
+    2 leaves after a quarter of its time, at 12.5 s, as it waits. 0 leaves after half of its time,
+    at 14 s, while it is served; then the server is free, and 1 has waited for it.
+    """
+    fleet = Fleet(FAST_AND_SLOW, SERVER)
+    begun = {0: 0.5, 1: 1.0, 2: 0.25}
+    flights = [Flight(p, 1, 0.0, 0.0, 0.0, 0, share) for p, share in begun.items()]
+    found = step(fleet, SPLIT, 1, flights, [], Queue())
+    assert said(found) == [(2, "left", 0, 12.5), (0, "left", 0, 14), (1, "ok", 0, 44)]
+    waited, served, _ = found.members
+    # Of its work 2 has done what comes before its turn: 6 of 28 s; 0 has not waited.
+    assert (waited.share, served.share) == (6 / 28, 0.5)
+    assert waited.energy_j == pytest.approx(0.5 * 12.5 + 1.5 * 10 * 6 / 28, rel=1e-12)
+    assert served.energy_j == pytest.approx(0.5 * 14 + 1.5 * 10 / 2, rel=1e-12)
+    assert waited.reason == "left after 21% of its work"
+    # With three tenths it would be at 15 s, but the queue is shorter from 14 s on: it leaves then.
+    flights[2] = replace(flights[2], share=0.3)
+    found = step(fleet, SPLIT, 1, flights, [], Queue())
+    assert said(found) == [(0, "left", 0, 14), (2, "left", 0, 14), (1, "ok", 0, 44)]
+
+
+def test_a_queue_is_no_reason_to_be_late() -> None:
+    """Alone the fast take 28 s and the slow one 38 s."""
+    fleet = Fleet(FAST_AND_SLOW, SERVER, deadline_s=30)
+    found = step(fleet, SPLIT, service=Queue(), buffer=2)
+    assert [m.status for m in found.members] == ["late", "ok", "ok"]
+    assert found.sim_s == 50
+
+
+class ExactQueue:
+    """The same in fractions, event by event: who comes, who is taken next, who is done or leaves.
+
+    Who leaves does after its share of the time until the end that it has as things are.
+    """
+
+    def __init__(
+        self, fleet: Fleet, phases: dict[int, Phases], concurrency: int, buffer: int
+    ) -> None:
+        self.fleet, self.concurrency, self.buffer = fleet, concurrency, buffer
+        self.lead = {p: Fraction(one.lead_s) for p, one in phases.items()}
+        self.whole = {
+            p: sum(map(Fraction, (one.compute_s, one.transfer_s, one.server_s)))
+            for p, one in phases.items()
+        }
+        self.begins: dict[int, Fraction] = {}
+        self.shares: dict[int, Fraction] = {}
+        self.served: tuple[int, Fraction] | None = None  # who, and until when
+        self.now, self.number = Fraction(0), 0
+
+    def ready(self, p: int) -> Fraction:
+        return self.begins[p] + self.lead[p]
+
+    def ends(self) -> dict[int, Fraction]:
+        """When each would be back: who is served, then the others as they are ready."""
+        found, free = dict[int, Fraction](), self.now
+        if self.served is not None:
+            found[self.served[0]] = free = self.served[1]
+        waiting = [p for p in self.begins if p not in found]
+        while waiting:
+            p = min(waiting, key=lambda one: (max(free, self.ready(one)), self.ready(one), one))
+            waiting.remove(p)
+            free = found[p] = max(free, self.ready(p)) + self.whole[p] - self.lead[p]
+        return found
+
+    def step(self, idle: Iterable[int]) -> list[tuple[int, Fraction]]:
+        self.number += 1
+        waiting, gone, arrived = list(idle), list[tuple[int, Fraction]](), 0
+        while arrived < self.buffer:
+            while waiting and len(self.begins) < self.concurrency:
+                p = waiting.pop(0)
+                self.begins[p] = self.now
+                self.shares[p] = Fraction(self.fleet.stays(p, self.number))
+            if not self.begins:
+                break
+            ends = self.ends()
+            leaves = {
+                p: max(self.now, self.begins[p] + self.shares[p] * (end - self.begins[p]))
+                for p, end in ends.items()
+            }
+            leaver = min(leaves, key=lambda p: (leaves[p], p))
+            if self.served is None:  # the next event may be that the server takes somebody
+                taken = min(self.begins, key=lambda p: (self.ready(p), p))
+                begins = max(self.now, self.ready(taken))
+                if begins <= leaves[leaver]:
+                    self.now, self.served = begins, (taken, ends[taken])
+                    continue
+            self.now = leaves[leaver]
+            arrived += self.shares[leaver] == 1
+            if self.served is not None and self.served[0] == leaver:
+                self.served = None
+            del self.begins[leaver]
+            gone.append((leaver, self.now))
+        return gone
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_the_queue_against_an_exact_simulation(part: int) -> None:
+    """Four hundred random fleets in all; in every second some leave."""
+    left = 0
+    for seed in range(part * 200, (part + 1) * 200):
+        generator = random.Random(seed)
+        fleet, parts = some_fleet(generator, dropout=0.4 * (seed % 2))
+        concurrency = generator.randint(1, len(parts))
+        buffer = generator.randint(1, concurrency)
+        exact = ExactQueue(fleet, parts, concurrency, buffer)
+        members = compared(fleet, parts, Queue(), exact, generator)
+        left += sum(member.status == "left" for member in members)
+        # The server never serves two: whoever arrives has held it since the one before was back.
+        backs = [m.end_s for m in members if m.status == "ok"]
+        held = [parts[m.partition].held_s + parts[m.partition].tail_s for m in members
+                if m.status == "ok"]  # fmt: skip
+        for before, end, seconds in zip(backs, backs[1:], held[1:], strict=False):
+            assert end - before >= seconds - 1e-9
+    assert left > 100

@@ -67,6 +67,7 @@ def test_killed_at_random(chosen: tuple[str, ...], tmp_path: Path) -> None:
         ("strategy=fedavg", "strategy.server_optimizer=fedyogi"),
         ("strategy=oqfl", "quant.wire=codes_both"),
         ("strategy=splitfed_v1", "split.cut=auto", "link.up=int8"),
+        ("strategy=splitfed_v2",),
         ("strategy=ushaped",),
         ("strategy=deprune",),
         ("strategy=hierarchical", "strategy.server_half=replicated"),

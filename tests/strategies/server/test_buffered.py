@@ -38,13 +38,20 @@ METHODS = [
     ("strategy=prune", "prune.rounds=2", "prune.pretrain_rounds=1"),
     ("strategy=hierarchical", "strategy.server_half=replicated"),
 ]
+# With one server part for all: the order is that of arrival, which no round has.
+QUEUED = [
+    ("strategy=splitfed_v2", "link.up=int8", "fleet.selection=fastest"),
+    ("strategy=binarized_split", "strategy.base=splitfed_v2"),
+    ("strategy=deprune", "strategy.base=splitfed_v2", "prune.rounds=3"),
+    ("strategy=prune", "strategy.base=splitfed_v2", "prune.rounds=2", "prune.pretrain_rounds=1"),
+]
 
 
-def some_long(*short: int) -> list[Any]:
+def some_long(*short: int, methods: list[tuple[str, ...]] = METHODS) -> list[Any]:
     """All methods, of which a few are always tested."""
     return [
         pytest.param(method, id=name_of(method), marks=() if i in short else pytest.mark.long)
-        for i, method in enumerate(METHODS)
+        for i, method in enumerate(methods)
     ]
 
 
@@ -88,8 +95,9 @@ def test_and_where_all_are_as_fast_its_clock_too(strategy: str, tmp_path: Path) 
     assert one.read_text() == other.read_text()
 
 
-def test_one_at_a_time_is_one_client_a_round(tmp_path: Path) -> None:
-    chosen = ("strategy=fedavg", "rounds=5")
+@pytest.mark.parametrize("strategy", ["fedavg", "splitfed_v2"])
+def test_one_at_a_time_is_one_client_a_round(strategy: str, tmp_path: Path) -> None:
+    chosen = (f"strategy={strategy}", "rounds=5")
     simulate(tmp_path / "sync", *chosen, "clients.per_round=1")
     one = ("schedule=buffered", "schedule.buffer=1", "schedule.concurrency=1")
     simulate(tmp_path / "one", *chosen, *one)
@@ -195,7 +203,7 @@ def test_clients_are_asked_once_each() -> None:
 # Whole runs ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", some_long(3, 5))
+@pytest.mark.parametrize("method", some_long(3, 5, 11, methods=[*METHODS, *QUEUED]))
 def test_continued_and_on_ray_it_is_the_same(
     method: tuple[str, ...], tmp_path: Path, ray_simulator: Simulator
 ) -> None:
@@ -293,8 +301,10 @@ def test_clients_leave_synchronous_rounds_too(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (("strategy=split",), "schedule=buffered: this method's clients train one after another"),
-        (("strategy=splitfed_v2",), "schedule=buffered: this method's clients train one after"),
+        (("strategy=split",), "from both parts, so that none can begin while another is at work"),
+        (("strategy=prune", "strategy.base=split"), "or wait in a queue: splitfed_v2, others with"),
         (("strategy=hierarchical",), "strategy.server_half=replicated"),
+        (("strategy=hierarchical",), "share the cloud on the clock, where none comes before"),
         (
             (
                 "strategy=hierarchical", "strategy.server_half=replicated",

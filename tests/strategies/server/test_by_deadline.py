@@ -150,3 +150,5 @@ def test_it_needs_a_deadline_and_clients_at_once() -> None:
         experiment.check(small("strategy=fedavg", "schedule=semi"))
     with pytest.raises(ValueError, match="schedule=semi: this method's clients train one after"):
         experiment.check(small("strategy=split", "schedule=semi", "fleet.deadline_s=9"))
+    with pytest.raises(ValueError, match="those served first would leave the others no time"):
+        experiment.check(small("strategy=splitfed_v2", "schedule=semi", "fleet.deadline_s=9"))
