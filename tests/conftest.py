@@ -194,12 +194,18 @@ def tolerance(made_with: str, is_rounded: bool) -> float:
     return 1e-4 if processor().startswith(made_with) or not is_rounded else 0.1
 
 
+# Of AVX-512, from the newest, as oneDNN tells them apart.
+EXTENSIONS = ("amx_tile", "avx512_fp16", "avx512_bf16", "avx512_vnni")
+
+
 def processor() -> str:
-    """What torch and its libraries choose kernels by: vector instructions and vendor."""
+    """What torch and its libraries choose kernels by: vector instructions, vendor, extensions."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     vendor = next((line.split()[-1] for line in lines if line.startswith("vendor_id")), "")
-    return f"{torch.backends.cpu.get_cpu_capability()} {vendor}"
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    newest = next((flag for flag in EXTENSIONS if flag in flags), "")
+    return f"{torch.backends.cpu.get_cpu_capability()} {vendor} {newest}"
 
 
 def strategies() -> Sequence[str]:
