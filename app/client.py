@@ -18,13 +18,15 @@ from torch import Tensor
 
 from app import device, experiment, isolation, shipped_data
 from app.config.composition import from_run_config
+from app.device import Where
 from app.experiment import PARTS, Parts
 from app.time_limit import TimeLimit
+from models.precision import FP32
 from strategies import messages
 from strategies.client.simulated import train_simulated
 from strategies.contract import ClientData, Invitation, Task, Update, check_arrays, check_report
 
-LIMIT, DEVICE = "limit", "device"  # in the run config of our own engine
+LIMIT, DEVICE, PRECISION = "limit", "device", "precision"  # in the run config of our own engine
 
 log = logging.getLogger(__name__)
 app = ClientApp()
@@ -52,15 +54,16 @@ def train(message: Message, context: Context) -> Message:
     torch.set_num_threads(1)
     try:
         run, partition = _key(context.run_config), _partition(context)
-        parts, where = _parts(run), _device(run)
+        parts, where = _parts(run), _where(run)
         record, settings, server_round = messages.read_request(message)
         data = shipped_data.client_data(context.run_config, parts, partition)
-        data = _moved.to(where, data)
+        data = _moved.to(where.device, data)
         update = _train(
-            _prepared(parts, _key(messages.of_network(settings)), where),
-            _latest.tensors(record, where),
+            _prepared(parts, _key(messages.of_network(settings)), where.device),
+            _latest.tensors(record, where.device),
             data,
             messages.task_of(settings, server_round, partition, len(data)),
+            where,
             _limit(context),
             messages.read_invitation(message),
         )
@@ -77,18 +80,25 @@ def _train(
     arrays: Mapping[str, Tensor],
     data: ClientData,
     task: Task,
+    where: Where,
     limit: TimeLimit,
     invitation: Invitation | None,
 ) -> Update:
     """Train one client; what it leaves behind in this process does not reach the next one.
 
     Raises:
-        ValueError: it wrote into the data.
+        ValueError: it wrote into the data, or the server's half computes in another precision.
     """
     _load_torch()
+    if invitation is not None and invitation.precision != where.precision:
+        raise ValueError(
+            f"engine.precision={where.precision}: takes {invitation.precision}, which the "
+            "server's half computes in"
+        )
     model, seen, written = prepared.model(), isolation.glance(data), isolation.versions(arrays)
     try:
-        with isolation.isolated(task.streams.number("global")), limit.watch():
+        number = task.streams.number("global")
+        with isolation.isolated(number), limit.watch(), where.computing():
             if invitation is None:
                 update = train_simulated(prepared.client, model, arrays, data, task)
             else:
@@ -147,12 +157,14 @@ def _parts(run: tuple[tuple[str, Any], ...]) -> Parts:
 
 
 @functools.lru_cache(maxsize=4)
-def _device(run: tuple[tuple[str, Any], ...]) -> torch.device:
-    """Where this process trains."""
+def _where(run: tuple[tuple[str, Any], ...]) -> Where:
+    """Where this process trains, and in which precision."""
     given = dict(run)
-    if DEVICE not in given:
-        given[DEVICE] = from_run_config(given).engine.device if PARTS not in given else device.CPU
-    return device.find(str(given[DEVICE]))
+    if PARTS not in given:
+        engine = from_run_config(given).engine
+        given = {DEVICE: engine.device, PRECISION: engine.precision, **given}
+    found = device.find(str(given.get(DEVICE, device.CPU)))
+    return Where(found, str(given.get(PRECISION, FP32)))
 
 
 class _Moved:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from app import experiment
+from app.device import Where
 from app.evaluation import HERE, passes
 from app.experiment import Experiment
 from data.dataset import Inputs, rows_of
@@ -79,14 +80,14 @@ class ClientTest:
         objective: the task.
         metrics: of all samples together.
         is_alone: whether nothing else is tested: then the values over all samples are the round's.
-        where: the device that networks run on.
+        where: networks run, and in which precision.
     """
 
     held: HeldOut
     objective: Objective
     metrics: Metrics
     is_alone: bool
-    where: torch.device = HERE
+    where: Where = HERE
 
     def __call__(
         self, federation: Evaluating, state: ServerState, detailed: bool = False
@@ -143,7 +144,7 @@ class ClientTest:
         return found | self.metrics.details(one.kept, one.size) if detailed else found
 
 
-def client_test(chosen: Experiment, where: torch.device = HERE) -> ClientTest | None:
+def client_test(chosen: Experiment, where: Where = HERE) -> ClientTest | None:
     """Return what tests on clients' samples; None where evaluate.on=server."""
     if not chosen.data.held_out:
         return None

@@ -1,4 +1,5 @@
-"""Where networks and samples are while clients train and the server tests: engine.device.
+"""Where networks and samples are while clients train and the server tests: engine.device, and the
+precision that they compute in there: engine.precision.
 
 What is drawn is drawn on the CPU and copied, but for dropout, which draws where it runs. So one
 device gives the same results twice; another device gives others, as its sums are rounded otherwise.
@@ -8,7 +9,8 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +18,28 @@ from torch import Tensor, nn
 
 from app.isolation import modules
 from data.dataset import Inputs
+from models.precision import FP32, computing
 from strategies.contract import Update
 
 AUTO, CPU, CUDA, MPS = "auto", "cpu", "cuda", "mps"
 ACCEPTED = "auto, cpu, cuda, cuda:1, mps"
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where networks compute, and how.
+
+    Attributes:
+        device: that they are moved to.
+        precision: one of `models.precision.PRECISIONS`.
+    """
+
+    device: torch.device
+    precision: str = FP32
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Return the context in which they do."""
+        return computing(self.precision, self.device.type)
 
 
 def is_name(name: str) -> bool:

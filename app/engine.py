@@ -188,7 +188,9 @@ class RayGrid(LocalGrid):
 
 def in_process(chosen: Experiment) -> dict[str, Any]:
     """What a client's process gets of an experiment."""
-    return {**experiment.run_config(chosen), client.DEVICE: chosen.engine.device}
+    engine = chosen.engine
+    where = {client.DEVICE: engine.device, client.PRECISION: engine.precision}
+    return {**experiment.run_config(chosen), **where}
 
 
 def pool_of(engine: EngineSettings) -> tuple[int | None, str | None, bool, float | None]:

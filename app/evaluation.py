@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from app import device
+from app.device import Where
 from data.dataset import Dataset, Inputs, rows_of
 from models.inputs import call
 from models.metrics import Kept, Metrics
 from models.objective import Classification, Objective
+from models.precision import in_fp32
 
 EVALUATION_BATCH = 64
-HERE = torch.device(device.CPU)
+HERE = Where(torch.device(device.CPU))
 ON = ("server", "clients", "both")
 ACCURACY = Metrics("classification")  # and the loss, of whatever task
 
@@ -73,7 +75,7 @@ def on_test_set(
     objective: Objective | None = None,
     metrics: Metrics = ACCURACY,
     detailed: bool = False,
-    where: torch.device = HERE,
+    where: Where = HERE,
 ) -> Tested:
     """Return what tests a network on the held-out test set; without a task, for classes."""
     chosen, x, y = objective or Classification(), data.test_x, data.test_y
@@ -83,7 +85,7 @@ def on_test_set(
 
 
 def in_rounds(
-    data: Dataset, objective: Objective, metrics: Metrics = ACCURACY, where: torch.device = HERE
+    data: Dataset, objective: Objective, metrics: Metrics = ACCURACY, where: Where = HERE
 ) -> Tested:
     """Return what tests a network after a round: on the samples that were kept for it, if any."""
     x, y = data.valid_x, data.valid_y
@@ -104,19 +106,21 @@ def passes(
     x: Inputs,
     count: int,
     batch: int = EVALUATION_BATCH,
-    where: torch.device = HERE,
+    where: Where = HERE,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the rows of each batch of ``count`` samples with their outputs, in evaluation.
 
-    The network runs on the device ``where``; inputs and outputs are on the CPU.
+    The network runs ``where`` it is told; inputs and outputs are on the CPU, outputs in float32.
     """
     torch.set_num_threads(1)
     model.eval()
-    with device.placed(model, where):
+    with device.placed(model, where.device):
         for start in range(0, count, batch):
             rows = slice(start, min(start + batch, count))
-            outputs = call(model, device.moved(rows_of(x, rows), where))
-            yield rows, outputs.cpu() if isinstance(outputs, Tensor) else outputs
+            inputs = device.moved(rows_of(x, rows), where.device)
+            with where.computing():  # not around the yield: what is done with outputs is not in it
+                outputs = call(model, inputs)
+            yield rows, in_fp32(outputs.cpu()) if isinstance(outputs, Tensor) else outputs
 
 
 @torch.no_grad()
@@ -128,7 +132,7 @@ def measure(
     batch: int = EVALUATION_BATCH,
     metrics: Metrics = ACCURACY,
     detailed: bool = False,
-    where: torch.device = HERE,
+    where: Where = HERE,
 ) -> dict[str, float]:
     """Accuracy, loss and what the task adds, of ``model`` on a test set.
 
@@ -140,7 +144,7 @@ def measure(
         batch: how many samples at once; larger ones are slower (benchmarks/evaluation.py).
         metrics: what else to say.
         detailed: whether also what is of the end of a run.
-        where: the device on which the network is to run.
+        where: the network is to run, and in which precision.
     """
     sums: Counter[str] = Counter()
     kept: list[Kept] = []

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from app.client_evaluation import ClientTest
+from app.device import Where
 from app.evaluation import HERE, on_test_set
 from app.experiment import Experiment, dataset
 from app.run_folder import MODEL_BEST, write_json
@@ -32,7 +31,7 @@ def look(
     federation: Evaluating,
     state: ServerState,
     test_clients: ClientTest | None = None,
-    where: torch.device = HERE,
+    where: Where = HERE,
 ) -> dict[str, Any]:
     """Test the last round's model and the best round's; write the latter, and metrics.json.
 
@@ -42,7 +41,7 @@ def look(
         federation: what tests its states.
         state: after the last round.
         test_clients: what tests on clients' own samples, if anything does.
-        where: the device that networks run on.
+        where: networks run, and in which precision.
 
     Returns:
         what summary.json says of it; with data.validation ``final_`` and ``best_`` are then of the

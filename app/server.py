@@ -136,9 +136,8 @@ def half_of(chosen: Experiment, grid: Grid, run_config: Mapping[str, Any]) -> "H
     from strategies.server.half_service import HalfSettings
 
     given = {"cert": "half_cert", "key": "half_key", "timeout_s": "half_timeout_s"}
-    return HalfSettings(
-        address, **{name: run_config[key] for name, key in given.items() if key in run_config}
-    )
+    told = {name: run_config[key] for name, key in given.items() if key in run_config}
+    return HalfSettings(address, precision=chosen.engine.precision, **told)
 
 
 def run(
@@ -171,7 +170,8 @@ def run(
     """
     torch.set_num_threads(1)
     started = time.perf_counter()
-    where = device.find(device.AUTO if chosen.engine.address else chosen.engine.device)
+    here = device.find(device.AUTO if chosen.engine.address else chosen.engine.device)
+    where = device.Where(here, chosen.engine.precision)
     origin = provenance.provenance()  # now: the files may change while the run goes on
     log.info("setting up: %s", provenance.said(origin))
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,8 @@ def run(
             save_arrays(messages.to_arrays(result.arrays), part)
         described = describe(chosen, strategy, folder)
         described |= ended
-        described |= {"wall_setup_s": setup_s, "device": str(where), "provenance": origin}
+        described |= {"wall_setup_s": setup_s, "provenance": origin}
+        described |= {"device": str(where.device), "precision": where.precision}
         close(folder, described)
         summary = described
         if not any(row["num_clients"] for row in read(folder / ROUNDS)):

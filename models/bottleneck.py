@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.inputs import Inputs, zeros_for
+from models.precision import in_fp32
 from models.subnetwork import Part
 
 ENCODER, DECODER, TAYLOR = "cut_encoder", "cut_decoder", "cut_taylor"
@@ -109,7 +110,7 @@ class Encoded(Part):
         """Run the part, then the encoder."""
         z: Tensor = self.get_submodule(ENCODER)(super().forward(x))
         if self.cut_taylor is not None and self.training and z.requires_grad:
-            values, total = z.detach(), self.cut_taylor
+            values, total = in_fp32(z.detach()), self.cut_taylor
 
             def add(gradient: Tensor) -> None:
                 slopes = (values * gradient)[..., None].flatten(2).sum(2)  # (B, k)

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.precision import in_fp32
 from targets import locate, shown
 
 Loss = Callable[..., Tensor]
@@ -116,6 +117,7 @@ def binary_cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
 
 def soft_margin(outputs: Tensor, labels: Tensor) -> Tensor:
     """`torch.nn.functional.multilabel_soft_margin_loss`, of labels of any type."""
+    outputs = in_fp32(outputs)  # autocast leaves the other losses in float32, and this one not
     return F.multilabel_soft_margin_loss(outputs, labels.to(outputs.dtype))
 
 
@@ -281,8 +283,9 @@ class Own:
 
     @property
     def loss(self) -> Loss:
-        """The user's."""
-        return self.own.loss  # type: ignore[no-any-return]
+        """The user's, of float32."""
+        own: Loss = self.own.loss
+        return lambda outputs, labels: own(in_fp32(outputs), labels)
 
     def output_shape(self, num_classes: int, input_shape: Sequence[Any]) -> tuple[int, ...]:
         """As its kind's."""

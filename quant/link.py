@@ -10,13 +10,18 @@ An end encodes with a codec and a generator of its own, decodes with the codec o
 counts the bytes that it sends. Neither touches the other: all that passes between them is a
 `Packet`, and labels (B, …). Where both are in one process packets hold the values that packing and
 unpacking would give, and the bytes that they would take (tests compare the two).
+
+Codecs are given float32. What is bfloat16 (engine.precision) is put into it, and taken out again at
+the other end: with exact links the parts compute what the whole network does, bit for bit.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from models.precision import in_fp32
 from quant.codec import Codec, LinkSettings
 from quant.packet import Packet
 
@@ -84,7 +89,7 @@ class End:
             ValueError: the packet is none of this link's.
         """
         values, self._received = self._decode(packet)
-        return values
+        return values.to(packet.dtype)
 
     def send_gradient(self, gradient: Tensor) -> Packet:
         """Send the gradient of what came last; where only some positions came, only theirs."""
@@ -101,7 +106,8 @@ class End:
         expected = self._sends.gradient_shape(sent.shape)
         if tuple(packet.shape) != expected:
             raise ValueError(f"a gradient of shape {tuple(packet.shape)}: {expected} expected")
-        return self._sends.gradient(sent, self._decode(packet)[0], support)
+        gradient = self._sends.gradient(in_fp32(sent), self._decode(packet)[0], support)
+        return gradient.to(sent.dtype)
 
     def send_labels(self, y: Tensor, dtype: torch.dtype) -> Tensor:
         """Send labels (B, …) as ``dtype``, which holds each of their values."""
@@ -109,13 +115,15 @@ class End:
         return y.to(dtype) if self._packed else y
 
     def _encode(self, tensor: Tensor) -> tuple[Packet, Tensor | None]:
-        codec = self._sends
+        codec, whole = self._sends, in_fp32(tensor)
         if self._packed:
-            packet = codec.encode(tensor, self._generator)
+            packet = codec.encode(whole, self._generator)
             support = codec.support(packet)
         else:
-            values, support = codec.transmit(tensor, self._generator)
+            values, support = codec.transmit(whole, self._generator)
             packet = Packet.unpacked(values, support, codec.num_bytes(tensor.shape))
+        if whole is not tensor:
+            packet = replace(packet, dtype=tensor.dtype)
         self.bytes_sent += packet.num_bytes
         return packet, support
 
@@ -129,12 +137,18 @@ class End:
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"a packet of shape {tuple(packet.shape)}: {reason}") from error
-        if not fits or values.shape != packet.shape or values.dtype != packet.dtype:
+        dtype = torch.float32 if packet.dtype is torch.bfloat16 else packet.dtype
+        if not fits or values.shape != packet.shape or values.dtype != dtype:
             raise ValueError(
                 f"a packet of shape {tuple(packet.shape)} and {packet.num_bytes} bytes: "
                 "is of another codec"
             )
         return values, support
+
+
+def carried(codec: Codec, x: Tensor) -> Tensor:
+    """Return what arrives of ``x`` (B, …), like it, where nothing is drawn, as at test."""
+    return codec.transmit(in_fp32(x.detach()), None)[0].to(x.dtype)
 
 
 def receive_labels(y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ after the other. Only the payload counts as traffic.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 DTYPES = {
     name: getattr(torch, name) for name in ("float32", "float16", "uint8", "uint16", "uint32")
 }
+SENT = {**DTYPES, "bfloat16": torch.bfloat16}  # what a tensor may be that is sent
 MEMORY_FORMATS = ("contiguous", "channels_last")
 LENGTH_BYTES = 4  # of the header's length
 MAX_HEADER_BYTES = 4096
@@ -40,7 +41,7 @@ class Packet:
             nothing was packed.
         values: what decoding would give, where nothing was packed; else None.
         support: with ``values``, the positions that were sent, (B, k) int64, or None for all.
-        dtype: of the tensor that was sent.
+        dtype: of the tensor that was sent. What is bfloat16 there crosses as float32.
     """
 
     shape: torch.Size
@@ -136,7 +137,7 @@ class Packet:
             begin = end
         if begin != len(view):
             raise ValueError(f"a packet of {len(view)} bytes: {begin} expected")
-        dtype = _dtype(header["dtype"])
+        dtype = _dtype(header["dtype"], SENT)
         return cls(
             torch.Size(shape), channels_last, _num_bytes(payload), tuple(payload), dtype=dtype
         )
@@ -154,10 +155,10 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _dtype(name: Any) -> torch.dtype:
-    if not isinstance(name, str) or name not in DTYPES:
-        raise ValueError(f"a packet's dtype={name}: must be one of {', '.join(DTYPES)}")
-    found: torch.dtype = DTYPES[name]
+def _dtype(name: Any, known: Mapping[str, torch.dtype] = DTYPES) -> torch.dtype:
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"a packet's dtype={name}: must be one of {', '.join(known)}")
+    found: torch.dtype = known[name]
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.precision import in_fp32
 from quant.functional import MIN_STEP, bounds, codes, fake_quantize, initial_step, lsq
 
 
@@ -52,6 +53,7 @@ class Quantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x``; an unset step is set from ``x`` in training, else ``x`` passes."""
+        x = in_fp32(x)  # a step is a number between those of bfloat16
         if not self.is_set:
             is_set = self.training and self.initialise(initial_step(x, self.qp, self.channel_axis))
             if not is_set:

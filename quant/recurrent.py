@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.precision import in_fp32
 from quant.functional import initial_step
 from quant.modules import Quantized, Recipe, apply
 from quant.quantizer import Quantizer
@@ -140,7 +141,7 @@ class _Recurrent(Quantized):
         output = torch.stack(outputs[::-1] if is_reverse else outputs)
         if is_unset and hidden is not None:
             # From all steps of the first batch: the state begins with zeros, and small.
-            hidden.initialise(initial_step(output, hidden.qp))
+            hidden.initialise(initial_step(in_fp32(output), hidden.qp))
         return output, state
 
     def _begin(

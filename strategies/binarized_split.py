@@ -29,6 +29,7 @@ from privacy.leakage import channel_leakage, laplace_noise
 from privacy.settings import PrivacySettings
 from quant.binary import BinarySpec, binarize, clip_latent
 from quant.codec import LinkSettings
+from quant.link import carried
 from strategies import messages
 from strategies.client.split_loop import CutAt, Halves, Hooks, SplitClient
 from strategies.client.training import epoch_sizes
@@ -347,7 +348,7 @@ class Observed(Joined):
     def forward(self, x: Tensor) -> Tensor:
         """(B, …) → (B, classes)."""
         first, server = self.parts
-        z = self._up.transmit(self._disguise(first(x)).detach(), None)[0]
+        z = carried(self._up, self._disguise(first(x)))
         self._keep(x, z)
         output: Tensor = server(z)
         return output
@@ -359,7 +360,7 @@ class Observed(Joined):
             self.x, self.z = x[:0], z[:0]
         tickets = torch.cat([self._tickets, torch.rand(len(x), generator=self._generator)])
         rows = tickets.argsort()[:most]
-        self._tickets, x, z = tickets[rows], x.cpu(), z.cpu()
+        self._tickets, x, z = tickets[rows], x.cpu(), z.cpu().float()  # as it crossed
         self.x, self.z = picked(self.x, x, rows), picked(self.z, z, rows)
 
 

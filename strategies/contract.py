@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fleet.seeds import derive_seed
+from models.precision import FP32
 from quant.packet import Packet
 
 # What came with a train message, under flat keys such as ``train.lr``.
@@ -109,11 +110,13 @@ class Invitation:
         address: ``host:port``.
         ticket: for this client in this round, once.
         certificate: PEM of what is shown there, and of nobody else.
+        precision: that it computes in (models/precision.py).
     """
 
     address: str
     ticket: str
     certificate: str
+    precision: str = FP32
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def train_nested(nested: Nested, data: ClientData, task: Task) -> float:
 
 def distance(teacher: Tensor, student: Tensor) -> Tensor:
     """KL(teacher ‖ student) of the classes that logits (B, C) stand for, mean over the batch."""
-    one, other = F.log_softmax(student, 1), F.log_softmax(teacher, 1)
+    one, other = (F.log_softmax(x, 1, dtype=torch.float32) for x in (student, teacher))
     return F.kl_div(one, other, reduction="batchmean", log_target=True)
 
 

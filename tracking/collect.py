@@ -21,6 +21,7 @@ from tracking.text import last_message
 _NO_REASON = ("resume", "name", "sweep", "tracker", "checkpoint")
 
 SCHEDULE = "schedule.name"
+NOT_STORED = {SCHEDULE: "sync", "engine.precision": "fp32"}  # what no entry stands for
 
 _FIGURES = ("final_", "best_", "total_", "num_")  # of a summary; numbers or null
 
@@ -130,13 +131,13 @@ def value(run: Run, key: str, known: set[str]) -> Any:
     places = [place for place in chosen if place in known]
     if not places or not run.config:
         return run.said.get(key)
-    found = schedule(run) if places[0] == SCHEDULE else run.config.get(places[0])
+    found = run.config.get(places[0], NOT_STORED.get(places[0]))
     return short_name(str(found)) if places[0] == f"{key}._target_" else found
 
 
 def schedule(run: Run) -> str:
     """Return when its rounds end: ``buffered``, ``semi``, or ``sync``, which is not stored."""
-    return str(run.config.get(SCHEDULE, "sync"))
+    return str(run.config.get(SCHEDULE, NOT_STORED[SCHEDULE]))
 
 
 def resolved(override: str, config: Mapping[str, Any]) -> str:

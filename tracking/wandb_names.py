@@ -19,8 +19,8 @@ from tracking.text import line
 LONGEST_NAME, LONGEST_TAG, LONGEST_COLLECTION = 125, 61, 100  # wandb takes 128, 64 and 128
 IDENTITY = Path("wandb") / "run.json"  # in the run's folder
 # What a command line sets that says nothing of a result, or is in the name already.
-_UNSAID = ("strategy", "seed", "resume", "name", "sweep", "tracker", "checkpoint", "engine",
-           "hydra", "experiment", "target_accuracy")  # fmt: skip
+_UNSAID = ("strategy", "seed", "resume", "name", "sweep", "tracker", "checkpoint", "hydra",
+           "experiment", "target_accuracy")  # fmt: skip
 
 
 def stored_id(folder: Path) -> str | None:

@@ -32,6 +32,7 @@ from app.config.stored import read_plain, refuse_code
 from data.partition import SCHEMES
 from models.metrics import check as check_metrics
 from models.objective import TaskSettings
+from models.precision import FP32
 from strategies.server.bottleneck import PruneSettings
 from strategies.server.ending import PRUNED
 from targets import FileTarget, pin, placeless
@@ -367,6 +368,8 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     unread |= {f"fleet.{name}" for name in config.fleet.unread()}
     unread |= {f"strategy.{name}" for name in methods.unread(config.strategy)}
     found = {key: value for key, value in flat.items() if not is_under(key, unread)}
+    if config.engine.precision != FP32:  # the one key of the engine that changes results
+        found["engine.precision"] = config.engine.precision
     if config.sweep.search.prune_content:
         found[PRUNED] = config.sweep.search.prune_content
     found |= {key: one.value for key, one in RETIRED.items() if one.beside in found}

@@ -22,6 +22,7 @@ from data.settings import DataSettings
 from fleet.selection import ClientsSettings
 from fleet.settings import FleetSettings
 from models.objective import TaskSettings
+from models.precision import FP32, PRECISIONS
 from privacy.settings import PrivacySettings
 from quant.codec import LinkSettings
 from quant.settings import QuantSettings
@@ -66,6 +67,10 @@ class EngineSettings:
             "cpu, cuda, cuda:1, mps"
         },
     )
+    precision: str = field(
+        default=FP32,
+        metadata={"help": "in which networks compute: fp32, bf16 (mixed precision, docs/GPU.md)"},
+    )
     gpus_per_worker: float | None = field(
         default=None,
         metadata={"help": "share of a GPU that a worker takes; null: the workers share all"},
@@ -80,6 +85,13 @@ class EngineSettings:
             raise ValueError(f"engine.workers={self.workers}: takes 1 or more")
         if not device.is_name(self.device):
             raise ValueError(f"engine.device={self.device}: takes {device.ACCEPTED}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"engine.precision={self.precision}: takes {', '.join(PRECISIONS)}")
+        if self.precision != FP32 and self.device == device.MPS:
+            raise ValueError(
+                f"engine.precision={self.precision} with engine.device=mps: takes "
+                "engine.device=auto, cpu or cuda"
+            )
         if self.device.startswith("cuda:") and self.name == "ray":
             raise ValueError(
                 f"engine.device={self.device}: with engine=ray, which gives each worker its GPU, "

@@ -27,7 +27,7 @@ from models.objective import Classification, Objective
 from models.split import at_fraction, before, kept_whole, last_layer
 from quant.codec import LinkSettings
 from quant.layers import FULL_PRECISION, QuantSpec
-from quant.link import there_and_back
+from quant.link import carried, there_and_back
 from quant.settings import QUANTIZERS, QuantSettings
 from strategies import messages
 from strategies.client.split_loop import CutAt, Halves, Side, halves, quantized
@@ -358,8 +358,8 @@ class Joined(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, …) → (B, …)."""
         first, server, *last = self.parts
-        output: Tensor = server(self._up.transmit(first(x).detach(), None)[0])
-        return last[0](self._down.transmit(output.detach(), None)[0]) if last else output
+        output: Tensor = server(carried(self._up, first(x)))
+        return last[0](carried(self._down, output)) if last else output
 
 
 def tested_through_the_link(

@@ -28,6 +28,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.protocol import State
 from websockets.sync.server import Server, ServerConnection, serve
 
+from models.precision import FP32, computing
 from quant.packet import Packet
 from strategies.contract import ColocatedHalf, Invitation, Task
 from strategies.frames import (
@@ -60,12 +61,14 @@ class HalfSettings:
         cert: file of a certificate (PEM); empty makes one for the run.
         key: file of its key.
         timeout_s: after so long a silence, or without having dialled, a device is given up.
+        precision: that halves compute in, which the configuration says.
     """
 
     address: str
     cert: str = ""
     key: str = ""
     timeout_s: float = 120.0
+    precision: str = FP32
 
     def __post_init__(self) -> None:
         host_and_port("half_address", self.address)
@@ -408,7 +411,10 @@ class HalfService:
         try:
             yield (
                 opened,
-                {p: Invitation(self.address, t, certificate) for p, t in tickets.items()},
+                {
+                    p: Invitation(self.address, t, certificate, self._settings.precision)
+                    for p, t in tickets.items()
+                },
             )
         finally:
             self._close(opened)
@@ -448,7 +454,8 @@ class HalfService:
         except (WebSocketException, OSError):
             return
         try:
-            Session(device, self._settings.timeout_s).run()
+            with computing(self._settings.precision, "cpu"):  # of this thread alone
+                Session(device, self._settings.timeout_s).run()
         except (ConnectionClosed, ConnectionError) as error:
             has_ended = device.round.has_ended(device.partition)
             left = "its turn had ended" if has_ended else "rolled back"

@@ -138,6 +138,25 @@ def test_a_run_that_is_resumed(method: str, start: Callable[..., Watching], tmp_
     assert_same_run(tmp_path / "run", tmp_path / "ours")
 
 
+# Mixed precision ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "chosen", [("strategy=splitfed_v1", "quant.bits=4", "link.up=int8"), ("strategy=ushaped",)]
+)
+def test_the_half_computes_in_the_precision_of_the_run(
+    chosen: tuple[str, ...], start: Callable[..., Watching], tmp_path: Path
+) -> None:
+    start(*chosen, "engine.precision=bf16")
+    simulate(tmp_path / "ours", *THREE, *chosen, "engine.precision=bf16")
+    assert_same_run(tmp_path / "run", tmp_path / "ours")
+
+
+def test_a_device_of_another_precision_is_refused(start: Callable[..., Watching]) -> None:
+    with pytest.raises(Exception, match="fp32: takes bf16, which the server's half computes in"):
+        start("strategy=split", "engine.precision=bf16", precision="fp32")
+
+
 # Failures -----------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from app.evaluation import EVALUATION_BATCH, measure
 from models.objective import KINDS, Classification, Own, TaskSettings, kind_of_labels
+from models.precision import BF16, computing
 
 COUNT, CLASSES, PLACES = 7, 5, 3
 
@@ -209,6 +210,21 @@ def test_a_task_of_the_users_own() -> None:
     found = measure(Fixed(outputs), torch.arange(701), labels, objective)
     whole = {"accuracy": Focal().accuracy(outputs, labels), "loss": Focal().loss(outputs, labels)}
     assert found == pytest.approx({name: float(value) for name, value in whole.items()}, rel=1e-5)
+
+
+TASKS = [TaskSettings(name, loss) for name, kind in KINDS.items() for loss in kind.losses]
+TASKS.append(TaskSettings(_target_=f"{__name__}.Focal"))
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name} {task.loss}")
+def test_the_loss_of_bfloat16_is_that_of_the_same_in_float32(task: TaskSettings) -> None:
+    objective = task.objective()
+    outputs, labels = drawn("classification" if task._target_ else task.name)
+    mixed = outputs.bfloat16()
+    with computing(BF16, "cpu"):
+        loss = objective.loss(mixed, labels)
+    assert torch.equal(loss, objective.loss(mixed.float(), labels))
+    assert loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -186,3 +186,12 @@ def test_noise_of_nothing_and_of_no_epsilon():
     for epsilon in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match=r"privacy\.epsilon=.*: takes a positive number"):
             laplace_noise(single, epsilon, generator)
+
+
+def test_of_bfloat16_what_is_found_is_of_float32():
+    x, z = draw(12, 3, 4, 4), draw(12, 2, 4, 4, seed=1).bfloat16()
+    assert torch.equal(channel_leakage(x, z), channel_leakage(x, z.float()))
+    one, other = (
+        laplace_noise(values, 5.0, torch.Generator().manual_seed(2)) for values in (z, z.float())
+    )
+    assert one.dtype == torch.float32 and torch.equal(one, other)

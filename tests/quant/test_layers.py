@@ -457,6 +457,22 @@ def test_a_nan_batch_does_not_set_a_step():
     assert not bool(quantizer.initialised)
 
 
+def test_of_bfloat16_a_quantizer_makes_float32_as_of_the_same_in_float32():
+    x, back = torch.randn(5, 7, dtype=torch.bfloat16), torch.randn(5, 7)
+    found = []
+    for one in (x, x.float()):
+        quantizer = Quantizer(8, signed=True, per_sample=True).train()
+        one.requires_grad_()
+        quantized = quantizer(one)
+        quantized.backward(back)
+        found.append((quantized, quantizer.step, quantizer.step.grad, one.grad.float()))
+    assert found[0][0].dtype == torch.float32
+    mixed, whole = found
+    for mine, its in zip(mixed[:3], whole[:3], strict=True):
+        assert torch.equal(mine, its)
+    assert torch.equal(mixed[3], whole[3].bfloat16().float())
+
+
 def test_a_channel_of_zeros_takes_the_mean_of_the_others():
     quantizer = Quantizer(4, signed=True, num_channels=4, num_dims=2)
     quantizer.initialise(torch.tensor([[0.0], [2.0], [4.0], [0.0]]))

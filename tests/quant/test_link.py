@@ -7,7 +7,7 @@ from torch import nn
 from models.crossing import answer, receive
 from models.objective import label_bytes, label_dtype
 from quant.codec import CODECS, LinkSettings
-from quant.link import End, receive_labels, there_and_back
+from quant.link import End, carried, receive_labels, there_and_back
 from quant.packet import Packet
 
 SHAPE = (5, 4, 6, 6)
@@ -71,6 +71,38 @@ def test_an_exchange_as_bytes(up, down, memory_format):
         assert torch.equal(one, other)
         assert (one.stride(), one.dtype) == (other.stride(), other.dtype)
     assert sent == also_sent
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("down", CODECS)
+@pytest.mark.parametrize("up", CODECS)
+def test_bfloat16_crosses_as_float32_and_is_itself_again(up, down, packed):
+    settings = LinkSettings(up, down, k=0.2, rounding="stochastic")
+    z = torch.randn(SHAPE, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    gradient = torch.randn(SHAPE, dtype=torch.bfloat16)
+    found = []
+    for one, other in ((z, gradient), (z.float(), gradient.float())):
+        device, server = two_ends(settings, packed)
+        arrived = server.receive(moved(device.send(one)))
+        back = device.receive_gradient(moved(server.send_gradient(other)))
+        found.append((arrived, back, device.bytes_sent, server.bytes_sent))
+    (arrived, back, *sent), (whole, whole_back, *whole_sent) = found
+    assert sent == whole_sent
+    assert arrived.dtype == back.dtype == torch.bfloat16
+    assert torch.equal(arrived, whole.bfloat16()) and torch.equal(back, whole_back.bfloat16())
+    assert arrived.stride() == whole.stride()
+    if (up, down) == ("fp32", "fp32"):
+        assert torch.equal(arrived, z) and torch.equal(back, gradient)
+
+
+def test_at_test_what_is_carried_is_what_arrives():
+    z = torch.randn(SHAPE)
+    for name in CODECS:
+        codec, _ = LinkSettings(name).codecs()
+        arrived = codec.transmit(z, None)[0]
+        assert torch.equal(carried(codec, z), arrived)
+        half = z.bfloat16()
+        assert torch.equal(carried(codec, half), codec.transmit(half.float(), None)[0].bfloat16())
 
 
 def test_the_gradient_is_that_of_what_arrives():

@@ -79,6 +79,13 @@ def test_a_key_left_at_its_default_has_a_value_too(tmp_path):
     assert [group.label for group in groups(runs)] == ["train.lr=0.1", "train.lr=0.2"]
 
 
+def test_what_no_entry_stands_for_is_said(tmp_path):
+    make_run(tmp_path / "0", ["engine.precision=fp32"], {"seed": 0})
+    make_run(tmp_path / "1", ["engine.precision=bf16"], {"seed": 0, "engine.precision": "bf16"})
+    labels = [group.label for group in groups(find([tmp_path]))]
+    assert labels == ["engine.precision=fp32", "engine.precision=bf16"]
+
+
 def test_null_is_a_value_of_a_key_that_is_read(tmp_path):
     for number, epsilon in enumerate((None, 1.0)):
         said = [f"privacy.epsilon={'null' if epsilon is None else epsilon}"]

@@ -47,11 +47,13 @@ def job(folder: Path, overrides: list[str], swept: list[str] | None = None) -> P
          "up=int8 down=int8"),
         (["train.lr=0.1", "my.lr=2"], ["train.lr=1,2", "my.lr=1,2"], "train.lr=0.1 my.lr=2"),
         (["model=cnn", "data=digits", "split.cut=s1"], ["model=a,b"], "model=cnn data=digits"),
+        (["engine=serial", "engine.precision=bf16"], None, "precision=bf16"),
         ([], None, ""),
     ],
 )  # fmt: skip
 def test_names_tell_method_swept_values_and_seed(tmp_path, overrides, swept, name):
     config = CONFIG | {"seed": 3, "rounds": 3, "link.up": "x", "link.down": "x", "my.lr": 2}
+    config |= {"engine.precision": "bf16"}  # of the engine the one key that is stored
     found = wandb_names.run_name(job(tmp_path / "0", overrides, swept), config)
     assert found.split() == ["oqfl", *name.split(), "seed=3"]  # oqfl does not read split.cut
 
