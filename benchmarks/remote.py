@@ -5,11 +5,13 @@
 The service has a process of its own; the clients are threads of this one, all at once, over TLS on
 the loopback interface. Beside the client, as in a simulation, they train one after another. Both
 take turns, so that a busy machine slows both; figures are medians over the repetitions, and ratios
-medians of the pairs'.
+medians of the pairs'. Each process keeps to a processor of its own, as if it were on a machine of
+its own: where the system moves them, each finds its caches cold (``--free`` lets it).
 """
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -70,8 +72,17 @@ def overrides_of(model: str, cut: str, clients: int, batches: int) -> list[str]:
     ]  # fmt: skip
 
 
-def serve(pipe: Connection, overrides: Sequence[str]) -> None:
+def keep_to(processor: int) -> None:
+    """Run on this one of the processors that the process has, counted from 0, where one can say."""
+    if hasattr(os, "sched_setaffinity"):
+        mine = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {mine[processor % len(mine)]})
+
+
+def serve(pipe: Connection, overrides: Sequence[str], is_free: bool) -> None:
     """Open a round for each (clients, link) that comes; its invitations, then processor seconds."""
+    if not is_free:
+        keep_to(1)
     setup = Setup(overrides)
     arrays = {name: tensor.numpy() for name, tensor in setup.arrays.items()}
     with HalfService(HalfSettings("127.0.0.1:0")) as service:
@@ -152,14 +163,17 @@ class Clients:
 
 
 def measure(
-    model: str, cut: str, batches: int, repeat: int, most: int
+    model: str, cut: str, batches: int, repeat: int, most: int, is_free: bool
 ) -> list[tuple[str, int, list[tuple[Took, Took]]]]:
     """Return, of each link and number of clients, pairs beside and elsewhere."""
     overrides = overrides_of(model, cut, most, batches)
     context = multiprocessing.get_context("spawn")
     mine, its = context.Pipe()
-    process = context.Process(target=serve, args=(its, overrides), daemon=True)
+    process = context.Process(target=serve, args=(its, overrides, is_free), daemon=True)
     process.start()
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    if not is_free:
+        keep_to(0)
     clients, found = Clients(Setup(overrides), mine), []
     mine.recv()
     for name, link in LINKS.items():
@@ -177,6 +191,8 @@ def measure(
             found.append((name, count, pairs))
     mine.send(None)
     process.join()
+    if allowed:
+        os.sched_setaffinity(0, allowed)
     return found
 
 
@@ -187,8 +203,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=60)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--clients", type=int, default=max(CLIENTS), help="at most so many")
+    parser.add_argument("--free", action="store_true", help="on any processor at any time")
     given = parser.parse_args(argv)
-    found = measure(given.model, given.cut, given.batches, given.repeat, given.clients)
+    found = measure(given.model, given.cut, given.batches, given.repeat, given.clients, given.free)
     head = (
         "link", "clients", "exchanges/s", "ms beside", "ms elsewhere", "ratio",
         "CPU ms beside", "CPU ms elsewhere", "CPU ratio",

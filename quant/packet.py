@@ -9,11 +9,12 @@ dtype, memory format, and dtype and shape of each part of the payload) and the p
 after the other. Only the payload counts as traffic.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ LENGTH_BYTES = 4  # of the header's length
 MAX_HEADER_BYTES = 4096
 MAX_DIMS, MAX_PARTS = 8, 8
 MAX_VALUES = 2**40
+KEPT = 64  # headers, of 4 KiB at the most
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,10 @@ class Packet:
         """
         if self.values is not None:
             raise ValueError("this packet holds values: only a packed one can leave the process")
-        header = {
-            "shape": list(self.shape),
-            "dtype": _name(self.dtype),
-            "memory_format": MEMORY_FORMATS[self.channels_last],
-            "parts": [[_name(part.dtype), list(part.shape)] for part in self.payload],
-        }
-        text = json.dumps(header, separators=(",", ":")).encode()
-        parts = [_bytes_of(part) for part in self.payload if part.numel()]
-        return [len(text).to_bytes(LENGTH_BYTES, "little"), text, *parts]
+        parts = tuple((part.dtype, part.shape) for part in self.payload)
+        text = _text_of(_Header(self.shape, self.dtype, self.channels_last, parts))
+        own = [_bytes_of(part) for part in self.payload if part.numel()]
+        return [len(text).to_bytes(LENGTH_BYTES, "little"), text, *own]
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> "Packet":
@@ -109,27 +106,9 @@ class Packet:
         begin = LENGTH_BYTES + int.from_bytes(view[:LENGTH_BYTES], "little")
         if not LENGTH_BYTES < begin <= min(len(view), LENGTH_BYTES + MAX_HEADER_BYTES):
             raise ValueError(f"a packet of {len(view)} bytes: its header is not in it")
-        try:
-            header = json.loads(bytes(view[LENGTH_BYTES:begin]))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"a packet's header is not JSON: {error}") from error
-        names = {"shape", "dtype", "memory_format", "parts"}
-        if not isinstance(header, dict) or header.keys() != names:
-            raise ValueError(f"a packet's header must hold {', '.join(sorted(names))}")
-        shape, channels_last = _shape(header["shape"]), header["memory_format"] == "channels_last"
-        if header["memory_format"] not in MEMORY_FORMATS or (channels_last and len(shape) != 4):
-            raise ValueError(
-                f"a packet's memory_format={header['memory_format']}: must be one of "
-                f"{', '.join(MEMORY_FORMATS)}, channels_last of four dimensions"
-            )
-        parts = header["parts"]
-        if not isinstance(parts, list) or len(parts) > MAX_PARTS:
-            raise ValueError(f"a packet's parts={parts}: must be a list of at most {MAX_PARTS}")
+        header = _header_in(bytes(view[LENGTH_BYTES:begin]))
         payload = []
-        for part in parts:
-            if not isinstance(part, list) or len(part) != 2:
-                raise ValueError(f"a packet's part={part}: must be a dtype and a shape")
-            dtype, size = _dtype(part[0]), _shape(part[1])
+        for dtype, size in header.parts:
             end = begin + math.prod(size) * dtype.itemsize
             if end > len(view):
                 raise ValueError(f"a packet of {len(view)} bytes: {end} expected, or more")
@@ -137,10 +116,66 @@ class Packet:
             begin = end
         if begin != len(view):
             raise ValueError(f"a packet of {len(view)} bytes: {begin} expected")
-        dtype = _dtype(header["dtype"], SENT)
+        num_bytes = _num_bytes(payload)
         return cls(
-            torch.Size(shape), channels_last, _num_bytes(payload), tuple(payload), dtype=dtype
+            header.shape, header.channels_last, num_bytes, tuple(payload), dtype=header.dtype
         )
+
+
+class _Header(NamedTuple):
+    """What a packet says of itself.
+
+    Attributes:
+        shape: of the tensor that was sent.
+        dtype: of it.
+        channels_last: whether it lay in memory that way.
+        parts: dtype and shape of each part of the payload.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    channels_last: bool
+    parts: tuple[tuple[torch.dtype, torch.Size], ...]
+
+
+# A client's batches have the same headers again and again.
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _text_of(header: _Header) -> bytes:
+    named = {
+        "shape": list(header.shape),
+        "dtype": _name(header.dtype),
+        "memory_format": MEMORY_FORMATS[header.channels_last],
+        "parts": [[_name(dtype), list(shape)] for dtype, shape in header.parts],
+    }
+    return json.dumps(named, separators=(",", ":")).encode()
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _header_in(text: bytes) -> _Header:
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"a packet's header is not JSON: {error}") from error
+    names = {"shape", "dtype", "memory_format", "parts"}
+    if not isinstance(header, dict) or header.keys() != names:
+        raise ValueError(f"a packet's header must hold {', '.join(sorted(names))}")
+    shape, channels_last = _shape(header["shape"]), header["memory_format"] == "channels_last"
+    if header["memory_format"] not in MEMORY_FORMATS or (channels_last and len(shape) != 4):
+        raise ValueError(
+            f"a packet's memory_format={header['memory_format']}: must be one of "
+            f"{', '.join(MEMORY_FORMATS)}, channels_last of four dimensions"
+        )
+    parts = header["parts"]
+    if not isinstance(parts, list) or len(parts) > MAX_PARTS:
+        raise ValueError(f"a packet's parts={parts}: must be a list of at most {MAX_PARTS}")
+    described = []
+    for part in parts:
+        if not isinstance(part, list) or len(part) != 2:
+            raise ValueError(f"a packet's part={part}: must be a dtype and a shape")
+        described.append((_dtype(part[0]), _shape(part[1])))
+    return _Header(shape, _dtype(header["dtype"], SENT), channels_last, tuple(described))
 
 
 def _bytes_of(part: Tensor) -> memoryview:
@@ -162,7 +197,7 @@ def _dtype(name: Any, known: Mapping[str, torch.dtype] = DTYPES) -> torch.dtype:
     return found
 
 
-def _shape(sizes: Any) -> tuple[int, ...]:
+def _shape(sizes: Any) -> torch.Size:
     is_shape = (
         isinstance(sizes, list)
         and len(sizes) <= MAX_DIMS
@@ -171,7 +206,7 @@ def _shape(sizes: Any) -> tuple[int, ...]:
     )
     if not is_shape:
         raise ValueError(f"a packet's shape={sizes}: must be a list of at most {MAX_DIMS} sizes")
-    return tuple(sizes)
+    return torch.Size(sizes)
 
 
 def _tensor(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -32,6 +32,7 @@ OVERHEAD = 1 + 3 * (
     LENGTH_BYTES + MAX_HEADER_BYTES
 )  # most that is no payload: two packets' headers
 LONGEST_TEXT = 600  # characters
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 class FrameError(ValueError):
@@ -100,7 +101,7 @@ class Frame:
         pieces = [packet.pieces() for packet in self.packets]
         sizes = [sum(len(piece) for piece in one) for one in pieces]
         header = {**self.fields, "sizes": sizes}
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text = _encode(header).encode()
         head = [bytes([self.kind]), len(text).to_bytes(LENGTH_BYTES, "little"), text]
         return b"".join([*head, *(piece for one in pieces for piece in one)])
 
