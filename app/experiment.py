@@ -46,7 +46,7 @@ from strategies.client.training import LocalTraining
 from strategies.contract import ClientData
 from strategies.server.bottleneck import PruneSettings
 from strategies.server.checkpoint import CheckpointSettings
-from strategies.server.cuts import SplitSettings
+from strategies.server.cutting import SplitSettings
 from strategies.server.ending import Ending
 from strategies.server.kinds import SubmodelSettings
 from strategies.server.loop import FederatedStrategy

@@ -37,16 +37,14 @@ from strategies.contract import Settings, Task
 from strategies.messages import unpack_settings
 from strategies.server.aggregation import AverageSettings, Averaging
 from strategies.server.cuts import (
-    Candidate,
-    Cut,
     CutNetwork,
     Joined,
     PartCosts,
     Place,
-    SplitSettings,
     Tested,
     part_costs,
 )
+from strategies.server.cutting import Candidate, Cut, SplitSettings
 from strategies.server.loop import FederatedStrategy
 from strategies.server.method import (
     Clients,

@@ -36,14 +36,16 @@ from strategies.client.split_loop import Halves
 from strategies.client.tiers import EDGE_LOSS, Tiers, TiersClient
 from strategies.server.aggregation import AverageSettings, Averaging
 from strategies.server.cuts import (
-    READS,
-    Candidate,
-    Cut,
     CutNetwork,
     PartCosts,
     Place,
-    SplitSettings,
     tested_through_the_link,
+)
+from strategies.server.cutting import (
+    READS,
+    Candidate,
+    Cut,
+    SplitSettings,
 )
 from strategies.server.loop import FederatedStrategy
 from strategies.server.method import (

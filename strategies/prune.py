@@ -31,7 +31,7 @@ from strategies.server.bottleneck import (
     cut_with_bottleneck,
     stage,
 )
-from strategies.server.cuts import Cut, SplitSettings
+from strategies.server.cutting import Cut, SplitSettings
 from strategies.server.loop import FederatedStrategy
 from strategies.server.method import Method, RoundArguments
 from strategies.server.results import check_shapes

@@ -15,7 +15,8 @@ from quant.codec import LinkSettings
 from quant.settings import QuantSettings
 from strategies.client.split_loop import SplitClient
 from strategies.server.aggregation import AverageSettings, Averaging
-from strategies.server.cuts import READS, Cut, CutNetwork, SplitSettings
+from strategies.server.cuts import CutNetwork
+from strategies.server.cutting import READS, Cut, SplitSettings
 from strategies.server.loop import FederatedStrategy
 from strategies.server.method import (
     Arrays,

@@ -29,7 +29,7 @@ from quant.settings import QuantSettings
 from strategies.client.training import LocalTraining
 from strategies.server.bottleneck import PruneSettings
 from strategies.server.checkpoint import CheckpointSettings
-from strategies.server.cuts import SplitSettings
+from strategies.server.cutting import SplitSettings
 from strategies.server.kinds import SubmodelSettings
 from strategies.server.planning import PlanSettings
 from strategies.server.schedule_settings import ScheduleSettings

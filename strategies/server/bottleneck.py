@@ -42,12 +42,11 @@ from strategies.client.split_loop import CutAt, Halves, cut_as_told, halves
 from strategies.client.training import load_arrays
 from strategies.contract import Settings
 from strategies.messages import unpack_settings
-from strategies.server.cuts import (
+from strategies.server.cuts import CutNetwork, PartCosts
+from strategies.server.cutting import (
     READS,
     Candidate,
     Cut,
-    CutNetwork,
-    PartCosts,
     plain_costs,
 )
 from strategies.server.method import Clients, Network, Result, RoundSettings, ServerState
