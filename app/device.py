@@ -32,10 +32,12 @@ class Where:
     Attributes:
         device: that they are moved to.
         precision: one of `models.precision.PRECISIONS`.
+        threads: that run batches of a test on a CPU, a batch each; what comes of them is the same.
     """
 
     device: torch.device
     precision: str = FP32
+    threads: int = 1
 
     def computing(self) -> AbstractContextManager[object]:
         """Return the context in which they do."""

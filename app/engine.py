@@ -174,6 +174,11 @@ class RayGrid(LocalGrid):
         self._limit_s = limit_s
         workers.start()
 
+    @property
+    def processes(self) -> int:
+        """As many as the pool has, and the machine processors."""
+        return min(self._workers.size, os.cpu_count() or 1)
+
     def _execute(self, sent: Sequence[Message], timeout: float | None) -> Iterator[Message]:
         token = f"{self._run.run_id}/{sent[0].metadata.message_id}" if sent else ""
         state = replace(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from app import device
 from app.device import Where
+from app.in_order import in_order
 from data.dataset import Dataset, Inputs, rows_of
 from models.inputs import call
 from models.metrics import Kept, Metrics
@@ -100,7 +101,6 @@ def test(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     return found["accuracy"], found["loss"]
 
 
-@torch.no_grad()
 def passes(
     model: nn.Module,
     x: Inputs,
@@ -112,15 +112,18 @@ def passes(
 
     The network runs ``where`` it is told; inputs and outputs are on the CPU, outputs in float32.
     """
+
+    def run(network: nn.Module, rows: slice) -> Tensor:
+        inputs = device.moved(rows_of(x, rows), where.device)
+        with torch.no_grad(), where.computing():
+            outputs = call(network, inputs)
+        return in_fp32(outputs.cpu()) if isinstance(outputs, Tensor) else outputs
+
     torch.set_num_threads(1)
     model.eval()
+    batches = [slice(start, min(start + batch, count)) for start in range(0, count, batch)]
     with device.placed(model, where.device):
-        for start in range(0, count, batch):
-            rows = slice(start, min(start + batch, count))
-            inputs = device.moved(rows_of(x, rows), where.device)
-            with where.computing():  # not around the yield: what is done with outputs is not in it
-                outputs = call(model, inputs)
-            yield rows, in_fp32(outputs.cpu()) if isinstance(outputs, Tensor) else outputs
+        yield from zip(batches, in_order(run, model, batches, where.threads), strict=True)
 
 
 @torch.no_grad()

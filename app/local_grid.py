@@ -37,6 +37,11 @@ class LocalGrid(Grid):
         self._run = run
 
     @property
+    def processes(self) -> int:
+        """How many of this machine run clients, and are idle while the server tests."""
+        return 1
+
+    @property
     def run(self) -> runtime.Run:
         """The run."""
         return self._run

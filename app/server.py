@@ -19,6 +19,7 @@ from app.config.errors import explain
 from app.evaluation import in_rounds
 from app.experiment import Experiment, Prepared
 from app.last_look import look
+from app.local_grid import LocalGrid
 from app.run_folder import MODEL, FolderTakenError, claim, close, locked, take, write_json
 from app.sinks import tracker_sink
 from app.summary import describe, remarks
@@ -171,7 +172,8 @@ def run(
     torch.set_num_threads(1)
     started = time.perf_counter()
     here = device.find(device.AUTO if chosen.engine.address else chosen.engine.device)
-    where = device.Where(here, chosen.engine.precision)
+    threads = grid.processes if isinstance(grid, LocalGrid) and here.type == device.CPU else 1
+    where = device.Where(here, chosen.engine.precision, threads)
     origin = provenance.provenance()  # now: the files may change while the run goes on
     log.info("setting up: %s", provenance.said(origin))
     folder.mkdir(parents=True, exist_ok=True)
