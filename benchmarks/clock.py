@@ -102,6 +102,7 @@ def measure(model: str, cut: str, batches: int, losses: Sequence[float]) -> Iter
         mine, its = context.Pipe()
         process = context.Process(target=device, args=(its, chosen, wire.namespace), daemon=True)
         process.start()
+        its.close()  # a process that dies is an EOFError here
         assert process.pid is not None
         speed, bandwidth = mine.recv()
         whole = Device("whole", {"fp32": speed}, bandwidth, 2**40, 1.0)

@@ -171,6 +171,7 @@ def measure(
     mine, its = context.Pipe()
     process = context.Process(target=serve, args=(its, overrides, is_free), daemon=True)
     process.start()
+    its.close()  # a process that dies is an EOFError here
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
     if not is_free:
         keep_to(0)

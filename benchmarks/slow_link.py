@@ -27,7 +27,6 @@ from pathlib import Path
 
 from fleet.devices import Link
 
-NETWORK = "10.78.0"
 TUN = Path("/dev/net/tun")
 SET_INTERFACE, IS_TUN, WITHOUT_HEADER = 0x400454CA, 0x0001, 0x1000  # linux/if_tun.h
 NEW_NETWORK = 0x40000000  # linux/sched.h, CLONE_NEWNET
@@ -81,17 +80,18 @@ class Ends:
 @contextlib.contextmanager
 def ends() -> Iterator[Ends]:
     """Make a namespace with a TUN device in it and one here; both go when the ``with`` ends."""
-    name = f"cutbit-{os.getpid()}"
-    devices = [f"cut{os.getpid()}{end}" for end in "nf"]
+    number = os.getpid()
+    name, network = f"cutbit-{number}", f"10.{64 + number // 256 % 64}.{number % 256}"
+    devices = [f"cut{number}{end}" for end in "nf"]
     near, far = (_tun(device) for device in devices)
     try:
         _ip("netns", "add", name)
         _ip("link", "set", devices[1], "netns", name)
-        for number, (device, where) in enumerate(zip(devices, ([], ["-n", name]), strict=True)):
-            peer = f"{NETWORK}.{2 - number}"
-            _ip(*where, "addr", "add", f"{NETWORK}.{1 + number}", "peer", peer, "dev", device)
+        for end, (device, where) in enumerate(zip(devices, ([], ["-n", name]), strict=True)):
+            own, peer = f"{network}.{1 + end}", f"{network}.{2 - end}"
+            _ip(*where, "addr", "add", own, "peer", peer, "dev", device)
             _ip(*where, "link", "set", device, "mtu", str(MTU), "up")
-        yield Ends(f"{NETWORK}.1", name, near, far)
+        yield Ends(f"{network}.1", name, near, far)
     finally:
         os.close(near)
         os.close(far)
