@@ -17,11 +17,13 @@ from app.run_folder import FolderTakenError
 from models.objective import Classification
 from models.precision import BF16, computing
 from models.split import cut_points
+from strategies import binarized_split
 from strategies.client.training import LocalTraining, batches, make_optimizer, train_epochs
 from strategies.contract import Streams
 
+LONG = pytest.mark.long
 MIXED = "engine.precision=bf16"
-FEW = ("clients.total=3", "data.max_train=96", "data.max_test=100")
+FEW = ("clients.total=3", "train.epochs=1", "data.max_train=96", "data.max_test=100")
 FORKED = ("engine=ray", "engine.fork=true", "engine.workers=2")
 # Where there is more to it than products: what rounds, measures, learns from outputs.
 METHODS = {
@@ -34,7 +36,7 @@ METHODS = {
     "ushaped": ("link.up=fp16", "link.down=int2"),
     "binarized_split": (
         "strategy.binarize=both", "privacy.dcor_weight=0.5", "privacy.epsilon=5",
-        "data.max_test=20", "evaluate.every=2",
+        "data.max_test=20",
     ),
     "deprune": ("prune.importance=taylor", "quant.bits=4"),
     "prune": ("prune.importance=taylor", "prune.pretrain_rounds=1"),
@@ -50,7 +52,10 @@ def two_processes() -> Iterator[Simulator]:
 
 
 @pytest.mark.parametrize("method", strategies())
-def test_every_method(method: str, two_processes: Simulator, tmp_path: Path) -> None:
+def test_every_method(
+    method: str, two_processes: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binarized_split, "ATTACK_EPOCHS", 1)
     chosen = (f"strategy={method}", *FEW, *METHODS.get(method, ()))
     simulate(tmp_path / "fp32", *chosen)
     summary = simulate(tmp_path / "bf16", *chosen, MIXED)
@@ -108,7 +113,7 @@ class Sequences(nn.Module):
         return self.head(self.rnn(hidden)[0][:, -1])
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("kind", ["LSTM", *(pytest.param(n, marks=LONG) for n in ("GRU", "RNN"))])
 def test_networks_of_the_users_own(kind: str, tmp_path: Path) -> None:
     network = (f"model._target_={__name__}.Sequences", f"+model.kind={kind}", *FEW)
     for folder, chosen in {
@@ -131,11 +136,17 @@ class Inner(Sequences):
             return super().forward(x)
 
 
-ONE_CONTEXT = ["model=cnn", "model=resnet8", f"model._target_={__name__}.Inner"]
-
-
-@pytest.mark.parametrize("network", ONE_CONTEXT)
-def test_one_context_for_all_steps_is_one_for_each_forward_pass(network: str) -> None:
+@pytest.mark.parametrize(
+    ("network", "apart"),
+    [
+        ("model=cnn", 0.0),
+        pytest.param("model=resnet8", 0.0, marks=LONG),
+        # Weights used more than once in a pass: their gradients are added up in bfloat16 by torch's
+        # cache, in float32 without it. With weights from before the first step it is 0.1 and more.
+        (f"model._target_={__name__}.Inner", 2e-3),
+    ],
+)
+def test_one_context_for_all_steps_is_one_for_each_forward_pass(network: str, apart: float) -> None:
     """As torch recommends it: backward passes outside, and weights cast anew after each step."""
     chosen = small("strategy=fedavg", network)
     data, settings = experiment.client_data(chosen, 0), LocalTraining(epochs=3, batch_size=8)
@@ -155,7 +166,7 @@ def test_one_context_for_all_steps_is_one_for_each_forward_pass(network: str) ->
     for (name, mine), its in zip(
         one.state_dict().items(), other.state_dict().values(), strict=True
     ):
-        assert torch.equal(mine, its), name
+        torch.testing.assert_close(mine, its, rtol=0, atol=apart, msg=name)
 
 
 # What stays in float32 ----------------------------------------------------------------------------
