@@ -3,6 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export FLWR_TELEMETRY_ENABLED := 0
+# Packages are compiled when they are first imported, and not again in each process: that is some 5 s of each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo two-machines test test-long lint bench docs install clean
 
