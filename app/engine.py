@@ -176,8 +176,10 @@ class RayGrid(LocalGrid):
 
     @property
     def processes(self) -> int:
-        """As many as the pool has, and the machine processors."""
-        return min(self._workers.size, os.cpu_count() or 1)
+        """As many as the pool has, and this process may use processors."""
+        has_affinity = hasattr(os, "sched_getaffinity")
+        mine = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        return min(self._workers.size, mine)
 
     def _execute(self, sent: Sequence[Message], timeout: float | None) -> Iterator[Message]:
         token = f"{self._run.run_id}/{sent[0].metadata.message_id}" if sent else ""

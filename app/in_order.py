@@ -3,25 +3,31 @@
 Threads, as all that a worker's process would have to be sent is here, and torch computes outside
 Python's lock. Each batch is computed by one thread as it would be alone, so that the bits are those
 of one. That is not so of a network that keeps something from batch to batch, or draws random
-numbers: the second batch shows it, after the first has filled what is filled once, and such a
-network runs in this thread alone.
+numbers, which nobody can tell by looking at a user's code. So one with any other module than
+torch's and those of models/ and quant/ runs in this thread alone; as does one whose second batch
+changes anything, after the first has filled what is filled once.
 """
 
 import copy
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 LEAST = 8  # batches of each thread: for fewer, threads take longer to start
 AHEAD = 2  # batches of each thread that may wait to be handed out
+ROOT = Path(__file__).resolve().parents[1]
+KNOWN = (Path(torch.__file__).parent, ROOT / "models", ROOT / "quant")
 
 R = TypeVar("R")
 Run = Callable[[nn.Module, slice], R]
@@ -39,7 +45,7 @@ def in_order(
         threads: how many at most.
     """
     threads = min(threads, len(batches) // LEAST)
-    if threads < 2:
+    if threads < 2 or not all(map(_is_known, model.modules())):
         yield from (run(model, rows) for rows in batches)
         return
     first, second, *rest = batches
@@ -75,6 +81,15 @@ def _spread(run: Run[R], model: nn.Module, batches: Sequence[slice], threads: in
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Whether a module runs code of torch's or ours alone."""
+    own = sys.modules.get(type(module).__module__)
+    file = Path(getattr(own, "__file__", None) or "/")
+    has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)
+    is_replaced = "forward" in vars(module) or isinstance(module, GraphModule)
+    return any(map(file.is_relative_to, KNOWN)) and not has_hooks and not is_replaced
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -134,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=20)
     parser.add_argument("--loss", type=float, nargs="+", default=(0.0, 0.01))
     given = parser.parse_args(argv)
+    if not all(0 <= loss < 1 for loss in given.loss):
+        parser.error(f"--loss {given.loss}: takes shares in [0, 1)")
     if not can_be_made():
         print("left out: takes Linux, root, ip and /dev/net/tun, to make a link")
         return

@@ -175,25 +175,27 @@ def measure(
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
     if not is_free:
         keep_to(0)
-    clients, found = Clients(Setup(overrides), mine), []
-    mine.recv()
-    for name, link in LINKS.items():
-        for count in (number for number in CLIENTS if number <= most):
-            clients.elsewhere(count, link)  # halves are made in the first
-            clients.beside(count, link)
-            total = count * batches
-            pairs = [
-                (
-                    timed(total, lambda: clients.beside(count, link)),  # noqa: B023
-                    timed(total, lambda: clients.elsewhere(count, link)),  # noqa: B023
-                )
-                for _ in range(repeat)
-            ]
-            found.append((name, count, pairs))
-    mine.send(None)
-    process.join()
-    if allowed:
-        os.sched_setaffinity(0, allowed)
+    try:
+        clients, found = Clients(Setup(overrides), mine), []
+        mine.recv()
+        for name, link in LINKS.items():
+            for count in (number for number in CLIENTS if number <= most):
+                clients.elsewhere(count, link)  # halves are made in the first
+                clients.beside(count, link)
+                total = count * batches
+                pairs = [
+                    (
+                        timed(total, lambda: clients.beside(count, link)),  # noqa: B023
+                        timed(total, lambda: clients.elsewhere(count, link)),  # noqa: B023
+                    )
+                    for _ in range(repeat)
+                ]
+                found.append((name, count, pairs))
+        mine.send(None)
+        process.join()
+    finally:
+        if allowed:
+            os.sched_setaffinity(0, allowed)
     return found
 
 

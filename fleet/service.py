@@ -11,8 +11,8 @@ queue    one shared part, which takes one client after another, in the order in 
 
              ready = begin + lead;  start = max(free, ready);  end = free' = start + held + tail
 
-         Hence who is served before another arrives before it: a client that fails, leaves or
-         comes too late to be of use is undone before the next is served.
+         So clients arrive in the order in which they are served: one that fails, leaves or comes
+         too late to be of use is undone before the next is served.
 """
 
 from collections.abc import Callable, Sequence
@@ -113,6 +113,8 @@ class Queue:
         served_s = own.held_s + own.tail_s
         whole_s, passed_s = own.lead_s + served_s, flight.ends_in_s - flight.begins_in_s
         waits_until_s = flight.needs_s - served_s
+        if not whole_s:
+            return 1.0
         if passed_s < waits_until_s:
             return min(passed_s, own.lead_s) / whole_s
         return min(1.0, (own.lead_s + passed_s - waits_until_s) / whole_s)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.precision import in_fp32
+from models.precision import all_in_fp32, in_fp32
 from targets import locate, shown
 
 Loss = Callable[..., Tensor]
@@ -283,9 +283,8 @@ class Own:
 
     @property
     def loss(self) -> Loss:
-        """The user's, of float32."""
-        own: Loss = self.own.loss
-        return lambda outputs, labels: own(in_fp32(outputs), labels)
+        """The user's, in float32."""
+        return all_in_fp32(self.own.loss)
 
     def output_shape(self, num_classes: int, input_shape: Sequence[Any]) -> tuple[int, ...]:
         """As its kind's."""

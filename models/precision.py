@@ -11,6 +11,7 @@ contexts that a network has of its own. Within a whole network one bfloat16 tens
 across a cut float32 does (quant/link.py).
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -26,7 +27,12 @@ def computing(precision: str, device: str) -> AbstractContextManager[object]:
     Args:
         precision: one of `PRECISIONS`.
         device: type of the device, such as ``cuda``.
+
+    Raises:
+        ValueError: it is none of them.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"engine.precision={precision}: takes {', '.join(PRECISIONS)}")
     if precision == FP32:
         return nullcontext()
     return torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False)
@@ -35,3 +41,13 @@ def computing(precision: str, device: str) -> AbstractContextManager[object]:
 def in_fp32(x: Tensor) -> Tensor:
     """``x``, in float32 where it is bfloat16."""
     return x.float() if x.dtype is torch.bfloat16 else x
+
+
+def all_in_fp32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return ``loss`` as it computes in float32, whatever the network does."""
+
+    def computed(outputs: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(outputs.device.type, enabled=False):
+            return loss(in_fp32(outputs), labels)
+
+    return computed

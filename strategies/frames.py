@@ -27,7 +27,7 @@ from torch import Tensor
 
 from quant.packet import LENGTH_BYTES, MAX_HEADER_BYTES, Packet
 
-VERSION = 1
+VERSION = 2  # 1: without bfloat16, and the invitation's precision
 OVERHEAD = 1 + 3 * (
     LENGTH_BYTES + MAX_HEADER_BYTES
 )  # most that is no payload: two packets' headers

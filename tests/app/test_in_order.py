@@ -1,4 +1,4 @@
-"""A test of a network in several threads: the numbers of one, in order, whatever the network."""
+"""A test of a network in several threads: the numbers of one, in order, or no threads."""
 
 import threading
 import time
@@ -10,11 +10,12 @@ import torch
 from conftest import assert_same_run, simulate, strategies
 from torch import Tensor, nn
 
-from app import in_order
+from app import evaluation, in_order
 from app.device import Where
 from app.engine import Simulator, Workers
 from app.evaluation import measure, passes
 from models.cnn import CNN
+from models.inputs import call
 from models.metrics import Metrics
 from models.objective import Classification
 from models.resnet import resnet8
@@ -47,13 +48,17 @@ class Passing(Linear):
         return self.fc(self.features)
 
 
-class Removing(Passing):
-    """The same, and leaves nothing behind."""
+class Hidden(Linear):
+    """Draws from a generator of its own, and counts where nobody looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+        self.seen = [0]
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        del self.features
-        return y
+        self.seen[0] += 1
+        return super().forward(x) + torch.rand((), generator=self.generator) + self.seen[0]
 
 
 class Counting(Linear):
@@ -79,12 +84,24 @@ def quantized() -> nn.Module:
     return model
 
 
+def hooked() -> nn.Module:
+    model, seen = CNN(input_shape=(1, 8, 8)), [0]
+
+    def add(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        seen[0] += 1
+        return output + seen[0]
+
+    model.head.register_forward_hook(add)
+    return model
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], bool]] = {  # and whether threads run it
     "cnn": (lambda: CNN(input_shape=(1, 8, 8)), True),
     "batch norm": (lambda: resnet8(1, 10), True),
     "quantized": (quantized, True),
-    "removing": (Removing, True),
+    "hooked": (hooked, False),
     "passing": (Passing, False),
+    "hidden": (Hidden, False),
     "counting": (Counting, False),
     "drawing": (Drawing, False),
 }
@@ -92,23 +109,30 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], bool]] = {  # and whether thr
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_any_number_of_threads(name: str, precision: str) -> None:
+def test_any_number_of_threads(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, is_spread = NETWORKS[name]
     torch.manual_seed(0)
     state = make().state_dict()
     outputs, found, used = list[Tensor](), list[dict[str, float]](), list[set[int]]()
+    ids = set[int]()
+
+    def noted(network: nn.Module, x: Tensor) -> Tensor:
+        ids.add(threading.get_ident())
+        return call(network, x)
+
+    monkeypatch.setattr(evaluation, "call", noted)
     for threads in (1, 2, 5):
-        model, ids = make(), set[int]()
+        model = make()
         model.load_state_dict(state)
-        model.register_forward_pre_hook(lambda *_, ids=ids: ids.add(threading.get_ident()))
+        ids.clear()
         where = Where(torch.device("cpu"), precision, threads)
         torch.manual_seed(1)
         pairs = list(passes(model, X, COUNT, 16, where))
         assert [rows.start for rows, _ in pairs] == list(range(0, COUNT, 16))
         outputs.append(torch.cat([part for _, part in pairs]))
         assert outputs[-1].dtype == torch.float32 and not outputs[-1].requires_grad
-        used.append(ids)
-        if not isinstance(model, Counting):
+        used.append(set(ids))
+        if name not in ("counting", "hidden", "hooked"):  # whose second test is another
             torch.manual_seed(1)
             metrics = Metrics("classification", ["macro_f1", "auroc"])
             found.append(measure(model, X, Y, Classification(), 16, metrics, where=where))
@@ -137,10 +161,14 @@ def test_an_error_is_raised_and_no_thread_is_left() -> None:
 
     before, got = threading.active_count(), []
     with pytest.raises(RuntimeError, match="the eighth"):
-        for one in in_order.in_order(fails, Linear(), [slice(i, i + 1) for i in range(20)], 3):
+        for one in in_order.in_order(
+            fails, CNN(input_shape=(1, 8, 8)), [slice(i, i + 1) for i in range(20)], 3
+        ):
             got.append(one)
     assert got == list(range(7))
-    ended = in_order.in_order(lambda _, rows: rows.start, Linear(), [slice(0, 1)] * 20, 3)
+    ended = in_order.in_order(
+        lambda _, rows: rows.start, CNN(input_shape=(1, 8, 8)), [slice(0, 1)] * 20, 3
+    )
     assert [next(ended) for _ in range(4)] == [0] * 4
     ended.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before

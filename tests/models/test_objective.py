@@ -190,6 +190,14 @@ class Focal:
         return (outputs.argmax(1) == labels).float().mean()
 
 
+class Similar(Focal):
+    """Its loss has a product, which autocast would compute in bfloat16."""
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        alike = (labels[:, None] == labels).float()
+        return (outputs @ outputs.T - alike).square().mean()
+
+
 class NoLoss:
     """Half a task."""
 
@@ -213,10 +221,10 @@ def test_a_task_of_the_users_own() -> None:
 
 
 TASKS = [TaskSettings(name, loss) for name, kind in KINDS.items() for loss in kind.losses]
-TASKS.append(TaskSettings(_target_=f"{__name__}.Focal"))
+TASKS += [TaskSettings(_target_=f"{__name__}.{name}") for name in ("Focal", "Similar")]
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name} {task.loss}")
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name} {task.loss} {task._target_}")
 def test_the_loss_of_bfloat16_is_that_of_the_same_in_float32(task: TaskSettings) -> None:
     objective = task.objective()
     outputs, labels = drawn("classification" if task._target_ else task.name)
