@@ -310,7 +310,7 @@ def test_a_file_that_was_sent_takes_the_place_of_one_that_is_not_there(
     assert [path.name for path in own.values() if path.parent == nets] == ["blocks.py", "mine.py"]
     assert not any("site-packages" in str(path) for path in own.values())
     with shipped_code.folder(own) as folder:
-        for path in nets.iterdir():
+        for path in nets.glob("*.py"):
             path.unlink()
         for name in [name for name in sys.modules if name.startswith(shipped_code.FILES)]:
             monkeypatch.delitem(sys.modules, name)

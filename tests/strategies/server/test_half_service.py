@@ -26,7 +26,7 @@ from quant.dense import Fp32
 from quant.packet import Packet
 from strategies.client.remote import HalfError, RemoteHalf, dialled
 from strategies.contract import Invitation, Streams, Task
-from strategies.frames import Frame, FrameError, Kind, labels_packet
+from strategies.frames import VERSION, Frame, FrameError, Kind, labels_packet
 from strategies.server import half_service
 from strategies.server.half_service import HalfService, HalfSettings, Turn
 from strategies.tls import Identity, trusting
@@ -233,10 +233,10 @@ def test_another_version(service: HalfService) -> None:
         service.open_round([turn(0)]) as (_, invitations),
         dialled(invitations[0]) as connection,
     ):
-        fields = {"version": 2, "ticket": invitations[0].ticket}
+        fields = {"version": VERSION + 1, "ticket": invitations[0].ticket}
         connection.send(Frame(Kind.HELLO, fields).to_bytes())
         answer = Frame.from_bytes(connection.recv())
-        assert answer == Frame(Kind.REFUSED, {"why": "version 2: takes 1"})
+        assert answer == Frame(Kind.REFUSED, {"why": f"version {VERSION + 1}: takes {VERSION}"})
 
 
 def test_a_round_that_is_over_ends_its_connections(service: HalfService) -> None:
@@ -337,7 +337,7 @@ def test_who_takes_nothing_is_cut_off(impatient: HalfService) -> None:
             b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
-        fields = {"version": 1, "ticket": invitations[0].ticket}
+        fields = {"version": VERSION, "ticket": invitations[0].ticket}
         step = Frame(Kind.STEP, packets=(labels_packet(batch()[1]), batch(width=width)[0]))
         frames = [Frame(Kind.HELLO, fields), Frame(Kind.BEGIN), step, step, step]
         with contextlib.suppress(OSError):  # cut off while it sends
