@@ -51,7 +51,12 @@ def two_processes() -> Iterator[Simulator]:
     simulator.close()
 
 
-@pytest.mark.parametrize("method", strategies())
+IN_EVERY_RUN = ("oqfl", "splitfed_v1", "ushaped", "hierarchical")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=() if m in IN_EVERY_RUN else LONG) for m in strategies()]
+)
 def test_every_method(
     method: str, two_processes: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
