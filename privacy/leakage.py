@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.precision import in_fp32
+
 
 def distance_correlation(x: Tensor, y: Tensor) -> Tensor:
     """dCor of paired samples, differentiable; 0 with gradient 0 where either is constant.
@@ -85,7 +87,7 @@ def laplace_noise(z: Tensor, epsilon: float, generator: torch.Generator) -> Tens
         raise ValueError(f"privacy.epsilon={epsilon}: takes a positive number")
     if not len(z):
         return z
-    z = _at_least_fp32(z)
+    z = in_fp32(z)
     with torch.no_grad():
         scale = (z.amax(0) - z.amin(0)) / epsilon
         # The difference of two exponential variables is a Laplace variable.
@@ -99,17 +101,12 @@ def laplace_noise(z: Tensor, epsilon: float, generator: torch.Generator) -> Tens
 
 def _centred_distances(x: Tensor) -> Tensor:
     """(…, n, p) → (…, n, n) distances with row, column and overall means taken out."""
-    x = _at_least_fp32(x)
+    x = in_fp32(x)
     x = x - x.mean(-2, keepdim=True)  # distances of large values would lose their digits
     # Not by matrix products, which do the same.
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     rows = distances.mean(-1, keepdim=True)
     return distances - rows - rows.transpose(-2, -1) + rows.mean(-2, keepdim=True)
-
-
-def _at_least_fp32(x: Tensor) -> Tensor:
-    """``x``, in float32 where it is of fewer bits: of mixed precision, whose sums lose digits."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _positive(x: Tensor) -> Tensor:

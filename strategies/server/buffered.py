@@ -47,7 +47,7 @@ from strategies.server.method import (
     Result,
     ServerState,
     Start,
-    parted,
+    handed_on,
 )
 from strategies.server.schedule_settings import ScheduleSettings
 from strategies.server.server_optimizer import log_step
@@ -137,13 +137,8 @@ class Buffered:
             assert network is not None, "a network that is cut needs prepare()"
             bases = device_parts(network, (*plan.arrived, *plan.flights), bases)
             found = exchange(one_by_one(state.arrays, plan.arrived, bases))
-            parts = [parted(network, result) for result in found]
-            for _, server in parts:
-                state = state.with_arrays({**state.arrays, **server})
-            found = [
-                replace(result, arrays=device)
-                for result, (device, _) in zip(found, parts, strict=True)
-            ]
+            current, found = handed_on(network, found, state.arrays)
+            state = state.with_arrays(current)
         else:
             found = exchange(all_at_once(plan.arrived, bases))
         step_of = {flight.partition: flight.began for flight in plan.arrived}

@@ -13,7 +13,7 @@ The client's side is the method class's attribute `client`. A round is a functio
 holds. Parts are handed values, not the loop that calls them.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypedDict
 
@@ -201,6 +201,24 @@ def parted(network: "Network", result: Result) -> tuple[Arrays, Arrays]:
     names = network.on_device(result.partition) or frozenset()
     device = {n: a for n, a in result.arrays.items() if n in names}
     return device, {n: a for n, a in result.arrays.items() if n not in device}
+
+
+def handed_on(
+    network: "Network", results: Iterable[Result], now: Arrays
+) -> tuple[dict[str, NDArray[Any]], list[Result]]:
+    """Return ``now`` with the server's part as clients in turn left it, and their results without.
+
+    Args:
+        network: of the round.
+        results: of the clients, in their order.
+        now: the model's arrays as they were.
+    """
+    current, left = dict(now), list[Result]()
+    for result in results:
+        device, server = parted(network, result)
+        current |= server
+        left.append(replace(result, arrays=device))
+    return current, left
 
 
 @dataclass(frozen=True)

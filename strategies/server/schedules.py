@@ -33,7 +33,7 @@ from strategies.server.method import (
     Schedule,
     ServerState,
     Start,
-    parted,
+    handed_on,
 )
 from strategies.server.schedule_settings import BUFFERED, SEMI, SYNC
 
@@ -117,14 +117,12 @@ class Chain:
         self, state: ServerState, network: Network | None, chosen: Chosen, exchange: Exchange
     ) -> tuple[ServerState, list[Result]]:
         """What is handed on is left out of the results: there is nothing to average."""
-        current, left = dict(state.arrays), list[Result]()
         if not self.relays_device:
             assert network is not None, "a network that is cut needs prepare()"
-            for result in exchange([Start(current, chosen.linked, in_turn=True)]):
-                kept, handed_on = parted(network, result)
-                current |= handed_on
-                left.append(replace(result, arrays=kept))
+            found = exchange([Start(state.arrays, chosen.linked, in_turn=True)])
+            current, left = handed_on(network, found, state.arrays)
             return state.with_arrays(current), left
+        current, left = dict(state.arrays), list[Result]()
         for partition in chosen.linked:
             (result,) = exchange([Start(current, [partition])])
             current |= result.arrays
