@@ -38,7 +38,7 @@ class Actors:
     """Starts Ray and the actors, which come up by and by.
 
     Args:
-        count: how many; None takes one per core of the machine or cluster.
+        count: how many; None takes one per CPU that Ray counts.
         address: of an existing Ray cluster; None starts one here.
         gpus: share of a GPU that each takes; None shares all that there are.
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
-from app import client, device, experiment, server, shipped_code
+from app import client, device, experiment, processors, server, shipped_code
 from app.background import in_background
 from app.calls import Round, plan
 from app.config.schema import EngineSettings
@@ -65,7 +64,7 @@ class Workers:
     """A pool of workers, started when first used: the first ones forked, and then Ray's actors.
 
     Args:
-        count: how many; None takes one per core of the machine or cluster.
+        count: how many; None takes one per processor that this process may use, or of the cluster.
         address: of an existing Ray cluster; None starts one here.
         fork: whether clients run in forked processes until Ray is there.
         gpus: share of a GPU that each takes, as Ray counts them; None shares all that there are.
@@ -92,7 +91,7 @@ class Workers:
     @property
     def size(self) -> int:
         """How many there are."""
-        return len(self.actors.actors) if self.actors else self.count or os.cpu_count() or 1
+        return len(self.actors.actors) if self.actors else self.count or processors.usable()
 
     def start(self) -> None:
         """Start the first workers, or Ray where there are to be none, unless they run already."""
@@ -177,9 +176,7 @@ class RayGrid(LocalGrid):
     @property
     def processes(self) -> int:
         """As many as the pool has, and this process may use processors."""
-        has_affinity = hasattr(os, "sched_getaffinity")
-        mine = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        return min(self._workers.size, mine)
+        return min(self._workers.size, processors.usable())
 
     def _execute(self, sent: Sequence[Message], timeout: float | None) -> Iterator[Message]:
         token = f"{self._run.run_id}/{sent[0].metadata.message_id}" if sent else ""

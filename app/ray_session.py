@@ -26,7 +26,7 @@ from ray._private import ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
-from app import ROOT, shipped_code, signals
+from app import ROOT, processors, shipped_code, signals
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 OWN_TOKEN = Path(".ray") / "auth_token"  # in a home folder, where Ray looks last
@@ -69,7 +69,7 @@ def start_once(count: int | None, address: str | None) -> RaySession | None:
 
 
 def start(count: int | None, address: str | None) -> RaySession:
-    """Start a Ray with ``count`` CPUs (None: one per core), or join the cluster at ``address``.
+    """Start a Ray with ``count`` CPUs (None: what may be used here), or join one at ``address``.
 
     Raises:
         ValueError: the cluster wants a token that the user has not; names engine.address.
@@ -82,7 +82,7 @@ def start(count: int | None, address: str | None) -> RaySession:
     with _undone_on_error(RaySession(folder, before)), contextlib.chdir(ROOT):
         ray.init(
             "local",  # without it Ray would join any cluster that it finds on this machine
-            num_cpus=count or os.cpu_count(),
+            num_cpus=count or processors.usable(),
             include_dashboard=False,
             _temp_dir=str(folder.path / "r"),  # Ray lets everybody into this one
             **QUIET,

@@ -48,7 +48,8 @@ class EngineSettings:
 
     name: str = field(default="ray", metadata={"help": "engine, as in conf/engine"})
     workers: int | None = field(
-        default=None, metadata={"help": "worker processes; null: one per core"}
+        default=None,
+        metadata={"help": "worker processes; null: one per processor that this process may use"},
     )
     address: str | None = field(
         default=None, metadata={"help": "address of a Ray cluster; null: starts a local one"}
