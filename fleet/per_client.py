@@ -46,8 +46,8 @@ class PerClient(Generic[T]):
             return PerClient(key, {str(name): value for name, value in given.items()}, True)
         return PerClient(key, {DEFAULT: given})
 
-    def of_client(self, partition: int, device: str) -> T:
-        """Return a client's value.
+    def of_client(self, partition: int | None, device: str) -> T:
+        """Return a client's value; partition None stands for any with that device.
 
         Raises:
             ValueError: the mapping says nothing of it.
@@ -55,7 +55,8 @@ class PerClient(Generic[T]):
         for name in (str(partition), device, DEFAULT):
             if name in self.values:
                 return self.values[name]
-        raise ValueError(f"{self.key}: says nothing of client {partition}, and has no {DEFAULT}")
+        who = device if partition is None else f"client {partition}"
+        raise ValueError(f"{self.key}: says nothing of {who}, and has no {DEFAULT}")
 
     def check(self, fleet: Fleet | None, num_clients: int | None) -> None:
         """Refuse keys that stand for nobody, and a mapping that leaves somebody out.

@@ -16,7 +16,6 @@ largest. The model's own way down and up, once a round, is not in it. docs/FLEET
 computed.
 """
 
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,9 +28,8 @@ from app import experiment
 from app.config.composition import compose, is_under
 from app.config.errors import explain
 from app.experiment import Experiment
-from fleet.cost import cost, largest_in_time, least
+from fleet.cost import cost, least
 from fleet.devices import Device, Link, Population, tables
-from fleet.per_client import DEFAULT
 from fleet.settings import FleetSettings
 from fleet.work import ClientWork
 from models.cost import joined
@@ -157,13 +155,10 @@ def chosen_row(
     costs = [cost(row.work, device, link, server) for row in rows]
     if not any(one.fits for one in costs):
         return None
-    floor = 0.0
-    if planning.settings.is_auto:
-        floors = planning.floors().values
-        floor = floors.get(device.name, floors.get(DEFAULT, 0.0))
-    elif len(rows) == len(found):  # slices
-        return rows[largest_in_time(costs, math.inf)]
-    return rows[least(costs, [row.capacity for row in rows], planning.objective, floor)]
+    capacities = [row.capacity for row in rows]
+    if len(rows) < len(found) and not planning.settings.is_auto:  # of cuts the one of least
+        return rows[least(costs, capacities, planning.objective, floor=0.0)]
+    return rows[planning.choose(costs, capacities, None, device.name)]
 
 
 def main(overrides: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ auto   what takes it least of fleet.objective, with at least a floor of the netw
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,16 +87,16 @@ class Planning:
         self,
         costs: Sequence[RoundCost],
         capacities: Sequence[float],
-        partition: int,
+        partition: int | None,
         device: str,
-        deadline_s: float,
+        deadline_s: float = math.inf,
     ) -> int:
         """Return the index of what a client trains.
 
         Args:
             costs: of what it may train, from the smallest to the largest.
             capacities: shares of the largest choice's bit operations.
-            partition: the client.
+            partition: the client; None for any with that device.
             device: its.
             deadline_s: when a round ends at the latest.
         """
