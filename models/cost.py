@@ -34,6 +34,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.structure import structure_of
 from models.trace import drawn_states, preserved_randomness
 
 FULL_PRECISION_BITS = 32
@@ -210,6 +211,7 @@ def cost(
     Two passes of a copy in training mode on the meta device, about 0.2 s for a ResNet-18; a model
     that needs values to run (control flow on them) runs on zeros on the CPU instead. Where a
     forward passes over blocks by chance, the network is run in evaluation mode, in which all run.
+    A network of the same `Structure` is counted once in a process, unless its values were needed.
 
     Args:
         model: a model, or a half of one. It may have quantizers: children that say
@@ -222,8 +224,27 @@ def cost(
     Raises:
         ValueError: the output is no tensor.
     """
+    structure = structure_of(model)
+    key = (structure, input_shape, input_grad, dtype)
+    if structure is not None and (known := _KNOWN.get(key)):
+        return known
+    runs, has_values = _run_batches(model, input_shape, input_grad, dtype)
+    found = _of_runs(model, runs)
+    if structure is not None and not has_values:
+        if len(_KNOWN) >= _MOST_KNOWN:
+            del _KNOWN[next(iter(_KNOWN))]
+        _KNOWN[key] = found
+    return found
+
+
+_KNOWN: dict[tuple[Any, ...], Cost] = {}
+"""What has been counted in this process: the jobs of a sweep have few networks between them."""
+_MOST_KNOWN = 500
+
+
+def _of_runs(model: nn.Module, runs: Sequence["_Run"]) -> Cost:
+    """Return the cost of a model of which two batches were run."""
     tensors = _tensors(model)
-    runs = _run_batches(model, input_shape, input_grad, dtype)
     (small, large), (few, many) = runs, _BATCHES
     activation_bytes = (large.saved_bytes - small.saved_bytes) // (many - few)
     layers = _per_sample(small.layers, large.layers)
@@ -291,7 +312,9 @@ class _StandIn(nn.Module):
 
 def _run_batches(
     model: nn.Module, input_shape: tuple[int, ...], input_grad: bool, dtype: torch.dtype
-) -> list[_Run]:
+) -> tuple[list[_Run], bool]:
+    """Run two batches, and say whether that took the model's values."""
+
     def on(device: str, training: bool = True) -> list[_Run]:
         copied = _on_meta(model) if device == "meta" else copy.deepcopy(model).cpu()
         shadow = _without_quantizers(copied).train(training)
@@ -316,7 +339,7 @@ def _run_batches(
                 replace(run, saved_bytes=real.saved_bytes)
                 for run, real in zip(found, on("cpu"), strict=True)
             ]
-    return found
+    return found, device == "cpu"
 
 
 def _run(
