@@ -16,7 +16,7 @@ two-machines: .venv/demo
 	$(BIN)/python -m benchmarks.two_machines $(OVERRIDES)
 
 test: lint
-	$(BIN)/pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=25
+	$(BIN)/pytest -m "not long" --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=25
 
 test-long: lint
 	$(BIN)/pytest --durations=25

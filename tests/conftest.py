@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+# Ray's workers give way to other processes otherwise; here these are other tests, always busy.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 # Which clients of tests/app/faulty.py fail; named before any worker starts and inherits it.
 FAULTS = Path(tempfile.mkdtemp(prefix="cutbit-test-")) / "faults"
 FAULTS.touch()

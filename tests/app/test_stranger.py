@@ -12,7 +12,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,12 +178,14 @@ METHODS = (
 )  # fmt: skip
 
 
-def answer(address: str, headers: Sequence[tuple[str, str]]) -> str:
+def answer(port: int, token: str | None) -> str:
     """What a server that speaks gRPC, or HTTP, answers to a call of its own."""
+    address = f"127.0.0.1:{port}"
+    headers = [("authorization", f"Bearer {token}")] if token else []
     with grpc.insecure_channel(address) as channel:
         for method in METHODS:
             try:
-                channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=10, metadata=tuple(headers))
+                channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=10, metadata=headers)
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     continue
@@ -228,11 +231,13 @@ def test_a_stranger_is_refused_while_a_run_works(
         assert {one.address for one in listeners} == {"127.0.0.1"}, listeners
         # None of them answers without the token, or with another; with it they do.
         (gcs,) = (f"127.0.0.1:{one.port}" for one in listeners if one.command == "gcs_server")
-        for one in listeners:
-            where = f"127.0.0.1:{one.port}"
-            for headers in ([], [("authorization", "Bearer " + 64 * "0")]):
-                assert answer(where, headers) in ("UNAUTHENTICATED", "401", "403"), one
-            with_token = answer(where, [("authorization", f"Bearer {token}")])
+        tokens = (None, 64 * "0", token)
+        with ThreadPoolExecutor(8) as pool:  # some take seconds to say anything
+            said = list(
+                pool.map(lambda one: [answer(one.port, token) for token in tokens], listeners)
+            )
+        for one, (without, with_another, with_token) in zip(listeners, said, strict=True):
+            assert {without, with_another} <= {"UNAUTHENTICATED", "401", "403"}, one
             assert with_token not in ("UNAUTHENTICATED", "401", "403"), one
         assert not answers(gcs)
         # Nor is there anything at the address that others see.

@@ -272,6 +272,7 @@ def test_a_network_that_has_changed_takes_no_old_updates(tmp_path: Path) -> None
     assert sum(row["stale"] for row in found) > 0
 
 
+@pytest.mark.long
 def test_it_learns(tmp_path: Path) -> None:
     chosen = ("strategy=oqfl", *UNEQUAL, "data.max_train=1000", "train.epochs=3")
     summary = simulate(tmp_path, *chosen, "rounds=30", "evaluate.every=30", "fleet.jitter=0.3")
