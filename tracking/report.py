@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tracking.answer import answer
+from tracking.answer import VALIDATION, answer
 from tracking.collect import Run, common, find, swept, value
 from tracking.files import whole
 from tracking.html import write_html
@@ -275,7 +275,9 @@ def found_lines(divided: Sequence[Group]) -> list[str]:
         return []
     best = divided[found.best]
     mean = _spread(best.measures.get("final_accuracy"), ".4f")
-    lines = [f"best: {best.label}  {mean}".rstrip()]
+    by = found.measure == VALIDATION
+    title, where = ("best by validation accuracy", " on the test set") if by else ("best", "")
+    lines = [f"{title}: {best.label}  {mean}{where if mean else ''}".rstrip()]
     kinds: dict[str, list[str]] = {}
     for rival in found.rivals:
         kinds.setdefault(rival.verdict, []).append(divided[rival.group].label)

@@ -294,8 +294,20 @@ def test_three_seeds_are_tested(tmp_path):
     assert markdown(find([tmp_path])).splitlines()[0] == "- best: quant.bits=4  0.9100 ± 0.0100"
 
 
-def make_seeded(folder, bits, seed, accuracy):
-    make_run(folder, [f"quant.bits={bits}", f"seed={seed}"], SUMMARY | {"final_accuracy": accuracy})
+def test_what_was_chosen_on_validation_samples_says_so(tmp_path):
+    """The best is not the table's first row then, which is by accuracy on the test set."""
+    for bits, accuracy in {4: 0.9, 8: 0.8}.items():
+        for seed in range(3):
+            more = {"final_validation_accuracy": 1.5 - accuracy + seed / 100}
+            make_seeded(tmp_path / f"{bits}-{seed}", bits, seed, accuracy + seed / 100, **more)
+    assert "best by validation accuracy: quant.bits=8  0.8100 ± 0.0100 on the test set" in shown(
+        find([tmp_path])
+    )
+
+
+def make_seeded(folder, bits, seed, accuracy, **more):
+    summary = SUMMARY | {"final_accuracy": accuracy} | more
+    make_run(folder, [f"quant.bits={bits}", f"seed={seed}"], summary)
     config = {"seed": seed, "quant.bits": bits}
     (folder / "config.json").write_text(json.dumps(config))
 

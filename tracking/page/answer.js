@@ -66,7 +66,7 @@ function drawVerdict(place, sets, style) {
   }
   const setOf = (group) => sets.find((s) => s.group === group);
   const accuracy = (s) => spread(MEASURES[0], found(s, "final_accuracy"));
-  const isAlone = RUNS.length === 1 || sets.length === 1;
+  const isAlone = RUNS.length === 1 || sets.length === 1, isValidated = measure === "final_validation_accuracy";
 
   const card = element("div", ""), name = element("div", "", "name"), value = element("div", "", "figure");
   card.id = "best";
@@ -106,11 +106,11 @@ function drawVerdict(place, sets, style) {
     list("Too few seeds in common to say", few);
     if (!open.length && !few.length) place.append(element("p", "Every other setting is worse by more than the seeds differ."));
     const least = Math.min(...rivals.filter((r) => r.p !== null).map((r) => r.n));
-    place.append(element("p", "Δ: accuracy less that of the best, mean over the seeds that both have, with its 95 % interval. p: paired t-test, " +
+    place.append(element("p", `Δ: ${isValidated ? "validation accuracy" : "accuracy"} less that of the best, mean over the seeds that both have, with its 95 % interval. p: paired t-test, ` +
       "corrected for the number of settings (Holm)." + (least < 5 ? ` With ${least} seeds only large differences show.` : ""), "quiet"));
   }
   if (short.length) place.append(element("p", `Higher, but of fewer seeds: ${short.map((g) => `${NAMES[g]} (${accuracy(setOf(g))}, ${found(setOf(g), "final_accuracy").length})`).join("; ")}.`, "quiet"));
-  place.append(element("p", measure === "final_validation_accuracy" ? "Chosen by accuracy on the validation samples; shown is that on the test set."
+  place.append(element("p", isValidated ? "Chosen by accuracy on the validation samples; shown is that on the test set."
     : "Chosen on the test samples themselves: on new data the best of many does a little worse.", "quiet"));
 }
 
