@@ -101,6 +101,7 @@ def closed(environment: Mapping[str, str]) -> dict[str, str]:
         NETWORK: "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_COLOR_PREFIX": "0",  # else colours go into files, too
     }
     found = {name: value for name, value in wanted.items() if name not in environment}
     has_token = TOKEN in environment or TOKEN_PATH in environment
