@@ -55,8 +55,7 @@ class PerClient(Generic[T]):
         for name in (str(partition), device, DEFAULT):
             if name in self.values:
                 return self.values[name]
-        who = device if partition is None else f"client {partition}"
-        raise ValueError(f"{self.key}: says nothing of {who}, and has no {DEFAULT}")
+        raise ValueError(f"{self.key}: says nothing of client {partition}, and has no {DEFAULT}")
 
     def check(self, fleet: Fleet | None, num_clients: int | None) -> None:
         """Refuse keys that stand for nobody, and a mapping that leaves somebody out.

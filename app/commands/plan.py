@@ -17,7 +17,7 @@ computed.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
@@ -30,13 +30,14 @@ from app.config.errors import explain
 from app.experiment import Experiment
 from fleet.cost import cost, least
 from fleet.devices import Device, Link, Population, tables
+from fleet.per_client import DEFAULT
 from fleet.settings import FleetSettings
 from fleet.work import ClientWork
 from models.cost import joined
 from models.slices import Channels
 from quant.layers import FULL_PRECISION, QuantSpec, quantize
 from strategies.server.kinds import Widths, bits_name
-from strategies.server.planning import Planning
+from strategies.server.planning import Planning, PlanSettings
 from strategies.server.workload import Pieces, cost_at, local_round, split_round
 from tracking.text import line
 
@@ -161,6 +162,13 @@ def chosen_row(
     return rows[planning.choose(costs, capacities, None, device.name)]
 
 
+def of_devices(settings: PlanSettings | None) -> PlanSettings | None:
+    """The plan where there are devices and no clients: one that its floors do not name has none."""
+    if settings is None or not isinstance(settings.floor, Mapping):
+        return settings
+    return replace(settings, floor={DEFAULT: 0.0, **settings.floor})
+
+
 def main(overrides: Sequence[str]) -> int:
     """Print the tables."""
     if any(text in ("-h", "--help") for text in overrides):
@@ -170,7 +178,7 @@ def main(overrides: Sequence[str]) -> int:
         has_fleet = any(text.startswith("fleet=") for text in overrides)
         config = compose([*([] if has_fleet else ["fleet=mobile"]), *overrides])
         chosen, found = population(config.fleet), rows(experiment.resolve(config))
-        planning = Planning.of(config.plan, config.fleet.objective)
+        planning = Planning.of(of_devices(config.plan), config.fleet.objective)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {explain(error)}\n")
         return 1

@@ -66,3 +66,13 @@ def test_cuts_at_each_width_and_slices(capsys: pytest.CaptureFixture[str]) -> No
     assert all("width50" in row for row in starred)  # a quarter of the bit operations
     assert plan.main(["model=cnn", "strategy=heterofl", "submodel.share=auto"]) == 0
     assert "*" in next(x for x in capsys.readouterr().out.splitlines() if "width100" in x)
+
+
+def test_a_device_without_a_floor_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["model=cnn", "strategy=heterofl", "plan=auto", "quant.bits=8"]
+    assert plan.main([*chosen, "plan.floor={phone_low: 0.9, default: 0}"]) == 0
+    stated = capsys.readouterr().out
+    assert plan.main([*chosen, "plan.floor={phone_low: 0.9}"]) == 0
+    assert capsys.readouterr().out == stated
+    starred = [row.split()[1] for row in stated.splitlines() if "*" in row]
+    assert {*starred} == {"width100", "width6.25"}  # phone_low's, and the cheapest
