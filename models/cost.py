@@ -28,13 +28,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.structure import structure_of
+from models.structure import storage_of, structure_of
 from models.trace import drawn_states, preserved_randomness
 
 FULL_PRECISION_BITS = 32
@@ -431,7 +430,7 @@ class _Products(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows: list[LayerCost] = []
-        self._known = {_storage(p): _Operand(params=p.numel()) for p in model.parameters()}
+        self._known = {storage_of(p): _Operand(params=p.numel()) for p in model.parameters()}
         self._alive: list[Tensor] = []  # a storage's identity is good for as long as it lives
         self._stack: list[tuple[str, nn.Module]] = []
         self._names = {id(module): name for name, module in model.named_modules()}
@@ -503,11 +502,11 @@ class _Products(TorchDispatchMode):
         return getattr(getattr(module, quantizer, None), "bits", FULL_PRECISION_BITS)
 
     def _of(self, tensor: Tensor) -> _Operand:
-        return self._known.get(_storage(tensor), _Operand())
+        return self._known.get(storage_of(tensor), _Operand())
 
     def _note(self, tensor: Tensor, operand: _Operand) -> None:
         self._alive.append(tensor)
-        self._known[_storage(tensor)] = operand
+        self._known[storage_of(tensor)] = operand
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._stack.append((self._names[id(module)], module))
@@ -671,11 +670,6 @@ def _packing_saves(model: nn.Module) -> int:
 
 def _storage_bytes(tensors: list[Tensor], without: list[Tensor]) -> int:
     """Bytes of the storages of ``tensors``, each once, except those that ``without`` has too."""
-    own = {_storage(t) for t in without}
-    sizes = {_storage(t): t.untyped_storage().nbytes() for t in tensors}
+    own = {storage_of(t) for t in without}
+    sizes = {storage_of(t): t.untyped_storage().nbytes() for t in tensors}
     return sum(size for storage, size in sizes.items() if storage not in own)
-
-
-def _storage(tensor: Tensor) -> int:
-    """The identity of a tensor's memory while it lives; there is no address on the meta device."""
-    return int(StorageWeakRef(tensor.untyped_storage()).cdata)

@@ -39,6 +39,11 @@ def structure_of(model: nn.Module) -> Structure | None:
     return Structure(hashlib.sha256(file.getbuffer()).digest(), tuple(pickler.code))
 
 
+def storage_of(tensor: Tensor) -> int:
+    """The identity of a tensor's memory while it lives; there is no address on the meta device."""
+    return int(StorageWeakRef(tensor.untyped_storage()).cdata)
+
+
 class _Pickler(pickle.Pickler):
     """Writes tensors without values, and code as the number at which `code` has it."""
 
@@ -49,11 +54,10 @@ class _Pickler(pickle.Pickler):
 
     def persistent_id(self, obj: Any) -> Any:
         if isinstance(obj, Tensor):
-            storage = int(StorageWeakRef(obj.untyped_storage()).cdata)  # while it lives
             return (
                 type(obj).__name__, str(obj.dtype), tuple(obj.shape), obj.stride(),
                 obj.storage_offset(), obj.requires_grad, vars(obj),
-                self._storages.setdefault(storage, len(self._storages)),
+                self._storages.setdefault(storage_of(obj), len(self._storages)),
             )  # fmt: skip
         if isinstance(obj, type | types.FunctionType):
             self.code.append(obj)
