@@ -1,9 +1,8 @@
 """Make of a user's network what the rest of the project takes, whatever it was written like.
 
 - Lazy modules get their shapes from an example.
-- Convolutions run fastest in channels_last: two thirds to nine tenths of the time of a training
-  step on a CPU (benchmarks/quant.py). A network that does not take it, such as one that calls
-  ``view()`` on a convolution's output, keeps its layout.
+- Convolutions run fastest in channels_last (models/memory_format.py). A network that does not take
+  it, such as one that calls ``view()`` on a convolution's output, keeps its layout.
 - A network that gives a dict, a dataclass or a tuple gives its logits alone: what is called
   ``logits``, ``out`` or ``output``, else the first (B, num_classes) tensor. Names of parameters
   stay.
@@ -12,8 +11,6 @@ Which of these a network needs is seen by running it on two random samples in ei
 """
 
 import copy
-import functools
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from models.inputs import Inputs, examples_of
+from models.memory_format import in_best_format, say_once
 from models.trace import first_line, preserved_randomness
 
-log = logging.getLogger(__name__)
 LOGITS = ("logits", "out", "output")
 """What logits are called where a network gives several results."""
 
@@ -42,43 +39,29 @@ def settled(model: nn.Module, inputs: Inputs, num_classes: int) -> nn.Module:
     """
     own = type(model).__module__.partition(".")[0] == __name__.partition(".")[0]
     if own:
-        return _in_channels_last(model)  # known to take it, and to give logits
+        return in_best_format(model)  # known to take it, and to give logits
     _refuse_compiled(model)
     _materialise(model, inputs)
     if any(parameter.is_meta for parameter in model.parameters()):
-        return _in_channels_last(model)
+        return in_best_format(model)
     try:
-        fast = _in_channels_last(copy.deepcopy(model))
+        fast = in_best_format(copy.deepcopy(model))
     except Exception:  # it cannot be copied, as cuts and quantizers would have it
-        return _in_channels_last(model)
+        return in_best_format(model)
     outputs = _outputs(fast, inputs)
     if isinstance(outputs, Exception):
         plain = _outputs(copy.deepcopy(model), inputs)
         if isinstance(plain, Exception):
-            return _in_channels_last(model)
+            return in_best_format(model)
         name, reason = type(model).__name__, first_line(outputs)
-        _say(f"{name} keeps its memory format: channels_last does not suit it: {reason}")
+        say_once(f"{name} keeps its memory format: channels_last does not suit it: {reason}")
         outputs = plain
     else:
-        model = _in_channels_last(model)
+        model = in_best_format(model)
     keys = {mode: _logits(output, num_classes) for mode, output in outputs.items()}
     if any(keys.values()):
         model.__class__ = _giving_logits(type(model))
         vars(model)["_logits_at"] = keys
-    return model
-
-
-@functools.cache
-def _say(text: str) -> None:
-    """Log what a process says once."""
-    log.info(text)
-
-
-def _in_channels_last(model: nn.Module) -> nn.Module:
-    def converted(tensor: Tensor) -> Tensor:  # `to` would do the same, and refuse five dimensions
-        return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-    model._apply(converted)
     return model
 
 

@@ -29,6 +29,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from models.cut_points import run_noting
 from models.inputs import remembered
+from models.memory_format import in_best_format, overflowing
 from models.trace import op_name, trace
 
 Ids = NDArray[np.int64]
@@ -154,6 +155,8 @@ class Channels:
             module = small.get_submodule(path)
             for name, axes in _slice(module, taken, made, path, share).items():
                 found[f"{path}.{name}"] = axes
+        if overflowing(small):
+            in_best_format(small)
         return small, found
 
 
