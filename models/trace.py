@@ -290,6 +290,7 @@ class _Tracer(fx.Tracer):
         self.changing: set[str] = set()
         self._nodes: list[fx.Node] = []
         self._proxies: dict[str, fx.Proxy] = {}
+        self._names: dict[int, tuple[str, Tensor]] = {}  # by id, of tensors that live meanwhile
 
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any
@@ -417,9 +418,20 @@ class _Tracer(fx.Tracer):
             member.meta["pinned"] = True
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        """Remember the cache of stand-ins for parameters, to clean it when backing out."""
+        """Give parameters and buffers stand-ins; remember these, to clean them when backing out.
+
+        As torch.fx does, which looks through all of them each time.
+        """
         self._proxies = parameter_proxy_cache
-        return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if not isinstance(attr_val, Tensor):
+            return attr_val
+        if not self._names:
+            named = (*self.root.named_buffers(), *self.root.named_parameters())
+            self._names = {id(tensor): (name, tensor) for name, tensor in named}
+        name, _ = self._names.get(id(attr_val), ("", None))
+        if name and name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name] if name else attr_val
 
     def call_module(
         self,
@@ -433,19 +445,22 @@ class _Tracer(fx.Tracer):
             return forward(*args, **kwargs)  # made inside a forward, such as nn.ReLU()(x)
         path = self.path_of_module(m)
         inner = any(name != "parametrizations" for name, _ in m.named_children())
-        if self.is_leaf_module(m, path) and inner:
+        is_leaf = self.is_leaf_module(m, path)
+        if is_leaf and inner:
             self.kept_whole[path] = (
                 "it has hooks" if _has_hooks(m)
                 else "it is compiled by torch.jit" if _is_compiled(m)
                 else "it is a layer of torch's"
             )  # fmt: skip
         start, depth = len(self._nodes), len(self.module_stack)
-        grad_enabled, before = torch.is_grad_enabled(), _Fingerprint.of(m)
+        grad_enabled = torch.is_grad_enabled()
+        before = None if is_leaf else _Fingerprint.of(m)
         try:
             result = super().call_module(m, forward, args, kwargs)
-            before.refuse_changes(m)
+            if before is not None:
+                before.refuse_changes(m)
         except Exception as error:
-            if self.is_leaf_module(m, path):
+            if before is None:
                 raise
             torch.set_grad_enabled(grad_enabled)
             before.restore_randomness()

@@ -328,6 +328,7 @@ def test_engine() -> None:
         assert 100 < number(row["peak MB"]) < 20_000
 
 
+@pytest.mark.long
 def test_sweep(printed: Callable[[], str]) -> None:
     """Jobs at once are tested in tests/app/test_side_by_side.py, which starts Ray."""
     small = ["--jobs", "2", "--rounds", "1", "--samples", "40", "--at-once", "1"]

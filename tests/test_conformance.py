@@ -92,13 +92,13 @@ ROWS: dict[str, list[tuple[str, ...]]] = {
 CASES = [pytest.param(s, o, id=" ".join((s, *o))) for s, rows in ROWS.items() for o in rows]
 
 
-def every_other_long(cases: list[Any]) -> Iterator[Any]:
-    """The first case of each method, and every other one after it, runs always."""
+def one_in_three(cases: list[Any]) -> Iterator[Any]:
+    """The first case of each method, and every third one after it, runs always."""
     before, number = "", 0
     for case in cases:
         number = number + 1 if case.values[0] == before else 0
         before = case.values[0]
-        yield pytest.param(*case.values, id=case.id, marks=pytest.mark.long if number % 2 else ())
+        yield pytest.param(*case.values, id=case.id, marks=pytest.mark.long if number % 3 else ())
 
 
 def test_every_method_has_a_row_a_page_a_file_and_a_place_in_the_sweep() -> None:
@@ -135,7 +135,7 @@ def simulate_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dic
     return run
 
 
-@pytest.mark.parametrize(("strategy", "overrides"), list(every_other_long(CASES)))
+@pytest.mark.parametrize(("strategy", "overrides"), list(one_in_three(CASES)))
 def test_two_rounds(
     strategy: str,
     overrides: tuple[str, ...],
@@ -164,7 +164,7 @@ def test_two_rounds(
         assert summary[f"total_{direction}"] == sum(by_round)
 
 
-@pytest.mark.parametrize(("strategy", "overrides"), list(every_other_long(CASES)))
+@pytest.mark.parametrize(("strategy", "overrides"), list(one_in_three(CASES)))
 def test_names_and_types_stay_those_of_the_model(
     strategy: str,
     overrides: tuple[str, ...],
@@ -197,10 +197,10 @@ SIZES = {
 
 
 def odd_sizes() -> Iterator[Any]:
-    """Every method with every size; of these every other one runs long, as on a checkerboard."""
+    """Every method with every size; of these two in three run long, other ones of each."""
     for number, strategy in enumerate(strategies()):
         for other, (name, overrides) in enumerate(SIZES.items()):
-            marks = pytest.mark.long if (number + other) % 2 else ()
+            marks = pytest.mark.long if (number + other) % 3 else ()
             yield pytest.param(strategy, overrides, marks=marks, id=f"{name}-{strategy}")
 
 

@@ -57,7 +57,7 @@ def is_value(override: Override) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=256)
 def _of_files(files: tuple[str, ...]) -> DictConfig:
     return _by_hydra(files)
 

@@ -40,6 +40,10 @@ METHODS = {
     "hierarchical": ("strategy=hierarchical", "quant.bits=4"),
     "augmented": ("strategy=fedavg", "train.augment=crop_flip"),
 }
+SAMPLE = (
+    "fedavg", "oqfl, per channel", "splitfed_v1, rounding", "ushaped", "binarized_split", "deprune",
+    "hierarchical", "augmented",
+)  # fmt: skip
 
 
 def to_meta(data: ClientData) -> ClientData:
@@ -52,7 +56,10 @@ def unfused(kind: type[torch.optim.Optimizer], *args: Any, **options: Any) -> to
     return kind(*args, **{**options, "fused": False})
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in SAMPLE else pytest.param(n, marks=pytest.mark.long) for n in METHODS],
+)
 def test_a_round_reads_no_value_and_mixes_no_devices(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,7 +115,7 @@ OTHERS = [
 @pytest.mark.parametrize(
     "chosen",
     [
-        pytest.param(chosen, marks=pytest.mark.long if i % 2 else ())
+        pytest.param(chosen, marks=pytest.mark.long if i % 3 else ())
         for i, chosen in enumerate(OTHERS)
     ],
     ids=lambda chosen: " ".join(chosen),

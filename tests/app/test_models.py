@@ -6,7 +6,10 @@ import pytest
 from conftest import ROOT, rounds, simulate
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
-LARGE = {"densenet121", "densenet201", "inception_v3", "mobilenetv2", "resnet50", "vgg19"}
+LARGE = {
+    "densenet121", "densenet201", "inception_v3", "mobilenetv2", "resnet18", "resnet50", "vgg16",
+    "vgg19",
+}  # fmt: skip
 TINY = ("clients.total=2", "data.max_train=8", "train.batch_size=4", "checkpoint.every=0")
 
 

@@ -37,6 +37,8 @@ PUBLISHED = [
     (inception_v3, (3, 299, 299), 27_161_264 - 3_326_696, 5.713),
 ]
 
+LONG = {resnet50, vgg19, densenet201}
+
 # Builder, an input it takes, its smallest input, its smallest input with the other stem.
 SMALL = [
     (resnet8, CIFAR, 4, None),
@@ -65,7 +67,13 @@ def on_meta(builder, **arguments) -> nn.Module:
         return builder(**arguments)
 
 
-@pytest.mark.parametrize(("builder", "shape", "params", "gmacs"), PUBLISHED, ids=names(PUBLISHED))
+@pytest.mark.parametrize(
+    ("builder", "shape", "params", "gmacs"),
+    [
+        pytest.param(*row, id=row[0].__name__, marks=pytest.mark.long if row[0] in LONG else ())
+        for row in PUBLISHED
+    ],
+)
 def test_parameters_and_operations_are_the_published_ones(builder, shape, params, gmacs):
     model = on_meta(builder, in_channels=3, num_classes=1000, input_shape=shape)
     found = cost(model, shape)

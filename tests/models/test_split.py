@@ -387,6 +387,12 @@ def build(net: type[nn.Module], dtype: torch.dtype = torch.float32) -> tuple[nn.
 
 NETWORKS = list(shapes())
 every_network = pytest.mark.parametrize("net", NETWORKS, ids=lambda net: net.__name__)
+# Every other one runs always; all are cut everywhere and trained in `every_network`'s tests.
+some_networks = pytest.mark.parametrize(
+    "net",
+    [pytest.param(n, marks=pytest.mark.long if i % 2 else ()) for i, n in enumerate(NETWORKS)],
+    ids=lambda net: net.__name__,
+)
 
 
 # ---------------------------------------------------------------- how halves train
@@ -486,7 +492,9 @@ def assert_trains_alike(model: nn.Module, parts: tuple[nn.Module, ...], x: Tenso
 
 
 @every_network
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.long)], ids=str
+)
 def test_every_cut_trains_like_the_whole(net: type[nn.Module], dtype: torch.dtype) -> None:
     model, x = build(net, dtype)
     points = cut_points(model, x)
@@ -497,14 +505,14 @@ def test_every_cut_trains_like_the_whole(net: type[nn.Module], dtype: torch.dtyp
         assert_trains_alike(model, parts, x)
 
 
-@every_network
+@some_networks
 def test_self_check_accepts_every_cut(net: type[nn.Module]) -> None:
     model, x = build(net)
     for point in cut_points(model, x)[1::2]:
         cut(model, point.name, x)
 
 
-@every_network
+@some_networks
 def test_two_cuts_train_like_the_whole(net: type[nn.Module]) -> None:
     model, x = build(net)
     names = [point.name for point in cut_points(model, x)]
@@ -530,7 +538,7 @@ def test_a_part_can_be_cut_again() -> None:
     assert_trains_alike(model, (client, middle, last), x)
 
 
-@every_network
+@some_networks
 def test_cut_without_an_example_gives_the_same_parts(net: type[nn.Module]) -> None:
     model, x = build(net)
     for point in cut_points(model, x)[::3]:
@@ -586,7 +594,7 @@ def test_aliases_and_shapes() -> None:
     assert cut_points(model, IMAGE) == list(points.values())
 
 
-@every_network
+@some_networks
 def test_names_are_unique(net: type[nn.Module]) -> None:
     model, x = build(net)
     names = [name for point in cut_points(model, x) for name in (point.name, *point.aliases)]
@@ -597,7 +605,7 @@ def test_names_are_unique(net: type[nn.Module]) -> None:
 # ---------------------------------------------------------------- what a part is
 
 
-@every_network
+@some_networks
 def test_state_names_are_those_of_the_whole(net: type[nn.Module]) -> None:
     model, x = build(net)
     for point in cut_points(model, x):
@@ -634,7 +642,7 @@ def test_non_persistent_buffers_stay_so() -> None:
     assert "unused.0.weight" in cut_many(model, ["conv", "conv2"], x)[1].state_dict()
 
 
-@every_network
+@some_networks
 def test_pickle_and_deepcopy(net: type[nn.Module]) -> None:
     model, x = build(net)
     points = cut_points(model, x)
@@ -746,7 +754,7 @@ def snapshot(module: nn.Module) -> dict[str, Any]:
     }
 
 
-@every_network
+@some_networks
 def test_model_is_left_untouched(net: type[nn.Module]) -> None:
     model, x = build(net)
     step_whole(model, x)

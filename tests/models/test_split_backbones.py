@@ -58,8 +58,14 @@ def check_cuts(model: nn.Module, shape: tuple[int, ...], sample: int | None) -> 
         assert all(torch.equal(together[key], whole[key]) for key in whole)
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("bits", [32, 4])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        pytest.param(name, bits, marks=pytest.mark.long if (number + bits // 32) % 2 else ())
+        for number, name in enumerate(SMALL)
+        for bits in (32, 4)
+    ],
+)
 def test_every_cut_of_the_small(name: str, bits: int) -> None:
     make, shape = SMALL[name]
     model = quantize(make(), QuantSpec(bits, bits)).to(memory_format=torch.channels_last)

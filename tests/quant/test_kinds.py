@@ -306,8 +306,14 @@ def test_at_32_bits_it_is_the_model_itself(name):
     assert torch.equal(model.eval()(inputs(name)), built(name).eval()(inputs(name)))
 
 
-@pytest.mark.parametrize("bits", [(4, 32), (32, 4)])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        pytest.param(name, bits, marks=pytest.mark.long if (number + bits[0] // 32) % 2 else ())
+        for number, name in enumerate(NETWORKS)
+        for bits in ((4, 32), (32, 4))
+    ],
+)
 def test_weights_or_activations_alone(name, bits):
     model = trained(name, QuantSpec(*bits), steps=1)
     found = cost(model, tuple(inputs(name).shape[1:]), dtype=inputs(name).dtype)

@@ -188,7 +188,7 @@ def patterns(n: int = 256) -> ClientData:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("bits", [4, 32])
+@pytest.mark.parametrize("bits", [4, pytest.param(32, marks=pytest.mark.long)])
 @pytest.mark.parametrize("make", [ZeroHead, Skipped])
 def test_networks_with_late_gradients_learn(make, bits, optimizer):
     torch.manual_seed(0)
