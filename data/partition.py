@@ -235,11 +235,21 @@ def _apply(
     """Run a partitioner over ``rows`` and return the rows of each partition."""
     import datasets
 
-    table = datasets.Dataset.from_dict({"row": rows, "label": labels})
+    class Table(datasets.Dataset):  # type: ignore[misc]
+        """Gives a column as an array, which `datasets` would have made value by value."""
+
+        def __getitem__(self, key: Any) -> Any:
+            return (
+                super().__getitem__(slice(None))[key]
+                if isinstance(key, str)
+                else (super().__getitem__(key))
+            )
+
+    table = Table.from_dict({"row": rows, "label": labels})
     partitioner.dataset = table.with_format("numpy")
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", FutureWarning
         )  # pyarrow's, about a call that datasets makes
-        parts = [partitioner.load_partition(i)["row"] for i in range(partitioner.num_partitions)]
+        parts = [partitioner.load_partition(i)[:]["row"] for i in range(partitioner.num_partitions)]
     return [np.asarray(part, dtype=np.int64).reshape(-1) for part in parts]

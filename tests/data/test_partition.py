@@ -310,3 +310,15 @@ def test_more_samples_per_client_than_there_are():
 def test_impossible_values_name_their_key(key, wrong):
     with pytest.raises(ValueError, match=key):
         partition(labels(20), **{"num_clients": 3, "seed": 0} | wrong)
+
+
+@every_scheme
+def test_no_column_is_read_value_by_value(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes `datasets` 0.1 ms a value."""
+    from datasets.arrow_dataset import Column
+
+    def refused(column: Column) -> None:
+        raise AssertionError("read value by value")
+
+    monkeypatch.setattr(Column, "__iter__", refused)
+    assert_disjoint(partition(labels(200), scheme, 5, 0), 200)
