@@ -16,7 +16,7 @@ followed (attention, reshapes, modules that cannot be traced): `Channels.whole` 
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,29 +125,41 @@ class Channels:
         """Layers all of whose channels are always kept, but for the last."""
         return [source.path for source in self.sources if source.is_whole and source.path][:-1]
 
-    def kept(self, share: float) -> NDArray[np.bool_]:
-        """Which channels a share of the network holds."""
+    def can_narrow(self, layers: Collection[str] | None = None) -> bool:
+        """Whether any of these layers can have fewer channels; None asks of all."""
+        return any(
+            not source.is_whole and (layers is None or source.path in layers)
+            for source in self.sources
+        )
+
+    def kept(self, share: float, layers: Collection[str] | None = None) -> NDArray[np.bool_]:
+        """Which channels a share of the network holds; ``layers`` as in `sliced`."""
         own = np.ones(len(self.together), bool)
         for source in self.sources:
-            if not source.is_whole:
+            if not source.is_whole and (layers is None or source.path in layers):
                 size = source.count // source.blocks
                 place = np.arange(source.count) % size
                 kept = place < math.ceil(round(share * size, 9))
                 own[source.first : source.first + source.count] = kept
         return own[self.together]
 
-    def sliced(self, share: float) -> tuple[nn.Module, dict[str, Kept]]:
+    def sliced(
+        self, share: float, layers: Collection[str] | None = None
+    ) -> tuple[nn.Module, dict[str, Kept]]:
         """Return a copy with a share of each layer's channels, and what of each array that is.
 
         Args:
             share: in (0, 1].
+            layers: those that make fewer channels; None for all. The others make all of theirs, but
+                for such as are added to these layers' or multiplied by them.
 
         Raises:
             ValueError: the network cannot run so; names submodel.share.
         """
-        small, kept, found = copy.deepcopy(self.model), self.kept(share), dict[str, Kept]()
+        small, found = copy.deepcopy(self.model), dict[str, Kept]()
         if share == 1:
             return small, found
+        kept = self.kept(share, layers)
         for path, layer in self.layers.items():
             taken, made = _positions(layer.taken, kept), _positions(layer.made, kept)
             if taken is None and made is None:

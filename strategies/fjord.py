@@ -34,17 +34,10 @@ from strategies.client.training import (
     train_epochs,
 )
 from strategies.contract import ClientData, MeanLoss, ServerHalf, Settings, Task, Update
-from strategies.messages import objective_of, unpack_settings
+from strategies.messages import SHARE, SHARES, objective_of, unpack_settings
 from strategies.oqfl import load_as_told, sent_as_told, wire_of
 from strategies.server.aggregation import Averaging, AveragingSettings
-from strategies.server.kinds import (
-    SHARE,
-    SHARES,
-    SubmodelSettings,
-    is_share,
-    kept_of,
-    varied,
-)
+from strategies.server.kinds import SubmodelSettings, is_share, kept_of, varied
 from strategies.server.loop import FederatedStrategy
 from strategies.server.method import Method, RoundArguments
 from strategies.server.planning import Planning, PlanSettings

@@ -23,10 +23,10 @@ from quant.layers import FULL_PRECISION, QuantSpec, quantize
 from quant.settings import QUANTIZERS, QuantSettings
 from strategies import messages
 from strategies.contract import Settings
-from strategies.messages import unpack_settings
+from strategies.messages import SHARE, unpack_settings
 from strategies.oqfl import OQFLClient, wire_of
 from strategies.server.aggregation import Averaging, AveragingSettings
-from strategies.server.kinds import SHARE, SubmodelSettings, varied
+from strategies.server.kinds import SubmodelSettings, varied
 from strategies.server.loop import FederatedStrategy
 from strategies.server.method import Method, RoundArguments
 from strategies.server.planning import Planning, PlanSettings

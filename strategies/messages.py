@@ -43,6 +43,7 @@ NUM_EXAMPLES = "num-examples"  # Flower's own weight key, so that its strategies
 LOSS = "train-loss"
 PROXIMAL_MU = "proximal-mu"  # as Flower's FedProx calls it
 ALONE = "alone"  # where the client trains without network
+SHARE, SHARES = "submodel.share", "submodel.shares"  # of the channels: the client's, and all's
 PARTITION = "partition-id"
 BYTES_UP, BYTES_DOWN = "cut.bytes-up", "cut.bytes-down"
 EXTRA = "extra."

@@ -11,6 +11,7 @@ from quant.settings import QuantSettings
 from strategies.client.split_loop import SplitClient
 from strategies.server.aggregation import AverageSettings, Averaging
 from strategies.server.cutting import READS, Cut, SplitSettings
+from strategies.server.kinds import SubmodelSettings
 from strategies.server.loop import FederatedStrategy
 from strategies.server.method import Method, RoundArguments
 from strategies.server.planning import Planning, PlanSettings
@@ -25,14 +26,15 @@ class SplitFedV1(FederatedStrategy):
         split: where the network is cut.
         link: codecs at the cut.
         quant: bit widths, and of which part.
+        submodel: which share of their channels a client's layers on the device have.
         averaging: how clients are averaged.
         objective: what ``split.cut=auto`` makes least.
-        plan: what decides where cuts or bits are ``auto``.
+        plan: what decides where cuts, bits or shares are ``auto``.
         rounds: as `RoundSettings`.
     """
 
     client = SplitClient()
-    reads = (*READS, "plan")
+    reads = (*READS, "submodel.share", "plan")
     has_server_half = True
 
     def __init__(
@@ -41,6 +43,7 @@ class SplitFedV1(FederatedStrategy):
         split: SplitSettings | None = None,
         link: LinkSettings | None = None,
         quant: QuantSettings | None = None,
+        submodel: SubmodelSettings | None = None,
         averaging: AverageSettings | None = None,
         objective: str = "seconds",
         plan: PlanSettings | None = None,
@@ -54,6 +57,7 @@ class SplitFedV1(FederatedStrategy):
                 objective,
                 takes_widths=True,
                 takes_mapping=True,
+                submodel=submodel or SubmodelSettings(),
                 plan=Planning.of(plan, objective),
             ),
             schedule=PARALLEL,

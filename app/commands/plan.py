@@ -10,7 +10,8 @@ matter (fleet=mobile if none is given). One table for each link of the fleet; fo
 and each width where quant.bits is a mapping or auto, the memory that the client half needs and the
 bytes that cross, and for each device a batch of split learning over that link, the server to
 itself. The last row of a width is the whole network on the device, without a server; with heterofl
-and fjord there are slices of it in place of cuts. – does not fit the device's memory; * is what
+and fjord there are slices of it in place of cuts, with splitfed_v1 cuts with slices of the device's
+part. – does not fit the device's memory; * is what
 takes least, with plan=auto of what has plan.floor of the capacity, of slices without a plan the
 largest. The model's own way down and up, once a round, is not in it. docs/FLEET.md says how it is
 computed.
@@ -23,6 +24,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from app import experiment
 from app.config.composition import compose, is_under
@@ -36,6 +38,8 @@ from fleet.work import ClientWork
 from models.cost import joined
 from models.slices import Channels
 from quant.layers import FULL_PRECISION, QuantSpec, quantize
+from strategies.server.cuts import PartCosts
+from strategies.server.cutting import costs_of_shares
 from strategies.server.kinds import Widths, bits_name
 from strategies.server.planning import Planning, PlanSettings
 from strategies.server.workload import Pieces, cost_at, local_round, split_round
@@ -72,8 +76,8 @@ def rows(chosen: Experiment) -> list[Row]:
     experiment.check_network(chosen)
     kind = experiment.method_class(chosen)
     specs = Widths(chosen.quant, FULL_PRECISION).specs()
-    is_sliced = is_under("submodel.share", kind.reads)
-    make = _slices if is_sliced else _cuts
+    is_sliced, is_cut = (is_under(key, kind.reads) for key in ("submodel.share", "split.cut"))
+    make = _slices if is_sliced and not is_cut else _cuts
     found = [
         (f"{name} {bits_name(spec)}" if len(specs) > 1 else name, work, bops, name != WHOLE)
         for spec in specs
@@ -84,15 +88,36 @@ def rows(chosen: Experiment) -> list[Row]:
 
 
 def _cuts(chosen: Experiment, spec: QuantSpec) -> Iterator[tuple[str, ClientWork, int]]:
-    """Each cut point and the whole, with the work of a batch and the network's bit operations."""
-    pieces = Pieces.of(quantize(experiment.network(chosen), spec), chosen.network.inputs)
+    """Each cut point and the whole, with the work of a batch and the network's bit operations.
+
+    Of splitfed_v1 each cut point with each share of the channels that a client may have.
+    """
+    network, inputs = experiment.network(chosen), chosen.network.inputs
+    pieces = Pieces.of(quantize(network, spec), inputs)
     train = replace(chosen.train, epochs=1, max_batches=None)
     link, batch = chosen.link, train.batch_size
     labels_of = chosen.task.objective().label_bytes
     whole = joined(pieces.costs)
+    reads = experiment.method_class(chosen).reads
+    has_shares = is_under("submodel.share", reads) and is_under("split.cut", reads)
+    shares = chosen.submodel.stated_shares() if has_shares else [1.0]
+
+    def costs_of(narrow: nn.Module) -> dict[str, PartCosts]:
+        own = pieces if narrow is network else Pieces.of(quantize(narrow, spec), inputs)
+        return {name: own.at(name) for name in own.names}
+
+    found = costs_of_shares(network, inputs, shares, costs_of)
     for name in pieces.names:
-        work = split_round(*pieces.at(name), batch, train, link, (0, 0), labels_of)
-        yield name, work, whole.bops
+        for share in shares:
+            if name in found[share]:
+                device, server = found[share][name]
+                work = split_round(device, server, batch, train, link, (0, 0), labels_of)
+                bops = sum(part.bops for part in [*device, server])
+                yield (
+                    name if shares == [1.0] else f"{name} width{100 * share:g}",
+                    work,
+                    bops,
+                )
     yield WHOLE, local_round(whole, batch, train, (0, 0)), whole.bops
 
 

@@ -347,6 +347,8 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.discard("fleet.objective")
     else:
         unread.add("plan")
+    if config.submodel.share == 1 and is_under("split.cut", reads):
+        unread.add("submodel.share")  # as before it was read over a cut
     if config.submodel.statistics == "shared":
         unread.add("submodel.statistics")
     if config.train.augment == "none":

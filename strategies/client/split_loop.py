@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from models.crossing import answer, receive
 from models.objective import Loss
+from models.slices import Channels
 from models.split import cut_many
 from quant.at_once import at_once
 from quant.codec import LinkSettings
@@ -41,7 +42,7 @@ from strategies.client.training import (
     samples,
 )
 from strategies.contract import ClientData, MeanLoss, ServerHalf, Settings, Task, Update
-from strategies.messages import objective_of, unpack_settings
+from strategies.messages import SHARE, objective_of, unpack_settings
 from strategies.server.half import AfterStep, LocalHalf, nothing
 
 
@@ -115,15 +116,23 @@ def quantized(model: nn.Module, spec: QuantSpec, side: Side, split: CutAt | None
     model = quantize(model, spec)
     if spec.is_identity or side.name == "both" or split is None:
         return model
-    device = halves(model, split).device
-    return without_quantizers(model, {name for part in device for name, _ in part.named_modules()})
+    return without_quantizers(model, set(layers_on_device(model, split)))
+
+
+def layers_on_device(model: nn.Module, split: CutAt) -> frozenset[str]:
+    """Names of the modules of ``model`` that are on the device."""
+    parts = halves(model, split).device
+    return frozenset(name for part in parts for name, _ in part.named_modules())
 
 
 def cut_as_told(model: nn.Module, settings: Settings) -> Halves:
-    """Cut the network, quantized where bits are fewer than 32, where the settings say."""
+    """Cut the network where the settings say: quantized, and with fewer channels on the device."""
     split = unpack_settings(settings, "split", CutAt)
     spec = unpack_settings(settings, "quant", QuantSpec)
     side = unpack_settings(settings, "side", Side)
+    share = float(settings.get(SHARE, 1.0))
+    if share < 1:
+        model, _ = Channels.of(model).sliced(share, layers_on_device(model, split))
     return halves(quantized(model, spec, side, split), split)
 
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from fleet.clock import Rule
-from fleet.per_client import DEFAULT
 from models.bottleneck import (
     DECODER_WEIGHT,
     ENCODER_WEIGHT,
@@ -194,7 +193,7 @@ class Narrow:
         priced = replace(self.cut, costs_at=functools.partial(narrow_costs, self.prune))
         network = priced.prepare(model, input_shape, clients, rounds, rule)
         place, ranks_by = network.only(), self.prune.importance
-        cut = network.cuts.values[DEFAULT]
+        cut, *_ = next(iter(network.places))
         shape = place.costs[0][0].output_shape
         if not 1 <= len(shape) <= 3:
             raise ValueError(

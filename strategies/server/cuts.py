@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fleet.per_client import PerClient
 from fleet.work import ClientWork
 from models.cost import Cost, cost
 from models.inputs import Inputs
@@ -40,8 +39,8 @@ from strategies.server.views import Everything, Selected
 from strategies.server.workload import LabelBytes, cost_at, split_round
 
 CutName = str | float
-# The bit widths of a client, given its partition and device.
-SpecOf = Callable[[int, str], QuantSpec]
+# What a client has: its cut, its bits, and its share of the channels that the device's part makes.
+Choice = tuple[CutName, QuantSpec, float]
 # What the device's parts and the server's part cost.
 PartCosts = tuple[list[Cost], Cost]
 
@@ -56,7 +55,7 @@ class Place:
         names: of the device's arrays in the global model.
         input_shape: of one sample.
         costs_of: what the parts cost.
-        kind: whose quantizers the network has, where clients have bits of their own.
+        kind: what of the global model it is, where clients have bits or shares of their own.
     """
 
     split: CutAt
@@ -101,9 +100,8 @@ class CutNetwork:
     Attributes:
         model: the global model: the whole of it.
         clients: who there is.
-        places: where it is cut, by what the user called the cut, and bit widths.
-        cuts: which of these a client has.
-        spec_of: the bit widths of a client, given its partition and device.
+        places: where it is cut, by what clients may have.
+        choice_of: which of these a client has, given its partition and device.
         link: codecs at the cut.
         settings: what a client needs to build the same parts from the user's network.
         described: what summary.json says of it beside the bytes at the cut.
@@ -119,9 +117,8 @@ class CutNetwork:
 
     model: nn.Module
     clients: Clients
-    places: Mapping[tuple[CutName, QuantSpec], Place]
-    cuts: PerClient[CutName]
-    spec_of: SpecOf
+    places: Mapping[Choice, Place]
+    choice_of: Callable[[int, str], Choice]
     link: LinkSettings
     settings: Settings
     described: Mapping[str, float]
@@ -136,8 +133,12 @@ class CutNetwork:
 
     def place(self, partition: int) -> Place:
         """Where a client's network is cut."""
-        device = self.clients.device(partition)
-        return self.places[self.cuts.of_client(partition, device), self.spec_of(partition, device)]
+        return self.places[self.choice_of(partition, self.clients.device(partition))]
+
+    @property
+    def is_varied(self) -> bool:
+        """Whether clients have bits or shares of their own."""
+        return any(place.kind is not None for place in self.places.values())
 
     def in_use(self) -> list[Place]:
         """Places of the clients that have data, in the user's order; all before any is known."""
@@ -156,13 +157,13 @@ class CutNetwork:
         return replace(self, model=model, places=places, counted=[], **changes)
 
     def variant(self, partition: int) -> Variant:
-        """Where this client's network is cut, and its bits, where clients have their own."""
+        """Where this client's network is cut; its bits and share, where clients have their own."""
         place = self.place(partition)
         told = () if place.kind is None else place.kind.told
         return (*messages.pack_settings(split=place.split).items(), *told)
 
     def view(self, partition: int) -> View:
-        """All of it, but for others' quantizers: the server's part is beside the client."""
+        """All of it, but for what others have: the server's part is beside the client."""
         kind = self.place(partition).kind
         return Everything(self.model) if kind is None else kind.view
 
@@ -216,25 +217,26 @@ class CutNetwork:
     def evaluate(self, arrays: Mapping[str, Tensor], test: Test) -> dict[str, float]:
         """Test the network with its link: what crosses the cut is compressed there, too.
 
-        Where clients have bits of their own, at each width that somebody has trained, each at the
-        first of its cuts; unnamed is the widest.
+        Where clients have bits or shares of their own, in each that somebody has trained, each at
+        the first of its cuts; unnamed is the one of most bit operations.
         """
         used = self.in_use()
-        if used[0].kind is None:
+        if not self.is_varied:
             return self.tested(self, used[0], arrays, test)
-        first = {place.kind: place for place in reversed(used) if place.kind is not None}
-        in_order = sorted(first, key=lambda kind: kind.cost.bops)
-        return of_each(
-            in_order,
-            arrays,
-            lambda kind: self.tested(self, first[kind], first[kind].own(arrays), test),
-        )
+        first = {kind.name: (kind, place) for place in reversed(used) if (kind := place.kind)}
+        in_order = sorted((kind for kind, _ in first.values()), key=lambda kind: kind.cost.bops)
+
+        def tested(kind: Kind) -> dict[str, float]:
+            _, place = first[kind.name]
+            return self.tested(self, place, place.own(arrays), test)
+
+        return of_each(in_order, arrays, tested)
 
     def evaluate_each(
         self, arrays: Mapping[str, Tensor], partitions: Sequence[int], test_of: TestOf
     ) -> list[dict[str, float]]:
-        """All together, as they have one network; else each at its own width and cut."""
-        if not self.fresh:
+        """All together, as they have one network; else each with its own."""
+        if not self.is_varied:
             return [self.evaluate(arrays, test_of(partitions))]
         found = []
         for partition in partitions:
@@ -279,7 +281,7 @@ class CutNetwork:
             up += size * self.objective.label_bytes(second)
         at_cut = {"cut_bytes_up_per_sample": up / size, "cut_bytes_down_per_sample": down / size}
         found = {**at_cut, **self.described}
-        if not self.fresh:
+        if not self.is_varied:
             return found
         keys = {p: self.place(p).key for p in self.clients.with_data()}
         chosen = {p: f"{split.cut}_{name}" for p, (split, name) in keys.items()}

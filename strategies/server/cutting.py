@@ -1,11 +1,12 @@
 """How the user's network is cut: where, for each client, and into what.
 
-A cut point is stated, or ``auto``: that which takes a client least. Where its bits are ``auto``,
-too, the two are chosen together.
+A cut point is stated, or ``auto``: that which takes a client least. Bits and shares of the channels
+that are ``auto``, too, are chosen together with it.
 """
 
 import difflib
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,33 +15,42 @@ from typing import Any
 from torch import nn
 
 from fleet.clock import Rule
-from fleet.cost import RoundCost, choose_cut
+from fleet.cost import RoundCost
 from fleet.cost import cost as cost_on
 from fleet.per_client import AUTO, DEFAULT, PerClient
+from fleet.population import Client as FleetClient
 from fleet.selection import num_selected
 from fleet.work import ClientWork
+from models.cost import Cost
 from models.inputs import Inputs, example_of
 from models.split import at_fraction, before, kept_whole, last_layer
 from quant.codec import LinkSettings
 from quant.layers import FULL_PRECISION, QuantSpec
 from quant.settings import QUANTIZERS, QuantSettings
 from strategies import messages
-from strategies.client.split_loop import CutAt, Side, halves, quantized
+from strategies.client.split_loop import CutAt, Side, halves, layers_on_device, quantized
+from strategies.messages import SHARE
 from strategies.server.cuts import (
+    Choice,
     CutName,
     CutNetwork,
     PartCosts,
     Place,
     RoundWork,
-    SpecOf,
     part_costs,
     tested_through_the_link,
 )
-from strategies.server.kinds import Making, Widths, bits_name
+from strategies.server.kinds import (
+    Making,
+    SubmodelSettings,
+    Widths,
+    bits_name,
+    channels_of,
+    check_per_client,
+)
 from strategies.server.method import Clients, RoundSettings
 from strategies.server.planning import Planning, say
 from strategies.server.varied import Kind
-from strategies.server.views import Selected
 from strategies.server.workload import Pieces, split_round
 
 log = logging.getLogger(__name__)
@@ -105,6 +115,7 @@ class Cut:
         side: which part is.
         objective: what ``auto`` makes least: ``seconds`` or ``joules`` of a round.
         widths: where clients have bits of their own, in place of ``spec``.
+        submodel: which share of their channels a client's layers on the device have.
         plan: what decides where cuts or bits are ``auto``.
         takes_mapping: whether clients may have cuts of their own.
         is_u_shaped: whether the device has the last part, too.
@@ -119,6 +130,7 @@ class Cut:
     side: Side = field(default_factory=Side)
     objective: str = "seconds"
     widths: Widths | None = None
+    submodel: SubmodelSettings = field(default_factory=SubmodelSettings)
     plan: Planning = field(default_factory=lambda: Planning.of(None, "seconds"))
     takes_mapping: bool = False
     is_u_shaped: bool = False
@@ -175,6 +187,7 @@ class Cut:
         cuts.check(rounds.fleet, rounds.num_clients)
         if self.widths is not None:
             self.widths.check(rounds)
+        check_per_client(self.submodel.shares(), rounds)
         named = set(cuts.values.values())
         varies = len(named) > 1 or AUTO in named
         if varies and self.side.name == "client":
@@ -194,138 +207,185 @@ class Cut:
             ValueError: it cannot be cut there; names split.cut or split.tail, and the nearest.
         """
         example, objective = example_of(input_shape), rounds.task.objective()
-        cuts = self.split.cuts()
-        spec_of: SpecOf = self._spec_of
-        specs = [self.spec] if self.widths is None else self.widths.specs()
-        if len(specs) > 1 and (AUTO in cuts.values.values() or self.widths_are_auto):
-            cuts, spec_of = self.best_pairs(model, input_shape, clients, rounds, rule)
-        elif AUTO in cuts.values.values():
-            cuts = self.best_cuts(model, input_shape, clients, rounds, rule)
+        specs, shares = self._specs, self.submodel.stated_shares()
+        choice_of, choices = self._choices(model, input_shape, clients, rounds, rule)
         splits = {
             name: self._resolve(model, name, input_shape)
-            for name in dict.fromkeys(cuts.values.values())
+            for name in dict.fromkeys(name for name, _, _ in choices)
         }
-        if len(specs) == 1:
-            wholes: dict[QuantSpec, nn.Module] = {}
-            kinds: dict[QuantSpec, Kind] = {}
-            fresh: dict[str, Selected] = {}
-        else:
+        making = None
+        if len(specs) > 1 or shares != [1.0]:
             first = next(iter(splits.values()))
             quantize = functools.partial(quantized, side=self.side, split=first)
-            making = Making(model, input_shape, specs, quantize=quantize)
-            kinds = {kind.spec: kind for kind in making.kinds()}
-            wholes = {spec: kind.view.model for spec, kind in kinds.items()}
-            fresh = making.fresh()
-        places: dict[tuple[CutName, QuantSpec], Place] = {}
-        for name, split in splits.items():
-            for spec in specs:
-                whole = wholes[spec] if wholes else quantized(model, spec, self.side, split)
-                try:
-                    parts = halves(whole, split, example)
-                    names = parts.device_names()
-                except ValueError as error:
-                    tail = f" split.tail={self.split.tail}" if self.is_u_shaped else ""
-                    raise ValueError(f"split.cut={name}{tail}: {error}") from error
-                places[name, spec] = Place(
-                    split, parts, names, input_shape, part_costs, kinds.get(spec)
+            making = Making(model, input_shape, specs, shares, quantize=quantize)
+        places = {}
+        for name, spec, share in choices:
+            split = splits[name]
+            try:
+                kind = None if making is None else kind_at(making, model, split, spec, share)
+                whole = (
+                    quantized(model, spec, self.side, split) if kind is None else kind.view.model
                 )
+                parts = halves(whole, split, example)
+                names = parts.device_names()
+            except ValueError as error:
+                tail = f" split.tail={self.split.tail}" if self.is_u_shaped else ""
+                raise ValueError(f"split.cut={name}{tail}: {error}") from error
+            place = Place(split, parts, names, input_shape, part_costs, kind)
+            places[name, spec, share] = place
         widths = {"weight_bits": self.spec.weight_bits, "act_bits": self.spec.act_bits}
-        told = {} if kinds else messages.pack_settings(quant=self.spec)
+        told = messages.pack_settings(quant=self.spec) if making is None else {}
         return CutNetwork(
-            model=making.whole if kinds else whole,
+            model=whole if making is None else making.whole,
             clients=clients,
             places=places,
-            cuts=cuts,
-            spec_of=spec_of,
+            choice_of=choice_of,
             link=self.link,
             settings={**told, **messages.pack_settings(side=self.side, link=self.link)},
-            described={} if kinds else widths,
+            described=widths if making is None else {},
             tested=tested_through_the_link,
             round_work=self.round_work,
             objective=objective,
-            fresh=fresh,
+            fresh={} if making is None else making.fresh(),
         )
 
     @property
-    def widths_are_auto(self) -> bool:
-        """Whether a client's bits follow from what its round takes."""
-        return self.widths is not None and self.widths.is_auto
+    def _specs(self) -> list[QuantSpec]:
+        """The bit widths that there may be."""
+        return [self.spec] if self.widths is None else self.widths.specs()
 
-    def _spec_of(self, partition: int, device: str) -> QuantSpec:
-        """The bit widths that are stated."""
-        return self.spec if self.widths is None else self.widths.spec_of(partition, device)
-
-    def best_pairs(
+    def _choices(
         self,
         model: nn.Module,
         input_shape: Inputs,
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,
-    ) -> tuple[PerClient[CutName], SpecOf]:
-        """Return the best cut and bits for each client, of those that the user leaves open.
+    ) -> tuple[Callable[[int, str], Choice], Sequence[Choice]]:
+        """What a client has, given its partition and device, and all that there may be."""
+        cuts, shares = self.split.cuts(), self.submodel.shares()
+        if AUTO in cuts.values.values() and not self.takes_mapping:
+            cuts = self.best_cut(model, input_shape, clients, rounds, rule)
+        elif self._open_keys():
+            best = self.best_choices(model, input_shape, clients, rounds, rule)
+            return best.of_client, list(dict.fromkeys(best.values.values()))
 
-        By the plan that takes it least; without one the widest bits with which it ends in time at
-        its best cut.
+        def choice_of(partition: int, device: str) -> Choice:
+            spec = self.spec if self.widths is None else self.widths.spec_of(partition, device)
+            share = float(shares.of_client(partition, device))
+            return cuts.of_client(partition, device), spec, share
+
+        names = dict.fromkeys(cuts.values.values())
+        stated = itertools.product(names, self._specs, self.submodel.stated_shares())
+        return choice_of, list(stated)
+
+    def _open_keys(self) -> list[str]:
+        """The keys that the user leaves open."""
+        given = {
+            "split.cut": self.split.cuts().values.values(),
+            SHARE: self.submodel.shares().values.values(),
+        }
+        is_open = self.widths is not None and self.widths.is_auto
+        found = [key for key, values in given.items() if AUTO in values]
+        return [f"{key}={AUTO}" for key in [*found, *(["quant.bits"] if is_open else [])]]
+
+    def best_choices(
+        self,
+        model: nn.Module,
+        input_shape: Inputs,
+        clients: Clients,
+        rounds: RoundSettings,
+        rule: Rule,
+    ) -> PerClient[Choice]:
+        """Return the best cut, bits and share for each client, of those that the user leaves open.
+
+        By the plan what takes it least; without one the most bit operations with which it ends in
+        time, each bits and share at its best cut. The server's part is priced with all of its
+        channels.
         """
-        fleet, widths = clients.fleet, self.widths
-        if fleet is None or not clients.num_examples or widths is None:
+        fleet = clients.fleet
+        if fleet is None or not clients.num_examples:
+            keys = self._open_keys()
             raise ValueError(
-                f"split.cut={AUTO}, quant.bits={AUTO}: need a fleet, and the clients' numbers of "
-                "samples"
+                f"{', '.join(keys)}: need{'s' * (len(keys) == 1)} a fleet, and the clients' "
+                "numbers of samples"
             )
-        given = self.split.cuts()
-        pairs: list[tuple[CutName, QuantSpec, PartCosts]] = []
-        for spec in widths.specs():
-            costs = self._candidates(quantized(model, spec, self.side, None), input_shape)
-            named = {
-                cut: self._resolve(model, cut, input_shape).cut
-                for cut in given.values.values()
-                if cut != AUTO
-            }
-            names = named or {name: name for name in costs}
-            pairs += [(cut, spec, costs[at]) for cut, at in names.items()]
-        bops = [sum(part.bops for part in [*device, server]) for _, _, (device, server) in pairs]
-        order = sorted(range(len(pairs)), key=bops.__getitem__)
+        label = self.plan.label if self.plan.settings.is_auto else ", ".join(self._open_keys())
+        costs = self._costs_of_choices(model, input_shape)
+        log.info("%s: %d choices of cut, bits and share", label, len(costs))
+        bops = {
+            choice: sum(part.bops for part in [*device, server])
+            for choice, (device, server) in costs.items()
+        }
+        in_order, most = sorted(costs, key=bops.__getitem__), max(bops.values())
         sizes = {p: clients.num_examples[p] for p in clients.with_data() if p in fleet.clients}
         participants = num_selected(rounds.clients_per_round, len(sizes))
+        cuts, shares = self.split.cuts(), self.submodel.shares()
 
         @functools.cache
-        def work(index: int, samples: int) -> ClientWork:
-            return self._work(pairs[index][2], samples, rounds)
+        def work(choice: Choice, samples: int) -> ClientWork:
+            return self._work(costs[choice], samples, rounds)
 
-        cuts: dict[str, CutName] = {DEFAULT: pairs[order[0]][0]}
-        specs: dict[str, QuantSpec] = {DEFAULT: pairs[order[0]][1]}
-        for p, samples in sizes.items():
-            client, device = fleet.clients[p], clients.device(p)
-            open_ = [
-                index
-                for index in order
-                if given.of_client(p, device) in (AUTO, pairs[index][0])
-                and widths.takes(pairs[index][1], p, device)
-            ]
-            costs_of = {
-                index: cost_on(
-                    work(index, samples), client.device, client.link, fleet.server, rule,
+        priced: dict[tuple[Choice, int, int, int], RoundCost] = {}  # alike for alike phones
+
+        def price_of(choice: Choice, client: FleetClient, samples: int) -> RoundCost:
+            key = choice, samples, id(client.device), id(client.link)
+            if key not in priced:
+                priced[key] = cost_on(
+                    work(choice, samples), client.device, client.link, fleet.server, rule,
                     participants,
-                )
-                for index in open_
-            }  # fmt: skip
-            if not self.plan.settings.is_auto:  # of each width its best cut
-                open_ = best_of_each(open_, costs_of, lambda i: pairs[i][1], self.objective)
-            index = open_[
-                self.plan.choose(
-                    [costs_of[index] for index in open_],
-                    [bops[index] / max(bops) for index in open_],
-                    p, device, fleet.deadline_s,
-                )
-            ]  # fmt: skip
-            cuts[str(p)], specs[str(p)] = pairs[index][:2]
-        chosen = {p: f"{cuts[str(p)]} {bits_name(specs[str(p)])}" for p in sizes}
-        say(self.plan.label, chosen, clients.device)
-        return PerClient("split.cut", cuts), PerClient("quant.bits", specs).of_client
+                )  # fmt: skip
+            return priced[key]
 
-    def best_cuts(
+        def may_have(choice: Choice, partition: int) -> bool:
+            (cut, spec, share), device = choice, clients.device(partition)
+            return (
+                cuts.of_client(partition, device) in (AUTO, cut)
+                and shares.of_client(partition, device) in (AUTO, share)
+                and (self.widths is None or self.widths.takes(spec, partition, device))
+            )
+
+        best = {DEFAULT: in_order[0]}
+        for p, samples in sizes.items():
+            client, open_ = fleet.clients[p], [one for one in in_order if may_have(one, p)]
+            price = {choice: price_of(choice, client, samples) for choice in open_}
+            if not self.plan.settings.is_auto:
+                open_ = best_of_each(open_, price, self.objective)
+            index = self.plan.choose(
+                [price[choice] for choice in open_],
+                [bops[choice] / most for choice in open_],
+                p, client.device.name, fleet.deadline_s,
+            )  # fmt: skip
+            best[str(p)] = open_[index]
+        say(label, {p: self._named(best[str(p)]) for p in sizes}, clients.device)
+        return PerClient("plan", best)
+
+    def _named(self, choice: Choice) -> str:
+        """As the log says it."""
+        cut, spec, share = choice
+        bits = [bits_name(spec)] if self.widths is not None else []
+        shares = [f"width{100 * share:g}"] if self.submodel.stated_shares() != [1.0] else []
+        return " ".join([str(cut), *shares, *bits])
+
+    def _costs_of_choices(self, model: nn.Module, input_shape: Inputs) -> dict[Choice, PartCosts]:
+        """What the parts cost with each cut, bits and share that a client may have."""
+        given, found = self.split.cuts().values.values(), dict[Choice, PartCosts]()
+        named = {cut: self._resolve(model, cut, input_shape).cut for cut in given if cut != AUTO}
+        for spec in self._specs:
+            at_shares = costs_of_shares(
+                model,
+                input_shape,
+                self.submodel.stated_shares(),
+                lambda narrow, spec=spec: self._candidates(  # type: ignore[misc]
+                    quantized(narrow, spec, self.side, None), input_shape
+                ),
+            )
+            for share, costs in at_shares.items():
+                names = named or {name: name for name in costs}
+                found |= {(cut, spec, share): costs[at] for cut, at in names.items() if at in costs}
+        return found
+
+    def best_cut(
         self,
         model: nn.Module,
         input_shape: Inputs,
@@ -333,7 +393,7 @@ class Cut:
         rounds: RoundSettings,
         rule: Rule,
     ) -> PerClient[CutName]:
-        """Return the best cut for each client, or for all where the server has one part."""
+        """Return the best cut for all clients, where the server has one part."""
         fleet = clients.fleet
         if fleet is None or not clients.num_examples:
             raise ValueError(
@@ -347,22 +407,10 @@ class Cut:
             return self._work(costs[name], samples, rounds)
 
         sizes = {p: clients.num_examples[p] for p in clients.with_data() if p in fleet.clients}
-        if not self.takes_mapping:
-            works = [{p: work(name, samples) for p, samples in sizes.items()} for name in names]
-            best = names[fleet.best(works, rule, self.objective)]
-            log.info("split.cut=%s: %s", AUTO, best)
-            return PerClient("split.cut", {DEFAULT: best})
-        participants = num_selected(rounds.clients_per_round, len(sizes))
-        cuts: dict[str, CutName] = {DEFAULT: names[0]}
-        for p, samples in sizes.items():
-            client, works_of = fleet.clients[p], [work(name, samples) for name in names]
-            found = choose_cut(
-                works_of, client.device, client.link, fleet.server, self.objective, rule,
-                participants,
-            )  # fmt: skip
-            cuts[str(p)] = names[found or 0]  # where none fits: the client will be left out
-        say(f"split.cut={AUTO}", {p: str(cuts[str(p)]) for p in sizes}, clients.device)
-        return PerClient("split.cut", cuts)
+        works = [{p: work(name, samples) for p, samples in sizes.items()} for name in names]
+        best = names[fleet.best(works, rule, self.objective)]
+        log.info("split.cut=%s: %s", AUTO, best)
+        return PerClient("split.cut", {DEFAULT: best})
 
     def _work(self, costs: PartCosts, samples: int, rounds: RoundSettings) -> ClientWork:
         """What a round takes a client whose parts cost this."""
@@ -422,19 +470,64 @@ class Cut:
         return CutAt(at, self._tail(model, input_shape))
 
 
-def best_of_each(
-    indices: Sequence[int],
-    costs: Mapping[int, RoundCost],
-    spec_of: Callable[[int], QuantSpec],
-    objective: str,
-) -> list[int]:
-    """Return for each of some bit widths the choice that takes least and fits, else its first."""
-    by_spec: dict[QuantSpec, list[int]] = {}
-    for index in indices:
-        by_spec.setdefault(spec_of(index), []).append(index)
+def kind_at(making: Making, model: nn.Module, split: CutAt, spec: QuantSpec, share: float) -> Kind:
+    """What of the global model a client has whose layers on the device have a share of theirs."""
+    if share == 1:
+        return making.kind(share, spec)
+    layers = layers_on_device(model, split)
+    if not making.can_narrow(layers):
+        raise ValueError(f"{SHARE}={share:g}: no layer on the device can have fewer channels")
+    return making.kind(share, spec, layers)
 
-    def key(index: int) -> tuple[bool, float]:
-        one = costs[index]
+
+def costs_of_shares(
+    model: nn.Module,
+    input_shape: Inputs,
+    shares: Sequence[float],
+    costs_of: Callable[[nn.Module], Mapping[str, PartCosts]],
+) -> dict[float, dict[str, PartCosts]]:
+    """Return what the parts cost at each cut, where the device's layers have a share of theirs.
+
+    The server's part is that of the whole network. A cut is left out with a share with which the
+    device's part is none the less.
+
+    Args:
+        model: the user's network.
+        input_shape: of one sample.
+        shares: of the channels.
+        costs_of: what parts cost at each cut of a network.
+    """
+    whole = costs_of(model)
+    found, channels = dict[float, dict[str, PartCosts]](), None
+    for share in shares:
+        if share == 1:
+            found[share] = dict(whole)
+            continue
+        channels = channels or channels_of(model, input_shape)
+        narrow = costs_of(channels.sliced(share)[0])
+        found[share] = {
+            cut: (device, whole[cut][1])
+            for cut, (device, _) in narrow.items()
+            if cut in whole and size_of(device) < size_of(whole[cut][0])
+        }
+    return found
+
+
+def size_of(parts: Sequence[Cost]) -> int:
+    """Bytes of these parts' arrays."""
+    return sum(part.model_bytes for part in parts)
+
+
+def best_of_each(
+    choices: Sequence[Choice], costs: Mapping[Choice, RoundCost], objective: str
+) -> list[Choice]:
+    """Return for each bits and share the choice that takes least and fits, else its first."""
+    by_kind: dict[tuple[QuantSpec, float], list[Choice]] = {}
+    for choice in choices:
+        by_kind.setdefault(choice[1:], []).append(choice)
+
+    def key(choice: Choice) -> tuple[bool, float]:
+        one = costs[choice]
         return not one.fits, getattr(one, objective) if one.fits else 0.0
 
-    return [min(own, key=key) for own in by_spec.values()]
+    return [min(own, key=key) for own in by_kind.values()]

@@ -29,6 +29,7 @@ from quant.layers import QuantSpec, quantize, weight_quantizer_paths
 from quant.quantizer import Quantizer
 from quant.settings import QuantSettings
 from strategies import messages
+from strategies.messages import SHARE, SHARES
 from strategies.server.method import Clients, Recipe, RoundSettings
 from strategies.server.networks import Quantized, WholeNetwork
 from strategies.server.planning import Planning, say
@@ -39,7 +40,6 @@ AUTO_BITS = (2, 3, 4, 8)
 AUTO_SHARES = (0.0625, 0.125, 0.25, 0.5, 1.0)
 BEGUN = "begun"  # in the global model: whether a client has trained what is a kind's own
 STATISTICS = ("shared", "own")
-SHARE, SHARES = "submodel.share", "submodel.shares"  # in a client's settings: its own, and all
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,9 @@ class SubmodelSettings:
     share: Any = field(
         default=1.0,
         metadata={
-            "help": "heterofl, fjord: share of each layer's channels that a client trains, one per "
-            "client: '{0: …, phone_low: …, default: …}', or auto (largest that ends in time)"
+            "help": "heterofl, fjord: share of each layer's channels that a client trains; "
+            "splitfed_v1: of its device's layers; one per client: '{0: …, phone_low: …, "
+            "default: …}', or auto (largest that ends in time)"
         },
     )
     statistics: str = field(
@@ -272,6 +273,23 @@ def varied(
 
 # The networks -------------------------------------------------------------------------------------
 
+Layers = frozenset[str] | None
+
+
+def channels_of(model: nn.Module, input_shape: Inputs) -> Channels:
+    """Return which channels of a network belong together, and log what stays whole.
+
+    Raises:
+        ValueError: no layer of it could be narrower; names submodel.share.
+    """
+    if isinstance(input_shape, Several):
+        raise ValueError(f"{SHARE}: takes a network of one input, or 1 for all clients")
+    channels = Channels.of(model, spec_of(input_shape).example())
+    if whole := channels.whole():
+        named = ", ".join(whole[:3]) + (", …" if len(whole) > 3 else "")
+        log.info("%s: %d layers keep all their channels: %s", SHARE, len(whole), named)
+    return channels
+
 
 class Making:
     """Makes the global model, and the network of each kind.
@@ -283,6 +301,9 @@ class Making:
         shares: of the channels that clients have, in order.
         own_statistics: whether each kind has running statistics of its own.
         quantize: makes the network of a width.
+
+    Raises:
+        ValueError: the network has no layer that could be narrower; names submodel.share.
     """
 
     def __init__(
@@ -297,16 +318,9 @@ class Making:
         self._model, self._input_shape, self._quantize = model, input_shape, quantize
         self._specs, self._shares, self._own_statistics = specs, shares, own_statistics
         self._has_bits, self._has_shares = len(specs) > 1, tuple(shares) != (1.0,)
-        self._narrow: dict[float, tuple[nn.Module, dict[str, Kept]]] = {1.0: (model, {})}
-        if self._has_shares:
-            if isinstance(input_shape, Several):
-                raise ValueError(f"{SHARE}: takes a network of one input, or 1 for all clients")
-            channels = Channels.of(model, spec_of(input_shape).example())
-            self._narrow |= {share: channels.sliced(share) for share in shares}
-            if whole := channels.whole():
-                named = ", ".join(whole[:3]) + (", …" if len(whole) > 3 else "")
-                log.info("%s: %d layers keep all their channels: %s", SHARE, len(whole), named)
-        self._quantized: dict[tuple[float, QuantSpec], nn.Module] = {}
+        self._channels = channels_of(model, input_shape) if self._has_shares else None
+        self._narrow: dict[tuple[float, Layers], tuple[nn.Module, dict[str, Kept]]] = {}
+        self._quantized: dict[tuple[float, QuantSpec, Layers], nn.Module] = {}
         self.whole = copy.deepcopy(model if self._has_bits else self._network(1.0, specs[0]))
         if self._has_bits:
             for spec in specs:
@@ -314,13 +328,22 @@ class Making:
         if own_statistics:
             for share in shares:
                 for spec in specs:
-                    self._add(_prefix(self._name(share, spec)), _statistics(self._narrow[share][0]))
+                    self._add(_prefix(self._name(share, spec)), _statistics(self._slice(share)[0]))
 
-    def _network(self, share: float, spec: QuantSpec) -> nn.Module:
+    def _slice(self, share: float, layers: Layers = None) -> tuple[nn.Module, dict[str, Kept]]:
+        """A slice, and what of each array that is; made once."""
+        if self._channels is None:
+            return self._model, {}
+        key = share, layers
+        if key not in self._narrow:
+            self._narrow[key] = self._channels.sliced(share, layers)
+        return self._narrow[key]
+
+    def _network(self, share: float, spec: QuantSpec, layers: Layers = None) -> nn.Module:
         """A slice in these bits, made once: that traces it."""
-        key = share, spec
+        key = share, spec, layers
         if key not in self._quantized:
-            self._quantized[key] = self._quantize(self._narrow[share][0], spec)
+            self._quantized[key] = self._quantize(self._slice(share, layers)[0], spec)
         return self._quantized[key]
 
     def _name(self, share: float, spec: QuantSpec) -> str:
@@ -345,25 +368,29 @@ class Making:
 
     def kinds(self) -> list[Kind]:
         """One for each share and width."""
-        return [
-            Kind(
-                self._name(share, spec),
-                spec,
-                self._told(share, spec),
-                self._view(share, spec),
-                self._input_shape,
-                share,
-            )
-            for share in self._shares
-            for spec in self._specs
-        ]
+        return [self.kind(share, spec) for share in self._shares for spec in self._specs]
+
+    def can_narrow(self, layers: Layers) -> bool:
+        """Whether any of these layers can have fewer channels."""
+        return self._channels is not None and self._channels.can_narrow(layers)
+
+    def kind(self, share: float, spec: QuantSpec, layers: Layers = None) -> Kind:
+        """One of them; ``layers`` are those that make fewer channels, None for all."""
+        return Kind(
+            self._name(share, spec),
+            spec,
+            self._told(share, spec),
+            self._view(share, spec, layers),
+            self._input_shape,
+            share,
+        )
 
     def fresh(self) -> dict[str, Selected]:
         """Networks of all channels whose quantizers are a width's own, by its mark."""
         if not self._has_bits:
             return {}
         return {
-            f"{_prefix(bits_name(spec))}.{BEGUN}": self._view(1.0, spec, own_statistics=False)
+            f"{_prefix(bits_name(spec))}.{BEGUN}": self._view(1.0, spec, may_own=False)
             for spec in self._specs
             if not spec.is_identity
         }
@@ -374,13 +401,15 @@ class Making:
             told |= {SHARE: share, SHARES: " ".join(f"{one:g}" for one in self._shares)}
         return tuple(told.items())
 
-    def _view(self, share: float, spec: QuantSpec, own_statistics: bool | None = None) -> Selected:
-        narrow, kept = self._narrow[share]
-        model = self._network(share, spec)
+    def _view(
+        self, share: float, spec: QuantSpec, layers: Layers = None, may_own: bool = True
+    ) -> Selected:
+        narrow, kept = self._slice(share, layers)
+        model = self._network(share, spec, layers)
         shared = narrow.state_dict().keys()
         kept = kept_of(model, kept)
-        owns = self._own_statistics if own_statistics is None else own_statistics
-        statistics = _names(_statistics(narrow)) if owns else frozenset[str]()
+        has_own = may_own and self._own_statistics
+        statistics = _names(_statistics(narrow)) if has_own else frozenset[str]()
         of_bits, of_kind = (_prefix(name) for name in (bits_name(spec), self._name(share, spec)))
         sources, marks = {}, set[str]()
         for name in model.state_dict():

@@ -98,9 +98,14 @@ def device_names(*overrides: str) -> set[str]:
 
 FLEET = ("fleet=mobile", "fleet.jitter=0.5")
 OTHERS = [
-    ("strategy=splitfed_v1", "model._target_=tests.test_identities.Residual"),
+    (
+        "strategy=splitfed_v1",
+        "split.cut={0:stage1,default:stage2}",
+        "quant.bits={0:2,default:8}",
+        "submodel.share={0:0.25,1:0.5,default:1.0}",
+    ),
     ("strategy=splitfed_v1", "split.cut={0:stage1,default:stage2}"),
-    ("strategy=splitfed_v1", "split.cut={0:stage1,default:stage2}", "quant.bits={0:2,default:8}"),
+    ("strategy=splitfed_v1", "model._target_=tests.test_identities.Residual"),
     ("strategy=deprune", "strategy.base=splitfed_v1", "quant.bits=4"),
     ("strategy=splitfed_v1", *FLEET, "schedule=buffered", "schedule.buffer=1", "rounds=4"),
     ("strategy=splitfed_v3", "clients.per_round=2", "rounds=3"),
