@@ -40,7 +40,7 @@ from models.slices import Channels
 from quant.layers import FULL_PRECISION, QuantSpec, quantize
 from strategies.server.cuts import PartCosts
 from strategies.server.cutting import costs_of_shares
-from strategies.server.kinds import Widths, bits_name
+from strategies.server.kinds import SubmodelSettings, Widths, bits_name, sliceable
 from strategies.server.planning import Planning, PlanSettings
 from strategies.server.workload import Pieces, cost_at, local_round, split_round
 from tracking.text import line
@@ -100,13 +100,15 @@ def _cuts(chosen: Experiment, spec: QuantSpec) -> Iterator[tuple[str, ClientWork
     whole = joined(pieces.costs)
     reads = experiment.method_class(chosen).reads
     has_shares = is_under("submodel.share", reads) and is_under("split.cut", reads)
-    shares = chosen.submodel.stated_shares() if has_shares else [1.0]
+    submodel = chosen.submodel if has_shares else SubmodelSettings()
+    submodel, channels = sliceable(submodel, network, inputs)
+    shares = submodel.stated_shares()
 
     def costs_of(narrow: nn.Module) -> dict[str, PartCosts]:
         own = pieces if narrow is network else Pieces.of(quantize(narrow, spec), inputs)
         return {name: own.at(name) for name in own.names}
 
-    found = costs_of_shares(network, inputs, shares, costs_of)
+    found = costs_of_shares(network, shares, channels, costs_of)
     for name in pieces.names:
         for share in shares:
             if name in found[share]:

@@ -9,7 +9,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -23,6 +23,7 @@ from fleet.selection import num_selected
 from fleet.work import ClientWork
 from models.cost import Cost
 from models.inputs import Inputs, example_of
+from models.slices import Channels
 from models.split import at_fraction, before, kept_whole, last_layer
 from quant.codec import LinkSettings
 from quant.layers import FULL_PRECISION, QuantSpec
@@ -45,8 +46,8 @@ from strategies.server.kinds import (
     SubmodelSettings,
     Widths,
     bits_name,
-    channels_of,
     check_per_client,
+    sliceable,
 )
 from strategies.server.method import Clients, RoundSettings
 from strategies.server.planning import Planning, say
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 # Keys that methods over a cut read.
 READS = (*QUANTIZERS, "quant.side", "split.cut", "link", "fleet.objective", "train.server_lr")
 HEAD = "head"
+NOT_NARROW = "no layer on the device can have fewer channels"
 
 
 @dataclass(frozen=True)
@@ -206,9 +208,14 @@ class Cut:
         Raises:
             ValueError: it cannot be cut there; names split.cut or split.tail, and the nearest.
         """
+        submodel, channels = sliceable(self.submodel, model, input_shape)
+        if submodel is not self.submodel:
+            return replace(self, submodel=submodel).prepare(
+                model, input_shape, clients, rounds, rule
+            )
         example, objective = example_of(input_shape), rounds.task.objective()
-        specs, shares = self._specs, self.submodel.stated_shares()
-        choice_of, choices = self._choices(model, input_shape, clients, rounds, rule)
+        specs, shares = self._specs, submodel.stated_shares()
+        choice_of, choices = self._choices(model, input_shape, channels, clients, rounds, rule)
         splits = {
             name: self._resolve(model, name, input_shape)
             for name in dict.fromkeys(name for name, _, _ in choices)
@@ -217,7 +224,7 @@ class Cut:
         if len(specs) > 1 or shares != [1.0]:
             first = next(iter(splits.values()))
             quantize = functools.partial(quantized, side=self.side, split=first)
-            making = Making(model, input_shape, specs, shares, quantize=quantize)
+            making = Making(model, input_shape, specs, shares, channels, quantize=quantize)
         places = {}
         for name, spec, share in choices:
             split = splits[name]
@@ -258,6 +265,7 @@ class Cut:
         self,
         model: nn.Module,
         input_shape: Inputs,
+        channels: Channels | None,
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,
@@ -267,7 +275,7 @@ class Cut:
         if AUTO in cuts.values.values() and not self.takes_mapping:
             cuts = self.best_cut(model, input_shape, clients, rounds, rule)
         elif self._open_keys():
-            best = self.best_choices(model, input_shape, clients, rounds, rule)
+            best = self.best_choices(model, input_shape, channels, clients, rounds, rule)
             return best.of_client, list(dict.fromkeys(best.values.values()))
 
         def choice_of(partition: int, device: str) -> Choice:
@@ -293,6 +301,7 @@ class Cut:
         self,
         model: nn.Module,
         input_shape: Inputs,
+        channels: Channels | None,
         clients: Clients,
         rounds: RoundSettings,
         rule: Rule,
@@ -311,13 +320,13 @@ class Cut:
                 "numbers of samples"
             )
         label = self.plan.label if self.plan.settings.is_auto else ", ".join(self._open_keys())
-        costs = self._costs_of_choices(model, input_shape)
+        costs = self._costs_of_choices(model, input_shape, channels)
         log.info("%s: %d choices of cut, bits and share", label, len(costs))
         bops = {
             choice: sum(part.bops for part in [*device, server])
             for choice, (device, server) in costs.items()
         }
-        in_order, most = sorted(costs, key=bops.__getitem__), max(bops.values())
+        in_order, most = sorted(costs, key=bops.__getitem__), max(bops.values(), default=0)
         sizes = {p: clients.num_examples[p] for p in clients.with_data() if p in fleet.clients}
         participants = num_selected(rounds.clients_per_round, len(sizes))
         cuts, shares = self.split.cuts(), self.submodel.shares()
@@ -345,9 +354,12 @@ class Cut:
                 and (self.widths is None or self.widths.takes(spec, partition, device))
             )
 
-        best = {DEFAULT: in_order[0]}
+        best: dict[str, Choice] = {DEFAULT: in_order[0]} if in_order else {}
         for p, samples in sizes.items():
             client, open_ = fleet.clients[p], [one for one in in_order if may_have(one, p)]
+            if not open_:
+                cut, share = (one.of_client(p, client.device.name) for one in (cuts, shares))
+                raise ValueError(f"split.cut={cut}: {SHARE}={share}: {NOT_NARROW}")
             price = {choice: price_of(choice, client, samples) for choice in open_}
             if not self.plan.settings.is_auto:
                 open_ = best_of_each(open_, price, self.objective)
@@ -367,15 +379,17 @@ class Cut:
         shares = [f"width{100 * share:g}"] if self.submodel.stated_shares() != [1.0] else []
         return " ".join([str(cut), *shares, *bits])
 
-    def _costs_of_choices(self, model: nn.Module, input_shape: Inputs) -> dict[Choice, PartCosts]:
+    def _costs_of_choices(
+        self, model: nn.Module, input_shape: Inputs, channels: Channels | None
+    ) -> dict[Choice, PartCosts]:
         """What the parts cost with each cut, bits and share that a client may have."""
         given, found = self.split.cuts().values.values(), dict[Choice, PartCosts]()
         named = {cut: self._resolve(model, cut, input_shape).cut for cut in given if cut != AUTO}
         for spec in self._specs:
             at_shares = costs_of_shares(
                 model,
-                input_shape,
                 self.submodel.stated_shares(),
+                channels,
                 lambda narrow, spec=spec: self._candidates(  # type: ignore[misc]
                     quantized(narrow, spec, self.side, None), input_shape
                 ),
@@ -476,14 +490,14 @@ def kind_at(making: Making, model: nn.Module, split: CutAt, spec: QuantSpec, sha
         return making.kind(share, spec)
     layers = layers_on_device(model, split)
     if not making.can_narrow(layers):
-        raise ValueError(f"{SHARE}={share:g}: no layer on the device can have fewer channels")
+        raise ValueError(f"{SHARE}={share:g}: {NOT_NARROW}")
     return making.kind(share, spec, layers)
 
 
 def costs_of_shares(
     model: nn.Module,
-    input_shape: Inputs,
     shares: Sequence[float],
+    channels: Channels | None,
     costs_of: Callable[[nn.Module], Mapping[str, PartCosts]],
 ) -> dict[float, dict[str, PartCosts]]:
     """Return what the parts cost at each cut, where the device's layers have a share of theirs.
@@ -493,17 +507,16 @@ def costs_of_shares(
 
     Args:
         model: the user's network.
-        input_shape: of one sample.
         shares: of the channels.
+        channels: of the network, where the shares are not all.
         costs_of: what parts cost at each cut of a network.
     """
     whole = costs_of(model)
-    found, channels = dict[float, dict[str, PartCosts]](), None
+    found = dict[float, dict[str, PartCosts]]()
     for share in shares:
-        if share == 1:
+        if share == 1 or channels is None:
             found[share] = dict(whole)
             continue
-        channels = channels or channels_of(model, input_shape)
         narrow = costs_of(channels.sliced(share)[0])
         found[share] = {
             cut: (device, whole[cut][1])

@@ -211,7 +211,14 @@ class Varied:
         shares = self.submodel.stated_shares()
         if len(specs) == 1 and shares == [1.0]:
             return Quantized(specs[0]).prepare(model, input_shape, clients, rounds, rule)
-        makes = Making(model, input_shape, specs, shares, self.submodel.statistics == "own")
+        makes = Making(
+            model,
+            input_shape,
+            specs,
+            shares,
+            None if shares == [1.0] else channels_of(model, input_shape),
+            self.submodel.statistics == "own",
+        )
         kinds = sorted(makes.kinds(), key=lambda kind: (kind.share, kind.cost.bops))
         network = VariedNetwork(
             makes.whole,
@@ -276,6 +283,27 @@ def varied(
 Layers = frozenset[str] | None
 
 
+def sliceable(
+    submodel: SubmodelSettings, model: nn.Module, input_shape: Inputs
+) -> tuple[SubmodelSettings, Channels | None]:
+    """Return the settings for a network, and its channels where clients may have a share of them.
+
+    What is left open is all of them, where no layer could be narrower; that is logged.
+
+    Raises:
+        ValueError: that is so, and a share is stated; names submodel.share.
+    """
+    if submodel.stated_shares() == [1.0]:
+        return submodel, None
+    try:
+        return submodel, channels_of(model, input_shape)
+    except ValueError as error:
+        if AUTO not in submodel.shares().values.values():
+            raise
+        log.info("%s=%s: all clients have all channels: %s", SHARE, AUTO, error)
+        return SubmodelSettings(), None
+
+
 def channels_of(model: nn.Module, input_shape: Inputs) -> Channels:
     """Return which channels of a network belong together, and log what stays whole.
 
@@ -299,11 +327,9 @@ class Making:
         input_shape: of one sample.
         specs: bit widths that clients have.
         shares: of the channels that clients have, in order.
+        channels: of the network, where these are not all.
         own_statistics: whether each kind has running statistics of its own.
         quantize: makes the network of a width.
-
-    Raises:
-        ValueError: the network has no layer that could be narrower; names submodel.share.
     """
 
     def __init__(
@@ -312,13 +338,14 @@ class Making:
         input_shape: Inputs,
         specs: Sequence[QuantSpec],
         shares: Sequence[float] = (1.0,),
+        channels: Channels | None = None,
         own_statistics: bool = False,
         quantize: Callable[[nn.Module, QuantSpec], nn.Module] = quantize,
     ) -> None:
         self._model, self._input_shape, self._quantize = model, input_shape, quantize
         self._specs, self._shares, self._own_statistics = specs, shares, own_statistics
-        self._has_bits, self._has_shares = len(specs) > 1, tuple(shares) != (1.0,)
-        self._channels = channels_of(model, input_shape) if self._has_shares else None
+        self._has_bits, self._has_shares = len(specs) > 1, channels is not None
+        self._channels = channels
         self._narrow: dict[tuple[float, Layers], tuple[nn.Module, dict[str, Kept]]] = {}
         self._quantized: dict[tuple[float, QuantSpec, Layers], nn.Module] = {}
         self.whole = copy.deepcopy(model if self._has_bits else self._network(1.0, specs[0]))

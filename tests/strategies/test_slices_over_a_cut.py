@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import assert_same_run, rounds, simulate, small
 from safetensors.numpy import load_file
+from torch import nn
 
 from app import experiment
 from fleet.cost import cost
@@ -112,6 +113,46 @@ def test_each_entry_is_averaged_over_those_who_hold_it() -> None:
     assert after["stage1.conv.weight"][:, 0, 1, 1] == pytest.approx(channels)
     assert after["stage2.conv.weight"][5, :, 1, 1] == pytest.approx(channels)
     assert after["stage3.conv.weight"] == pytest.approx(of_all)
+
+
+class Mixed(nn.Module):
+    """A network whose first layer makes channels that are mixed, and so stay whole."""
+
+    def __init__(self, num_classes: int, is_deep: bool = True) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 32)
+        self.second = nn.Sequential(nn.Linear(4, 12), nn.ReLU()) if is_deep else nn.Identity()
+        self.head = nn.Linear(12 if is_deep else 4, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mixed = self.first(x.flatten(1)).view(-1, 4, 8).mean(2)
+        output: torch.Tensor = self.head(self.second(mixed))
+        return output
+
+
+MIXED = f"model._target_={__name__}.Mixed"
+
+
+def test_what_is_left_open_is_all_where_nothing_can_be_narrower(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    chosen = ("plan=auto", "fleet=mobile", "plan.floor=0", MIXED, "+model.is_deep=false")
+    _, network = prepared(*chosen)
+    assert {share for _, _, share in network.places} == {1.0}
+    assert "submodel.share=auto: all clients have all channels: " in caplog.text
+    with pytest.raises(ValueError, match=r"submodel\.share: no layer of the network can have"):
+        prepared("submodel.share=0.5", MIXED, "+model.is_deep=false")
+
+
+@pytest.mark.parametrize("bits", ["8", "auto"])
+def test_a_share_needs_a_layer_on_the_device_that_can_be_narrower(bits: str) -> None:
+    chosen = ("fleet=mobile", "submodel.share=0.5", MIXED, f"quant.bits={bits}")
+    says = r"^split\.cut=first: submodel\.share=0\.5: no layer on the device can have fewer"
+    with pytest.raises(ValueError, match=says):
+        prepared(*chosen, "split.cut=first")
+    _, network = prepared(*chosen, "split.cut=second")
+    assert {share for _, _, share in network.places} == {0.5}
 
 
 PLAN = ("fleet=mobile", "clients.total=12", "quant.bits=4", "split.cut=stage2", "link.up=int8")
