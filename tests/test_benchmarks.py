@@ -96,6 +96,7 @@ def test_every_benchmark_is_tested_and_make_bench_runs_those_that_need_no_files(
     assert set(line.partition(":=")[2].split()) == TESTED - {"binary", "privacy", "steps"}
 
 
+@pytest.mark.long
 def test_scale(printed: Callable[[], str]) -> None:
     scale.main(["--clients", "6", "--per-round", "8", "--rounds", "2"])
     ((row,),) = tables(printed())
@@ -153,6 +154,7 @@ def test_evaluation(printed: Callable[[], str]) -> None:
     assert all(number(row[str(batch)]) > 0 for batch in evaluation.BATCHES)
 
 
+@pytest.mark.long
 def test_networks(printed: Callable[[], str]) -> None:
     networks.main(["tutorial", "adaptive"])
     (rows,) = tables(printed())
@@ -191,6 +193,7 @@ def test_hierarchical_of_a_small_network(
 
 
 @pytest.mark.long  # half a minute of traces; the curves are drawn by the next one
+@pytest.mark.long
 def test_hierarchical(printed: Callable[[], str]) -> None:
     hierarchical.main(["--models", "resnet18", "--rates", "0.1", "100"])
     *savings, limits = tables(printed())
@@ -295,6 +298,7 @@ def test_clock(printed: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> N
         assert 0 < simulated < measured * 3
 
 
+@pytest.mark.long
 def test_remote(printed: Callable[[], str]) -> None:
     remote.main(["--batches", "2", "--repeat", "1", "--clients", "8"])
     (rows,) = tables(printed())
@@ -351,6 +355,7 @@ def test_a_sweep_is_compared_by_what_it_found(tmp_path: Path) -> None:
     assert sweep.same(tmp_path / "one", tmp_path / "other") == 0
 
 
+@pytest.mark.long
 def test_binary(printed: Callable[[], str]) -> None:
     arms = ["cnn", "hybrid", "plain"]
     binary.main(
@@ -370,6 +375,7 @@ def test_binary(printed: Callable[[], str]) -> None:
     assert [row["batch"] for row in times] == ["1", "32", "256"]
 
 
+@pytest.mark.long
 def test_privacy(tmp_path: Path, printed: Callable[[], str]) -> None:
     for index, epsilon in enumerate(("null", "1")):
         simulate(

@@ -44,7 +44,11 @@ def statuses(folder: Path) -> dict[tuple[int, int], str]:
     return {(row["round"], row["partition"]): row["status"] for row in rows}
 
 
-@pytest.mark.parametrize("engine", [("engine=serial",), ON_RAY], ids=["serial", "ray"])
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param(("engine=serial",), marks=pytest.mark.long), ON_RAY],
+    ids=["serial", "ray"],
+)
 def test_a_client_that_raises_is_shown_counted_and_left_out(
     engine: tuple[str, ...],
     tmp_path: Path,

@@ -24,7 +24,7 @@ CUTTING = [
     "prune", "hierarchical",
 ]  # fmt: skip
 # The other tests of this file run these, too.
-COVERED = ("split", "splitfed_v3", "deprune")
+COVERED = ("split", "splitfed_v1", "splitfed_v3", "deprune", "prune")
 THREE = ("clients.total=3", "data.max_train=120")
 HERE = "127.0.0.1:0"
 

@@ -59,6 +59,7 @@ def test_a_failing_job_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "this phone is broken" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 def test_an_interpolation_is_shown_as_its_value(tmp_path: Path) -> None:
     sweep = ("train.lr=0.1,0.2", "train.server_lr=${train.lr},0.5", f"hydra.sweep.dir={tmp_path}")
     result = run("-m", "strategy=splitfed_v1", *sweep, *SERIAL)
@@ -152,6 +153,7 @@ def test_a_finished_run_that_grows_is_unfinished_until_it_is_done(tmp_path: Path
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.long
 def test_glob_and_range_sweeps(tmp_path: Path) -> None:
     quiet = (*SERIAL, "rounds=1", "tracker.wandb.mode=disabled", f"hydra.sweep.dir={tmp_path}")
     result = run("-m", "strategy=glob(splitfed*)", "seed=range(2)", *quiet)

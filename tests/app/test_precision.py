@@ -51,7 +51,7 @@ def two_processes() -> Iterator[Simulator]:
     simulator.close()
 
 
-IN_EVERY_RUN = ("oqfl", "splitfed_v1", "ushaped", "hierarchical")
+IN_EVERY_RUN = ("oqfl", "hierarchical")
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,10 @@ def test_smallest_images_are_the_smallest():
             model(torch.zeros(2, 3, size, size, device="meta"))
 
 
-@pytest.mark.parametrize("builder", [row[0] for row in WITH_STEM])
+@pytest.mark.parametrize(
+    "builder",
+    [pytest.param(row[0], marks=pytest.mark.long if row[0] in LONG else ()) for row in WITH_STEM],
+)
 def test_stem_follows_the_size_of_the_input(builder):
     def state(shape, stem):
         model = on_meta(builder, input_shape=shape, stem=stem)

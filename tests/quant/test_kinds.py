@@ -266,7 +266,10 @@ class Seen(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long if i % 2 else ()) for i, n in enumerate(NETWORKS)],
+)
 def test_operands_have_few_values_and_the_cost_says_so(name):
     spec = QuantSpec(3, 3, edge_bits=5)
     model = trained(name, spec)

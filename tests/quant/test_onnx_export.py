@@ -47,7 +47,7 @@ def types(path: Path, op: str) -> list[int]:
     return [kinds[node.input[2]] for node in graph.node if node.op_type == op]
 
 
-@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("bits", [pytest.param(2, marks=pytest.mark.long), 4])
 def test_trained_on_digits(bits: int, tmp_path: Path) -> None:
     data = digits.load(tmp_path)
     torch.manual_seed(0)

@@ -107,6 +107,7 @@ def own_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_rounds_and_jobs(own_temporary: Path) -> None:
     many_rounds(own_temporary, 60)
     many_jobs(own_temporary, 6)

@@ -38,7 +38,10 @@ def test_a_share_of_one_for_all_is_splitfed_v1(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "one", tmp_path / "mapping")
 
 
-@pytest.mark.parametrize("model", [("model=cnn", "model.norm=batch"), ("model=resnet8",)])
+@pytest.mark.parametrize(
+    "model",
+    [("model=cnn", "model.norm=batch"), pytest.param(("model=resnet8",), marks=pytest.mark.long)],
+)
 def test_behind_all_layers_that_can_be_narrow_it_is_heterofl(
     model: tuple[str, ...], tmp_path: Path
 ) -> None:

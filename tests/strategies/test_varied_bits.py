@@ -178,7 +178,8 @@ def test_bits_over_a_cut(side: str, tmp_path: Path) -> None:
 
 def test_a_plan_takes_least_with_the_capacity_it_must_have() -> None:
     chosen = ("strategy=splitfed_v1", "plan=auto", "fleet=mobile", "clients.total=20")
-    config = small(*chosen, "plan.floor={phone_low: 0, default: 1}", "fleet.objective=joules")
+    open_ = ("submodel.share=1", "fleet.objective=joules")
+    config = small(*chosen, "plan.floor={phone_low: 0, default: 1}", *open_)
     method = experiment.strategy(config)
     experiment.prepare(config, method)
     network = method.prepared().in_round(1)
