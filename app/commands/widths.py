@@ -2,9 +2,10 @@
 
     python -m app.widths runs/<name>/<time> [--bits 2 3 4 5 6 7 8 32] [--batches 8] [--trust]
 
-Takes runs of fedavg and oqfl, of one width or of one per client. A width that clients trained has
-steps of its own; for the others every step is set by the largest |value|, as `app.ptq` does it.
-Prints accuracy on the test set, and writes widths.json into the run's folder.
+Takes runs whose model is a whole network, of one width or of one per client, also over a cut. A
+width that clients trained has steps of its own, with which all channels are tested; for the others
+every step is set by the largest |value|, as `app.ptq` does it. Prints accuracy on the test set, and
+writes widths.json into the run's folder.
 """
 
 import argparse
@@ -27,8 +28,11 @@ from app.config.stored import TRUST
 from app.evaluation import measure
 from app.experiment import Experiment
 from app.run_folder import fill, load_experiment, load_weights, refuse_private, write_json
+from app.summary import kinds_of
 from quant.layers import QuantSpec, quantize
 from strategies.client.training import load_arrays
+from strategies.server.cuts import CutNetwork
+from strategies.server.kinds import mark_of
 from strategies.server.varied import VariedNetwork
 from tracking.text import line
 
@@ -90,13 +94,16 @@ def models(chosen: Experiment, run: Path) -> tuple[nn.Module, dict[int, nn.Modul
     experiment.prepare(chosen, method)
     network = method.prepared().in_round(1)
     learned: dict[int, nn.Module] = {}
-    if isinstance(network, VariedNetwork):
+    if kinds := sorted(kinds_of(network), key=lambda kind: kind.share):
+        assert isinstance(network, VariedNetwork | CutNetwork)
         if network.model.state_dict().keys() != weights.keys():
             raise ValueError(f"{run}: not the model of this run's configuration")
-        for kind in network.kinds.values():
-            spec = kind.spec
+        for kind in kinds:
+            spec, view = kind.spec, kind.view
+            if chosen.submodel.statistics == "shared":  # else no other network has any
+                view = network.fresh.get(mark_of(spec), view)
             if kind.has_begun(weights) and spec.weight_bits == spec.act_bits:
-                learned[spec.weight_bits] = kind.view.loaded(weights)
+                learned[spec.weight_bits] = view.loaded(weights)
         load_arrays(model, {name: weights[name] for name in model.state_dict()})
         return model, learned
     if not any("_quantizer." in name for name in weights):

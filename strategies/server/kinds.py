@@ -162,6 +162,11 @@ def bits_name(spec: QuantSpec) -> str:
     return f"{weight}bit" if weight == act else f"w{weight}a{act}bit"
 
 
+def mark_of(spec: QuantSpec) -> str:
+    """Name of the mark that says whether the quantizers of these bits are trained."""
+    return f"{_prefix(bits_name(spec))}.{BEGUN}"
+
+
 def kind_name(share: float, spec: QuantSpec, has_shares: bool, has_bits: bool) -> str:
     """Of a kind: its share in per cent where shares differ, its bits where these do."""
     names = [f"width{100 * share:g}"] if has_shares else []
@@ -417,7 +422,7 @@ class Making:
         if not self._has_bits:
             return {}
         return {
-            f"{_prefix(bits_name(spec))}.{BEGUN}": self._view(1.0, spec, may_own=False)
+            mark_of(spec): self._view(1.0, spec, may_own=False)
             for spec in self._specs
             if not spec.is_identity
         }

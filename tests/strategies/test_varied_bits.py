@@ -216,10 +216,13 @@ def test_what_cannot_be_is_one_line(overrides: tuple[str, ...], says: str) -> No
     assert "\n" not in str(error.value)
 
 
-def test_any_width_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("strategy", ["splitfed_v1", pytest.param("oqfl", marks=pytest.mark.long)])
+def test_any_width_of_a_finished_run(
+    strategy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     done = run_main(
-        "strategy=oqfl", "quant.bits={0:4,1:4,default:32}", "engine=serial", "clients.total=4",
-        "rounds=2", "tracker.wandb.mode=disabled", f"hydra.run.dir={tmp_path / 'run'}",
+        f"strategy={strategy}", "quant.bits={0:4,1:4,default:32}", "engine=serial", "rounds=2",
+        "clients.total=4", "tracker.wandb.mode=disabled", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
