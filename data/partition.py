@@ -239,11 +239,9 @@ def _apply(
         """Gives a column as an array, which `datasets` would have made value by value."""
 
         def __getitem__(self, key: Any) -> Any:
-            return (
-                super().__getitem__(slice(None))[key]
-                if isinstance(key, str)
-                else (super().__getitem__(key))
-            )
+            if isinstance(key, str):
+                return super().__getitem__(slice(None))[key]
+            return super().__getitem__(key)
 
     table = Table.from_dict({"row": rows, "label": labels})
     partitioner.dataset = table.with_format("numpy")

@@ -193,7 +193,6 @@ def test_hierarchical_of_a_small_network(
 
 
 @pytest.mark.long  # half a minute of traces; the curves are drawn by the next one
-@pytest.mark.long
 def test_hierarchical(printed: Callable[[], str]) -> None:
     hierarchical.main(["--models", "resnet18", "--rates", "0.1", "100"])
     *savings, limits = tables(printed())

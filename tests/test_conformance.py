@@ -68,6 +68,7 @@ ROWS: dict[str, list[tuple[str, ...]]] = {
             "quant.bits={0:4,default:8}",
             "submodel.share={0:0.25,1:0.5,default:1.0}",
         ),
+        ("quant.bits=4", "split.cut=0.6", "train.server_lr=0.05"),
     ],
     "splitfed_v2": [(), ("link.up=sign", "link.down=sign", "model.norm=batch")],
     "splitfed_v3": [(), ("link.up=randtopk", "clients.per_round=4", "evaluate.clients=3")],

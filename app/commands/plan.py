@@ -40,7 +40,7 @@ from models.slices import Channels
 from quant.layers import FULL_PRECISION, QuantSpec, quantize
 from strategies.server.cuts import PartCosts
 from strategies.server.cutting import costs_of_shares
-from strategies.server.kinds import SubmodelSettings, Widths, bits_name, sliceable
+from strategies.server.kinds import SubmodelSettings, Widths, bits_name, share_name, sliceable
 from strategies.server.planning import Planning, PlanSettings
 from strategies.server.workload import Pieces, cost_at, local_round, split_round
 from tracking.text import line
@@ -98,8 +98,7 @@ def _cuts(chosen: Experiment, spec: QuantSpec) -> Iterator[tuple[str, ClientWork
     link, batch = chosen.link, train.batch_size
     labels_of = chosen.task.objective().label_bytes
     whole = joined(pieces.costs)
-    reads = experiment.method_class(chosen).reads
-    has_shares = is_under("submodel.share", reads) and is_under("split.cut", reads)
+    has_shares = is_under("submodel.share", experiment.method_class(chosen).reads)
     submodel = chosen.submodel if has_shares else SubmodelSettings()
     submodel, channels = sliceable(submodel, network, inputs)
     shares = submodel.stated_shares()
@@ -111,15 +110,12 @@ def _cuts(chosen: Experiment, spec: QuantSpec) -> Iterator[tuple[str, ClientWork
     found = costs_of_shares(network, shares, channels, costs_of)
     for name in pieces.names:
         for share in shares:
-            if name in found[share]:
-                device, server = found[share][name]
-                work = split_round(device, server, batch, train, link, (0, 0), labels_of)
-                bops = sum(part.bops for part in [*device, server])
-                yield (
-                    name if shares == [1.0] else f"{name} width{100 * share:g}",
-                    work,
-                    bops,
-                )
+            if name not in found[share]:
+                continue
+            device, server = found[share][name]
+            work = split_round(device, server, batch, train, link, (0, 0), labels_of)
+            row = name if shares == [1.0] else f"{name} {share_name(share)}"
+            yield row, work, sum(part.bops for part in [*device, server])
     yield WHOLE, local_round(whole, batch, train, (0, 0)), whole.bops
 
 
@@ -130,7 +126,7 @@ def _slices(chosen: Experiment, spec: QuantSpec) -> Iterator[tuple[str, ClientWo
     for share in chosen.submodel.stated_shares():
         found = cost_at(quantize(channels.sliced(share)[0], spec), chosen.network.inputs)
         yield (
-            f"width{100 * share:g}",
+            share_name(share),
             local_round(found, train.batch_size, train, (0, 0)),
             found.bops,
         )

@@ -348,7 +348,7 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
     else:
         unread.add("plan")
     if config.submodel.share == 1 and is_under("split.cut", reads):
-        unread.add("submodel.share")  # as before it was read over a cut
+        unread.add("submodel.share")  # hashes stay those from before it was read over a cut
     if config.submodel.statistics == "shared":
         unread.add("submodel.statistics")
     if config.train.augment == "none":

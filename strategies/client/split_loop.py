@@ -116,7 +116,7 @@ def quantized(model: nn.Module, spec: QuantSpec, side: Side, split: CutAt | None
     model = quantize(model, spec)
     if spec.is_identity or side.name == "both" or split is None:
         return model
-    return without_quantizers(model, set(layers_on_device(model, split)))
+    return without_quantizers(model, layers_on_device(model, split))
 
 
 def layers_on_device(model: nn.Module, split: CutAt) -> frozenset[str]:

@@ -18,6 +18,7 @@ from fleet.clock import Rule
 from fleet.cost import RoundCost
 from fleet.cost import cost as cost_on
 from fleet.per_client import AUTO, DEFAULT, PerClient
+from fleet.plan import Fleet
 from fleet.population import Client as FleetClient
 from fleet.selection import num_selected
 from fleet.work import ClientWork
@@ -47,6 +48,7 @@ from strategies.server.kinds import (
     Widths,
     bits_name,
     check_per_client,
+    share_name,
     sliceable,
 )
 from strategies.server.method import Clients, RoundSettings
@@ -272,11 +274,14 @@ class Cut:
     ) -> tuple[Callable[[int, str], Choice], Sequence[Choice]]:
         """What a client has, given its partition and device, and all that there may be."""
         cuts, shares = self.split.cuts(), self.submodel.shares()
-        if AUTO in cuts.values.values() and not self.takes_mapping:
-            cuts = self.best_cut(model, input_shape, clients, rounds, rule)
-        elif self._open_keys():
-            best = self.best_choices(model, input_shape, channels, clients, rounds, rule)
-            return best.of_client, list(dict.fromkeys(best.values.values()))
+        if open_keys := self._open_keys():
+            known = Known.of(clients, open_keys)
+            if self.takes_mapping:
+                costs = self._costs_of_choices(model, input_shape, channels)
+                best = self.best_choices(costs, known, rounds, rule)
+                return best.of_client, list(dict.fromkeys(best.values.values()))
+            whole = quantized(model, self.spec, self.side, None)
+            cuts = self.best_cut(self._candidates(whole, input_shape), known, rounds, rule)
 
         def choice_of(partition: int, device: str) -> Choice:
             spec = self.spec if self.widths is None else self.widths.spec_of(partition, device)
@@ -298,13 +303,7 @@ class Cut:
         return [f"{key}={AUTO}" for key in [*found, *(["quant.bits"] if is_open else [])]]
 
     def best_choices(
-        self,
-        model: nn.Module,
-        input_shape: Inputs,
-        channels: Channels | None,
-        clients: Clients,
-        rounds: RoundSettings,
-        rule: Rule,
+        self, costs: Mapping[Choice, PartCosts], known: "Known", rounds: RoundSettings, rule: Rule
     ) -> PerClient[Choice]:
         """Return the best cut, bits and share for each client, of those that the user leaves open.
 
@@ -312,22 +311,14 @@ class Cut:
         time, each bits and share at its best cut. The server's part is priced with all of its
         channels.
         """
-        fleet = clients.fleet
-        if fleet is None or not clients.num_examples:
-            keys = self._open_keys()
-            raise ValueError(
-                f"{', '.join(keys)}: need{'s' * (len(keys) == 1)} a fleet, and the clients' "
-                "numbers of samples"
-            )
+        fleet, sizes, device = known.fleet, known.sizes, known.clients.device
         label = self.plan.label if self.plan.settings.is_auto else ", ".join(self._open_keys())
-        costs = self._costs_of_choices(model, input_shape, channels)
         log.info("%s: %d choices of cut, bits and share", label, len(costs))
         bops = {
             choice: sum(part.bops for part in [*device, server])
             for choice, (device, server) in costs.items()
         }
         in_order, most = sorted(costs, key=bops.__getitem__), max(bops.values(), default=0)
-        sizes = {p: clients.num_examples[p] for p in clients.with_data() if p in fleet.clients}
         participants = num_selected(rounds.clients_per_round, len(sizes))
         cuts, shares = self.split.cuts(), self.submodel.shares()
 
@@ -347,18 +338,18 @@ class Cut:
             return priced[key]
 
         def may_have(choice: Choice, partition: int) -> bool:
-            (cut, spec, share), device = choice, clients.device(partition)
+            (cut, spec, share), name = choice, device(partition)
             return (
-                cuts.of_client(partition, device) in (AUTO, cut)
-                and shares.of_client(partition, device) in (AUTO, share)
-                and (self.widths is None or self.widths.takes(spec, partition, device))
+                cuts.of_client(partition, name) in (AUTO, cut)
+                and shares.of_client(partition, name) in (AUTO, share)
+                and (self.widths is None or self.widths.takes(spec, partition, name))
             )
 
         best: dict[str, Choice] = {DEFAULT: in_order[0]} if in_order else {}
         for p, samples in sizes.items():
             client, open_ = fleet.clients[p], [one for one in in_order if may_have(one, p)]
             if not open_:
-                cut, share = (one.of_client(p, client.device.name) for one in (cuts, shares))
+                cut, share = (one.of_client(p, device(p)) for one in (cuts, shares))
                 raise ValueError(f"split.cut={cut}: {SHARE}={share}: {NOT_NARROW}")
             price = {choice: price_of(choice, client, samples) for choice in open_}
             if not self.plan.settings.is_auto:
@@ -366,17 +357,17 @@ class Cut:
             index = self.plan.choose(
                 [price[choice] for choice in open_],
                 [bops[choice] / most for choice in open_],
-                p, client.device.name, fleet.deadline_s,
+                p, device(p), fleet.deadline_s,
             )  # fmt: skip
             best[str(p)] = open_[index]
-        say(label, {p: self._named(best[str(p)]) for p in sizes}, clients.device)
+        say(label, {p: self._named(best[str(p)]) for p in sizes}, device)
         return PerClient("plan", best)
 
     def _named(self, choice: Choice) -> str:
         """As the log says it."""
         cut, spec, share = choice
         bits = [bits_name(spec)] if self.widths is not None else []
-        shares = [f"width{100 * share:g}"] if self.submodel.stated_shares() != [1.0] else []
+        shares = [share_name(share)] if self.submodel.stated_shares() != [1.0] else []
         return " ".join([str(cut), *shares, *bits])
 
     def _costs_of_choices(
@@ -400,29 +391,17 @@ class Cut:
         return found
 
     def best_cut(
-        self,
-        model: nn.Module,
-        input_shape: Inputs,
-        clients: Clients,
-        rounds: RoundSettings,
-        rule: Rule,
+        self, costs: Mapping[str, PartCosts], known: "Known", rounds: RoundSettings, rule: Rule
     ) -> PerClient[CutName]:
         """Return the best cut for all clients, where the server has one part."""
-        fleet = clients.fleet
-        if fleet is None or not clients.num_examples:
-            raise ValueError(
-                f"split.cut={AUTO}: needs a fleet, and the clients' numbers of samples"
-            )
-        costs = self._candidates(quantized(model, self.spec, self.side, None), input_shape)
         names = list(costs)
 
         @functools.cache
         def work(name: str, samples: int) -> ClientWork:
             return self._work(costs[name], samples, rounds)
 
-        sizes = {p: clients.num_examples[p] for p in clients.with_data() if p in fleet.clients}
-        works = [{p: work(name, samples) for p, samples in sizes.items()} for name in names]
-        best = names[fleet.best(works, rule, self.objective)]
+        works = [{p: work(name, samples) for p, samples in known.sizes.items()} for name in names]
+        best = names[known.fleet.best(works, rule, self.objective)]
         log.info("split.cut=%s: %s", AUTO, best)
         return PerClient("split.cut", {DEFAULT: best})
 
@@ -482,6 +461,37 @@ class Cut:
         except ValueError as error:
             raise ValueError(f"split.cut={cut}: {error}") from error
         return CutAt(at, self._tail(model, input_shape))
+
+
+@dataclass(frozen=True)
+class Known:
+    """Clients of whom enough is known to choose for them.
+
+    Attributes:
+        clients: all of them.
+        fleet: theirs.
+        sizes: samples of those with data and a device.
+    """
+
+    clients: Clients
+    fleet: Fleet
+    sizes: Mapping[int, int]
+
+    @staticmethod
+    def of(clients: Clients, open_keys: Sequence[str]) -> "Known":
+        """Return them.
+
+        Raises:
+            ValueError: there is no fleet, or nothing is known of their samples; names the keys.
+        """
+        fleet = clients.fleet
+        if fleet is None or not clients.num_examples:
+            raise ValueError(
+                f"{', '.join(open_keys)}: need{'s' * (len(open_keys) == 1)} a fleet, and the "
+                "clients' numbers of samples"
+            )
+        found = {p: clients.num_examples[p] for p in clients.with_data() if p in fleet.clients}
+        return Known(clients, fleet, found)
 
 
 def kind_at(making: Making, model: nn.Module, split: CutAt, spec: QuantSpec, share: float) -> Kind:

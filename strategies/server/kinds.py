@@ -162,6 +162,11 @@ def bits_name(spec: QuantSpec) -> str:
     return f"{weight}bit" if weight == act else f"w{weight}a{act}bit"
 
 
+def share_name(share: float) -> str:
+    """Of a share of the channels: ``width50``."""
+    return f"width{100 * share:g}"
+
+
 def mark_of(spec: QuantSpec) -> str:
     """Name of the mark that says whether the quantizers of these bits are trained."""
     return f"{_prefix(bits_name(spec))}.{BEGUN}"
@@ -169,7 +174,7 @@ def mark_of(spec: QuantSpec) -> str:
 
 def kind_name(share: float, spec: QuantSpec, has_shares: bool, has_bits: bool) -> str:
     """Of a kind: its share in per cent where shares differ, its bits where these do."""
-    names = [f"width{100 * share:g}"] if has_shares else []
+    names = [share_name(share)] if has_shares else []
     return "_".join([*names, *([bits_name(spec)] if has_bits or not names else [])])
 
 

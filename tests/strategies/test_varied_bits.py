@@ -216,7 +216,7 @@ def test_what_cannot_be_is_one_line(overrides: tuple[str, ...], says: str) -> No
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("strategy", ["splitfed_v1", pytest.param("oqfl", marks=pytest.mark.long)])
+@pytest.mark.parametrize("strategy", ["oqfl", "splitfed_v1"])
 def test_any_width_of_a_finished_run(
     strategy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
