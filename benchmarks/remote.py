@@ -1,6 +1,7 @@
 """A server's half behind the service beside one in the client's process: wall time and processor.
 
-    python -m benchmarks.remote [--model lenet5] [--cut stage2] [--batches 60] [--repeat 5]
+    python -m benchmarks.remote [--strategy splitfed_v1] [--model lenet5] [--cut stage2]
+                                [--batches 60] [--repeat 5]
 
 The service has a process of its own; the clients are threads of this one, all at once, over TLS on
 the loopback interface. Beside the client, as in a simulation, they train one after another. Both
@@ -63,10 +64,10 @@ class Setup:
         return Task(settings, Streams(0, 1, partition), samples)
 
 
-def overrides_of(model: str, cut: str, clients: int, batches: int) -> list[str]:
+def overrides_of(strategy: str, model: str, cut: str, clients: int, batches: int) -> list[str]:
     """An experiment of so many clients with so many batches each."""
     return [
-        "strategy=splitfed_v1", f"model={model}", f"split.cut={cut}", f"clients.total={clients}",
+        f"strategy={strategy}", f"model={model}", f"split.cut={cut}", f"clients.total={clients}",
         "train.lr=0.01", "train.epochs=1", f"train.batch_size={BATCH}", "engine=serial",
         *random_data.overrides(clients * batches * BATCH),
     ]  # fmt: skip
@@ -163,10 +164,9 @@ class Clients:
 
 
 def measure(
-    model: str, cut: str, batches: int, repeat: int, most: int, is_free: bool
+    overrides: Sequence[str], batches: int, repeat: int, most: int, is_free: bool
 ) -> list[tuple[str, int, list[tuple[Took, Took]]]]:
     """Return, of each link and number of clients, pairs beside and elsewhere."""
-    overrides = overrides_of(model, cut, most, batches)
     context = multiprocessing.get_context("spawn")
     mine, its = context.Pipe()
     process = context.Process(target=serve, args=(its, overrides, is_free), daemon=True)
@@ -201,6 +201,9 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--strategy", default="splitfed_v1", choices=("splitfed_v1", "hierarchical")
+    )
     parser.add_argument("--model", default="lenet5")
     parser.add_argument("--cut", default="stage2")
     parser.add_argument("--batches", type=int, default=60)
@@ -208,12 +211,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=max(CLIENTS), help="at most so many")
     parser.add_argument("--free", action="store_true", help="on any processor at any time")
     given = parser.parse_args(argv)
-    found = measure(given.model, given.cut, given.batches, given.repeat, given.clients, given.free)
+    overrides = overrides_of(given.strategy, given.model, given.cut, given.clients, given.batches)
+    if given.strategy == "hierarchical":
+        overrides.append("strategy.server_half=replicated")  # all clients at once
+    found = measure(overrides, given.batches, given.repeat, given.clients, given.free)
     head = (
         "link", "clients", "exchanges/s", "ms beside", "ms elsewhere", "ratio",
         "CPU ms beside", "CPU ms elsewhere", "CPU ratio",
     )  # fmt: skip
-    print(f"{given.model} cut at {given.cut}; of a batch of {BATCH}, both halves together:\n")
+    what = f"{given.strategy}, {given.model} cut at {given.cut}"
+    print(f"{what}; of a batch of {BATCH}, both halves together:\n")
     print(table(head, [row(*one) for one in found]))
 
 

@@ -212,8 +212,11 @@ class ServerHalf(Protocol):
             is on a device still.
         """
 
-    def learn(self, z: Packet, y: Tensor) -> MeanLoss:
-        """Hierarchical: train on one batch as `step` does; nothing but the mean loss comes back."""
+    def learn(self, z: Packet, y: Tensor) -> None:
+        """Hierarchical: train on one batch as `step` does; nothing comes back, nobody waits."""
+
+    def learnt(self) -> float:
+        """Hierarchical: mean loss per sample of all that was learnt, once it is."""
 
     def forward(self, z: Packet) -> Packet:
         """U-shaped: activations at the second cut, given those at the first."""
@@ -235,6 +238,9 @@ class ColocatedHalf(ServerHalf, Protocol):
     @property
     def bytes_sent(self) -> int:
         """Bytes that this end of the link has sent."""
+
+    def settle(self) -> None:
+        """Do what a packed half puts off until its answer is on the way: the optimizer's step."""
 
     def arrays(self) -> dict[str, Tensor]:
         """State of the server's part, by name."""

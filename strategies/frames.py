@@ -4,16 +4,18 @@
     HELLO version, ticket           →   WELCOME, or REFUSED why
     BEGIN                           →   BEGUN, when the half is this device's
     STEP labels, activations        →   STEPPED loss, gradient
-    LEARN labels, activations       →   LEARNT loss              hierarchical: nothing comes back
+    LEARN labels, activations       →                            hierarchical: nothing comes back
+    LOSS                            →   LEARNT loss              hierarchical: of all batches
     FORWARD activations             →   ACTIVATIONS              U-shaped: labels stay on the device
     BACKWARD gradient               →   GRADIENT
     END                             →   COMMITTED
                                         FAILED why, in place of any answer
 
-A device asks and is answered, one frame each; seed, rates, round, link and cut are not in them: the
-server has its own. As bytes a frame is its kind (1 byte), the length of its header (4 bytes,
-little-endian), the header (JSON: the kind's fields, and the sizes of its packets) and its packets
-(`quant.packet`) one after the other. Only the payloads of these count as traffic.
+A device asks and is answered, one frame each, but for LEARN, which it does not wait for; seed,
+rates, round, link and cut are not in them: the server has its own. As bytes a frame is its kind
+(1 byte), the length of its header (4 bytes, little-endian), the header (JSON: the kind's fields,
+and the sizes of its packets) and its packets (`quant.packet`) one after the other. Only the
+payloads of these count as traffic.
 """
 
 import json
@@ -27,7 +29,7 @@ from torch import Tensor
 
 from quant.packet import LENGTH_BYTES, MAX_HEADER_BYTES, Packet
 
-VERSION = 2  # 1: without bfloat16, and the invitation's precision
+VERSION = 3  # 2: each LEARN was answered; 1: without bfloat16, and the invitation's precision
 OVERHEAD = 1 + 3 * (
     LENGTH_BYTES + MAX_HEADER_BYTES
 )  # most that is no payload: two packets' headers
@@ -58,6 +60,7 @@ class Kind(IntEnum):
     END = 14
     COMMITTED = 15
     FAILED = 16
+    LOSS = 17
 
 
 FIELDS: Mapping[Kind, Mapping[str, type]] = {

@@ -56,10 +56,13 @@ class RemoteHalf:
         found = self._ask(Kind.STEPPED, Frame(Kind.STEP, packets=(labels_packet(y), z)))
         return found.packets[0], found.fields["loss"]
 
-    def learn(self, z: Packet, y: Tensor) -> float:
-        """Activations and labels there, the loss back."""
-        found = self._ask(Kind.LEARNT, Frame(Kind.LEARN, packets=(labels_packet(y), z)))
-        loss: float = found.fields["loss"]
+    def learn(self, z: Packet, y: Tensor) -> None:
+        """Activations and labels there, nothing back: the device trains on meanwhile."""
+        self._send(Frame(Kind.LEARN, packets=(labels_packet(y), z)))
+
+    def learnt(self) -> float:
+        """Wait for what was sent to be learnt, and return the mean loss per sample."""
+        loss: float = self._ask(Kind.LEARNT, Frame(Kind.LOSS)).fields["loss"]
         return loss
 
     def forward(self, z: Packet) -> Packet:
@@ -74,17 +77,38 @@ class RemoteHalf:
         """Have it commit."""
         self._ask(Kind.COMMITTED, Frame(Kind.END))
 
-    def _ask(self, expected: Kind, frame: Frame) -> Frame:
+    def _send(self, frame: Frame) -> None:
+        """Send; where that fails, say what the other side said of it.
+
+        Raises:
+            HalfError: the half is gone.
+        """
         try:
             self._connection.send(frame.to_bytes())
+        except (WebSocketException, OSError) as error:
+            self._receive()  # raises what it said, unless it said nothing
+            raise HalfError(f"the server's half is gone: {error}") from error
+
+    def _ask(self, expected: Kind, frame: Frame) -> Frame:
+        self._send(frame)
+        answer = self._receive()
+        if answer.kind is not expected:
+            raise HalfError(f"{answer.kind.name} in answer to {frame.kind.name}")
+        return answer
+
+    def _receive(self) -> Frame:
+        """Return the next frame.
+
+        Raises:
+            HalfError: the half is gone, refuses, or failed.
+        """
+        try:
             data = self._connection.recv()
         except (WebSocketException, OSError) as error:
             raise HalfError(f"the server's half is gone: {error}") from error
         answer = Frame.from_bytes(data.encode() if isinstance(data, str) else data)
         if answer.kind in (Kind.REFUSED, Kind.FAILED):
             raise HalfError(answer.fields["why"])
-        if answer.kind is not expected:
-            raise HalfError(f"{answer.kind.name} in answer to {frame.kind.name}")
         return answer
 
 

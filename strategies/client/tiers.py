@@ -4,9 +4,10 @@
     loss_edge = L(exit(z), y)                               cloud steps
     device, exit step
 
-Nothing comes back but the cloud's loss. The client never sees where the cloud's part runs: it talks
-to a `ServerHalf` by `learn`, whose dropout has a stream of its own, so that nothing of the cloud
-can be felt on the device, not even by a random draw.
+Nothing comes back but the cloud's mean loss at the end of the round. The client never sees where
+the cloud's part runs: it talks to a `ServerHalf` by `learn`, whose dropout has a stream of its own,
+so that nothing of the cloud can be felt on the device, not even by a random draw. In a process of
+its own the cloud trains while the device goes on.
 """
 
 from collections.abc import Mapping
@@ -143,14 +144,13 @@ def train_tiers(
     if cloud is not None:
         cloud.begin(task)
     of_edge: list[MeanLoss] = []
-    of_cloud: list[MeanLoss] = []
     counts: list[int] = []
     for x, y in samples(data, settings, task.streams):
         z = device(x)
         loss = loss_of(head(z), y)
         if cloud is not None:
             labels = end.send_labels(y, label_dtype)
-            of_cloud.append(cloud.learn(end.send(z), labels))
+            cloud.learn(end.send(z), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -160,7 +160,7 @@ def train_tiers(
     end_training(edge, edge_loss, settings)
     if cloud is None:
         return edge_loss, None
-    cloud_loss = mean_of(of_cloud, counts)
+    cloud_loss = cloud.learnt()
     end_training((), cloud_loss, settings)
     cloud.end()
     return edge_loss, cloud_loss

@@ -26,6 +26,7 @@ from strategies.client.training import (
     begin_training,
     end_training,
     make_optimizer,
+    mean_of,
 )
 from strategies.contract import Task
 
@@ -83,7 +84,8 @@ class LocalHalf:
         end: the server's end of the link.
         after_step: called with the part after each step of its optimizer.
         packed: whether ``end`` packs, because the client is in another process; dropout then has a
-            stream of its own.
+            stream of its own, and who sends the answers calls `settle` after each, so that the
+            client does not wait for the optimizer.
         loss_of: the mean loss of outputs and labels (B, …).
     """
 
@@ -105,6 +107,8 @@ class LocalHalf:
         self._optimizer: torch.optim.Optimizer
         self._run: Callable[..., Any]  # the part, from begin() on
         self._pending: tuple[list[Tensor], Tensor] | None = None
+        self._owes_step = False
+        self._learnt: list[tuple[Tensor, int]] = []  # losses and samples
         self._dropout: Callable[[], AbstractContextManager[None]]  # within it the part runs
         self._cloud: OwnStream  # the same in `learn`
         # torch 2.13 crashes in group norm's backward pass in channels_last where the gradient of
@@ -130,6 +134,7 @@ class LocalHalf:
         begin_training([self._part], task.num_examples)
         self._run = at_once(self._part)
         self._optimizer = make_optimizer([self._part], self._settings.of_server())
+        self._learnt = []
         generator = _dropout_of(self._part)
         self._cloud = OwnStream(generator, task.streams.number("dropout.cloud"))
         if self._packed:
@@ -138,8 +143,16 @@ class LocalHalf:
             self._dropout = nullcontext
             task.streams.seed_dropout()
 
+    def settle(self) -> None:
+        """Take the optimizer's step, where the last batch's is still to be taken."""
+        if self._owes_step:
+            self._owes_step = False
+            self._optimizer.step()
+            self._after_step(self._part)
+
     def step(self, z: Packet, y: Tensor) -> tuple[Packet, Tensor]:
-        """Forward, loss, backward, step."""
+        """Forward, loss, backward; the optimizer's step, or `settle` takes it."""
+        self.settle()
         received, gradients = receive(self._end.receive(z))
         with self._dropout():
             outputs = self._run(received)
@@ -147,17 +160,25 @@ class LocalHalf:
         self._train(loss)
         return self._end.send_gradient(gradients.pop()), loss.detach()
 
-    def learn(self, z: Packet, y: Tensor) -> Tensor:
+    def learn(self, z: Packet, y: Tensor) -> None:
         """As `step`, with dropout in a stream of its own: nothing of it is felt on the device."""
+        self.settle()
         received = self._end.receive(z).detach().requires_grad_(self._asks)
         with self._cloud():
             outputs = self._run(received)
-        loss = self._loss_of(outputs, receive_labels(y))
+        labels = receive_labels(y)
+        loss = self._loss_of(outputs, labels)
         self._train(loss)
-        return loss.detach()
+        self._learnt.append((loss.detach(), len(labels)))
+
+    def learnt(self) -> float:
+        """Mean loss per sample of what `learn` has trained on in this round."""
+        losses, counts = zip(*self._learnt, strict=True)
+        return mean_of(losses, counts)
 
     def forward(self, z: Packet) -> Packet:
         """Forward alone."""
+        self.settle()
         received, gradients = receive(self._end.receive(z))
         with self._dropout():
             h = self._run(received)
@@ -176,13 +197,15 @@ class LocalHalf:
 
     def end(self) -> None:
         """Keep the steps of quantizers positive, and refuse weights that are no numbers."""
+        self.settle()
         end_training([self._part], None, self._settings)
 
     def _train(self, loss: Tensor) -> None:
         self._optimizer.zero_grad()
         loss.backward()
-        self._optimizer.step()
-        self._after_step(self._part)
+        self._owes_step = True
+        if not self._packed:
+            self.settle()
 
 
 def _dropout_of(part: nn.Module) -> torch.Generator:

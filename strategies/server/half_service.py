@@ -528,7 +528,10 @@ class Session:
             device.send(Frame(Kind.BEGUN))
             for size in turn.batches:
                 self._batch(half, size)
-            self._due(Kind.END)
+                half.settle()
+            if self._due(Kind.END, Kind.LOSS).kind is Kind.LOSS:
+                device.send(Frame(Kind.LEARNT, {"loss": half.learnt()}))
+                self._due(Kind.END)
             half.end()
             trained = {name: tensor.clone() for name, tensor in half.arrays().items()}
             device.round.commit(device.partition, Trained(trained, self._bytes_up, half.bytes_sent))
@@ -547,7 +550,7 @@ class Session:
         if len(labels) != size:
             raise FrameError(f"{len(labels)} labels for {size} samples")
         if frame.kind is Kind.LEARN:
-            self._line.send(Frame(Kind.LEARNT, {"loss": float(half.learn(activations, labels))}))
+            half.learn(activations, labels)
             return
         found, loss = half.step(activations, labels)
         self._line.send(Frame(Kind.STEPPED, {"loss": float(loss)}, (found,)))

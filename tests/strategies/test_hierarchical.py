@@ -117,9 +117,8 @@ def test_activations_go_up_without_a_graph() -> None:
     class Watching(LocalHalf):
         def learn(self, z, y):
             seen.append(z.values.requires_grad)
-            loss = super().learn(z, y)
+            super().learn(z, y)
             seen.append(z.values.grad is not None)
-            return loss
 
     client = Client("model=cnn", "split.cut=stage2")
     tiers = hierarchical.tiers_in(client.network, client.arrays)

@@ -56,6 +56,15 @@ class Adding:
         self.bytes_sent += z.num_bytes
         return z, float(self._w)
 
+    def learn(self, z: Packet, y: Tensor) -> None:
+        self._w += Fp32().decode(z).mean()
+
+    def learnt(self) -> float:
+        return float(self._w)
+
+    def settle(self) -> None:
+        pass
+
     def end(self) -> None:
         if not torch.isfinite(self._w).all():
             raise FloatingPointError("training diverged")
@@ -135,6 +144,63 @@ def test_thirty_two_at_once(service: HalfService) -> None:
         assert [float(halves.take(p).arrays["w"]) for p in range(32)] == [
             2.0 * p for p in range(32)
         ]
+
+
+class Slow(Adding):
+    """Learns a batch, or fails, when it may."""
+
+    def __init__(self, arrays: Mapping[str, Tensor], may: threading.Event, fails: bool) -> None:
+        super().__init__(arrays)
+        self._may, self._fails = may, fails
+
+    def learn(self, z: Packet, y: Tensor) -> None:
+        assert self._may.wait(WAIT_S)
+        if self._fails:
+            raise FloatingPointError("training diverged")
+        super().learn(z, y)
+
+
+def slow_turn(may: threading.Event, batches: int, fails: bool = False) -> Turn:
+    @contextlib.contextmanager
+    def lend(arrays: Mapping[str, Tensor], task: Task) -> Iterator[Any]:
+        yield Slow(arrays, may, fails)
+
+    return replace(turn(0, batches), make=lend)
+
+
+def test_what_is_learnt_is_not_waited_for(service: HalfService) -> None:
+    """A device trains to the end of its round before the half has learnt anything."""
+    may, batches = threading.Event(), 40
+    with (
+        service.open_round([slow_turn(may, batches)]) as (halves, invitations),
+        dialled(invitations[0]) as connection,
+    ):
+        half = RemoteHalf(connection, invitations[0].ticket)
+        half.begin(Task({}, Streams(0, 1, 0), 0))
+        for _ in range(batches):
+            half.learn(*batch())
+        may.set()
+        assert half.learnt() == batches
+        half.end()
+        trained = halves.take(0)
+    assert trained.arrays["w"] == batches
+    assert trained.bytes_down == 0 < trained.bytes_up
+
+
+def test_a_device_that_does_not_wait_is_told_what_failed(service: HalfService) -> None:
+    may, batches = threading.Event(), 10_000
+    may.set()
+    with (
+        service.open_round([slow_turn(may, batches, fails=True)]) as (halves, invitations),
+        dialled(invitations[0]) as connection,
+    ):
+        half = RemoteHalf(connection, invitations[0].ticket)
+        half.begin(Task({}, Streams(0, 1, 0), 0))
+        with pytest.raises(HalfError, match="training diverged"):
+            for _ in range(batches):
+                half.learn(*batch())
+        with pytest.raises(ValueError, match="did not come to an end"):
+            halves.take(0)
 
 
 # From one client to the next ----------------------------------------------------------------------
