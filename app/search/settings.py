@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SAMPLERS = ("tpe", "nsga2", "random")
+SAMPLERS = ("tpe", "gp", "nsga2", "random")
 VALIDATION = ("best_validation_accuracy", "final_validation_accuracy")
 PRUNABLE = VALIDATION  # what the accuracy after a round says something about
 MOST_TRIALS = 10_000
@@ -40,7 +40,7 @@ class SearchSettings:
     )
     sampler: str | None = field(
         default=None,
-        metadata={"help": "tpe, nsga2, random; null: tpe for one objective, nsga2 for several"},
+        metadata={"help": "tpe, gp, nsga2, random; null: tpe for one objective, nsga2 for several"},
     )
     prune: bool = field(
         default=False,

@@ -21,7 +21,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.samplers.nsgaii import BLXAlphaCrossover
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -216,6 +216,8 @@ def _sampler(settings: SearchSettings, number: int) -> BaseSampler:
     match settings.sampled_by:
         case "random":
             return RandomSampler(seed=seed)
+        case "gp":
+            return GPSampler(seed=seed)
         case "nsga2":
             # Between the parents' numbers and a little beyond: with Optuna's default, which takes
             # each number from one parent, one trial in four repeated another.
