@@ -15,7 +15,7 @@ from app import experiment
 from app.config.composition import compose
 from benchmarks.table import table
 from quant.layers import quantized_layers, weight_quantizers
-from strategies.oqfl import encode_weights
+from strategies.codes import encode_weights
 
 
 def part(name: str, weights: dict[str, int], bits: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
 
-WIRES = ("latent", "codes", "codes_both")
+WIRES = ("latent", "codes", "codes_both", "updates", "updates_both")
 SIDES = ("both", "client")
 AUTO = "auto"
 # What `QuantSpec` is made of, as keys of the configuration.
@@ -42,7 +42,10 @@ class QuantSettings:
     )
     wire: str = field(
         default="latent",
-        metadata={"help": "oqfl: transmit latent (fp32), codes (uplink), codes_both"},
+        metadata={
+            "help": "oqfl: transmit latent (fp32), codes (of weights, uplink), codes_both, updates "
+            "(codes of what changed, uplink), updates_both"
+        },
     )
     side: str = field(
         default="both", metadata={"help": "quantized part of a split network: both, client"}

@@ -33,9 +33,9 @@ from strategies.client.training import (
     samples,
     train_epochs,
 )
+from strategies.codes import load_as_told, sent_as_told, wire_of
 from strategies.contract import ClientData, MeanLoss, ServerHalf, Settings, Task, Update
 from strategies.messages import SHARE, SHARES, objective_of, unpack_settings
-from strategies.oqfl import load_as_told, sent_as_told, wire_of
 from strategies.server.aggregation import Averaging, AveragingSettings
 from strategies.server.kinds import SubmodelSettings, is_share, kept_of, varied
 from strategies.server.loop import FederatedStrategy
@@ -155,9 +155,9 @@ class FjORDClient:
         server: ServerHalf | None,
     ) -> Update:
         """Load the client's part of the global model, train it, send it or its codes."""
-        load_as_told(model.model, arrays, task.settings)
+        began = load_as_told(model.model, arrays, task.settings)
         loss = train_nested(model, data, task)
-        return Update(sent_as_told(model.model, task), len(data), loss)
+        return Update(sent_as_told(model.model, began, task), len(data), loss)
 
     def colocated(
         self, model: Nested, arrays: Mapping[str, Tensor], task: Task, packed: bool = False

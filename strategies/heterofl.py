@@ -22,9 +22,10 @@ from models.slices import Channels
 from quant.layers import FULL_PRECISION, QuantSpec, quantize
 from quant.settings import QUANTIZERS, QuantSettings
 from strategies import messages
+from strategies.codes import wire_of
 from strategies.contract import Settings
 from strategies.messages import SHARE, unpack_settings
-from strategies.oqfl import OQFLClient, wire_of
+from strategies.oqfl import OQFLClient
 from strategies.server.aggregation import Averaging, AveragingSettings
 from strategies.server.kinds import SubmodelSettings, varied
 from strategies.server.loop import FederatedStrategy

@@ -214,7 +214,7 @@ class Federation:
                     sizes[key] = messages.payload_bytes(arrays, names)
                 expected = on_device(network, partition, whole) if is_alone else whole
                 asked[self.nodes[partition]] = Asked(
-                    partition, expected, network, names, sizes[key]
+                    partition, expected, network, names, sizes[key], start.arrays
                 )
                 sent.append(message)
                 if self.elsewhere is not None and not is_alone:
@@ -322,7 +322,9 @@ class Federation:
             if halves is not None:
                 update = completed(update, halves.take(partition))
             check_report(update, result.num_examples)
-            arrays, masks = self.method.wire.decode(asked.network, update.arrays, partition)
+            arrays, masks = self.method.wire.decode(
+                asked.network, update.arrays, partition, asked.began
+            )
             check_forms(arrays, asked.expected)
             check_arrays(arrays)
         except Exception as problem:  # a stranger's bytes fail to be read in any way
@@ -347,6 +349,7 @@ class Asked:
         network: that it trains.
         names: of the arrays that cross the network; None for all.
         sent_bytes: of those that it was sent.
+        began: the global model of which it was sent its part.
     """
 
     partition: int
@@ -354,6 +357,7 @@ class Asked:
     network: Network | None
     names: frozenset[str] | None
     sent_bytes: int
+    began: Arrays
 
 
 def answered_for(reply: Message, sent: Sequence[Message]) -> int:

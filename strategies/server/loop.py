@@ -299,7 +299,8 @@ class FederatedStrategy(Strategy):
         partition_of = {node: partition for partition, node in federation.nodes.items()}
         results = [
             federation.result(
-                Asked(partition, expected, network, names(network, partition), 0), reply
+                Asked(partition, expected, network, names(network, partition), 0, state.arrays),
+                reply,
             )
             for reply in replies
             for partition in [partition_of[reply.metadata.src_node_id]]

@@ -396,9 +396,20 @@ class Wire(Protocol):
         """What is sent to a client, and to all of its variant."""
 
     def decode(
-        self, network: Network | None, arrays: Mapping[str, Tensor], partition: int
+        self,
+        network: Network | None,
+        arrays: Mapping[str, Tensor],
+        partition: int,
+        began: Arrays,
     ) -> tuple[Arrays, Masks]:
-        """A client's arrays in the global model's names and shapes, and what of them it holds."""
+        """A client's arrays in the global model's names and shapes, and what of them it holds.
+
+        Args:
+            network: of the client's round.
+            arrays: as they came.
+            partition: the client.
+            began: the global model from which it began, as it was before `encode`.
+        """
 
     def num_bytes(self, network: Network, partition: int) -> tuple[int, int]:
         """Bytes of what crosses, to a client and back, from shapes alone."""

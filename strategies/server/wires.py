@@ -50,7 +50,11 @@ class Latent:
         return arrays if network is None else network.view(partition).of(arrays)
 
     def decode(
-        self, network: Network | None, arrays: Mapping[str, Tensor], partition: int
+        self,
+        network: Network | None,
+        arrays: Mapping[str, Tensor],
+        partition: int,
+        began: Arrays,
     ) -> tuple[Arrays, Masks]:
         """As they came."""
         if network is not None:

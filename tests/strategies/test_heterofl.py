@@ -72,7 +72,7 @@ def test_each_entry_is_averaged_over_those_who_hold_it() -> None:
         own = {n: torch.from_numpy(a).clone() for n, a in network.view(partition).of(state).items()}
         for name, tensor in own.items():
             tensor.fill_(True if name.endswith("initialised") else partition + 1.0)
-        arrays, masks = method.method.wire.decode(network, own, partition)
+        arrays, masks = method.method.wire.decode(network, own, partition, {})
         update = Update({}, count, 1.0)
         results.append(Result(partition, count, update=update, arrays=arrays, masks=masks))
     after = method.method.aggregate(ServerState(arrays=state), results, None).arrays

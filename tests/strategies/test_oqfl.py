@@ -16,10 +16,11 @@ from models.cnn import CNN
 from quant.layers import QuantSpec, quantize, weight_quantizers
 from quant.packing import packed_bytes, unpack
 from quant.quantizer import is_step
-from quant.settings import QuantSettings
+from quant.settings import WIRES, QuantSettings
 from strategies import messages
 from strategies.client.training import LocalTraining
-from strategies.oqfl import OQFL, WireSettings, decode_weights, encode_weights, wire_of
+from strategies.codes import WireSettings, decode_weights, encode_weights, wire_of
+from strategies.oqfl import OQFL
 from tests.plain_clients import Memory
 
 ROUNDS, CLIENTS = 2, 5
@@ -140,7 +141,7 @@ def test_each_client_is_decoded_with_its_own_step():
     for step in (0.5, 0.0625):
         network = strategy.prepared().in_round(1)
         arrays = {**encoded, step_name: torch.tensor(step)}
-        decoded, _ = strategy.method.wire.decode(network, arrays, 0)
+        decoded, _ = strategy.method.wire.decode(network, arrays, 0, {})
         np.testing.assert_array_equal(decoded[name].reshape(-1), codes.numpy() * np.float32(step))
 
 
@@ -218,11 +219,13 @@ def bytes_by_hand(bits, coded):
     [
         ("latent", 4, False, False), ("codes", 4, True, False), ("codes", 3, True, False),
         ("codes_both", 4, True, True), ("codes_both", 2, True, True),
+        ("updates", 4, True, False), ("updates_both", 3, True, True),
     ],
 )  # fmt: skip
 def test_bytes_on_the_wire(wire, bits, up_coded, down_coded):
     arrays, sink, model = run("strategy=oqfl", f"quant.bits={bits}", f"quant.wire={wire}")
     up, down = bytes_by_hand(bits, up_coded), bytes_by_hand(bits, down_coded)
+    up += 4 * 4 * wire.startswith("updates")  # a step for the update of each weight
     clients = each(sink)
     assert [c.status for c in clients] == ["ok"] * (ROUNDS * CLIENTS)
     assert {(c.bytes_up, c.bytes_down) for c in clients} == {(up, down)}
@@ -247,7 +250,7 @@ def test_bytes_on_the_wire(wire, bits, up_coded, down_coded):
     assert off_grid.max() > 0.05
 
 
-@pytest.mark.parametrize("wire", ["latent", "codes", "codes_both"])
+@pytest.mark.parametrize("wire", ["latent", "codes", "codes_both", "updates_both"])
 def test_a_run_repeats_bit_for_bit(wire):
     first, one, _ = run("strategy=oqfl", "quant.bits=3", f"quant.wire={wire}")
     second, two, _ = run("strategy=oqfl", "quant.bits=3", f"quant.wire={wire}")
@@ -262,7 +265,7 @@ def test_codes_cost_little():
     assert coded == pytest.approx(latent, rel=0.05)
 
 
-@pytest.mark.parametrize("wire", ["latent", "codes", "codes_both"])
+@pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_32_bits_are_fedavg_bit_for_bit(wire, optimizer):
     common = (f"train.optimizer={optimizer}", "train.weight_decay=0.01", "train.lr=0.005")
@@ -280,7 +283,7 @@ def test_four_bits_are_not_fedavg():
     assert any(not np.array_equal(plain[name], quantized[name]) for name in plain)
 
 
-@pytest.mark.parametrize("wire", ["codes", "codes_both"])
+@pytest.mark.parametrize("wire", ["codes", "updates_both"])
 def test_a_wire_of_codes_needs_prepare(wire):
     with pytest.raises(RuntimeError, match=r"OQFL needs prepare\(\) before start"):
         run("strategy=oqfl", f"quant.wire={wire}", prepare=False)

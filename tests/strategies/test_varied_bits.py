@@ -98,7 +98,7 @@ def test_each_entry_is_averaged_over_those_who_hold_it() -> None:
                 tensor.fill_(0.1 * (partition + 1))
             else:
                 tensor.fill_(partition + 1.0)
-        arrays, masks = method.method.wire.decode(network, own, partition)
+        arrays, masks = method.method.wire.decode(network, own, partition, {})
         update = Update({}, count, 1.0)
         results.append(Result(partition, count, update=update, arrays=arrays, masks=masks))
     after = method.method.aggregate(ServerState(arrays=state), results, None).arrays
