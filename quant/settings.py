@@ -6,7 +6,7 @@ from typing import Any
 
 from quant.layers import BIT_WIDTHS, FULL_PRECISION, QuantSpec
 
-WIRES = ("latent", "codes", "codes_both", "updates", "updates_both")
+WIRES = ("latent", "codes", "codes_both", "updates")
 SIDES = ("both", "client")
 AUTO = "auto"
 # What `QuantSpec` is made of, as keys of the configuration.
@@ -44,7 +44,7 @@ class QuantSettings:
         default="latent",
         metadata={
             "help": "oqfl: transmit latent (fp32), codes (of weights, uplink), codes_both, updates "
-            "(codes of what changed, uplink), updates_both"
+            "(codes of what changed, uplink)"
         },
     )
     side: str = field(

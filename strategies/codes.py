@@ -7,14 +7,11 @@
                   server averages the dequantized weights in fp32
     codes_both    down too: the server sends codes of its fp32 average, stochastically rounded
     updates       up: b-bit codes of what training changed, w − w₀, with a step of their own; the
-                  server averages w₀ and the dequantized change in fp32
-    updates_both  down as codes_both, and up as updates: the server adds the change to the fp32
-                  weights that it has, not to the rounded ones that it sent
+                  server averages w₀ + the dequantized change in fp32
 
 The step of an update is its largest change / Qp, so that none is clipped, and rounding is without
 bias. A change is small beside its weight, and so is what rounding costs: an average of updates is
-nearer to the clients' than one of as many bytes of codes, and what the server rounds on the way
-down does not add up over rounds.
+nearer to the clients' than one of as many bytes of codes.
 """
 
 from collections.abc import Mapping
@@ -51,12 +48,12 @@ class WireSettings:
     @property
     def is_coded_down(self) -> bool:
         """Whether the server sends codes."""
-        return self.name.endswith("_both")
+        return self.name == "codes_both"
 
     @property
     def is_of_updates(self) -> bool:
         """Whether clients send what changed."""
-        return self.name.startswith("updates")
+        return self.name == "updates"
 
 
 def wire_of(name: str) -> Wire:

@@ -35,7 +35,7 @@ ROWS: dict[str, list[tuple[str, ...]]] = {
         ("quant.wire=codes_both",),
         ("quant.bits={0:2,1:2,2:8,default:32}", "quant.wire=codes_both"),
         ("strategy.server_optimizer=fedavgm", "strategy.proximal_mu=0.1", "quant.wire=codes"),
-        ("quant.bits={0:2,1:2,2:8,default:32}", "quant.wire=updates_both"),
+        ("quant.bits={0:2,1:2,2:8,default:32}", "quant.wire=updates"),
     ],
     "heterofl": [
         (),

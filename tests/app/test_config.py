@@ -56,7 +56,7 @@ WRONG = [
     ("quant.bits=1", "quant.bits=1: takes 2 to 8, 32 or null"),
     ("quant.bits=9", "quant.bits=9: takes 2 to 8, 32 or null"),
     ("quant.edge_bits=0", "quant.edge_bits=0: takes 2 to 8, 32 or null"),
-    ("quant.wire=zip", "quant.wire=zip: takes latent, codes, codes_both, updates, updates_both"),
+    ("quant.wire=zip", "quant.wire=zip: takes latent, codes, codes_both, updates"),
     ("quant.learn_step=maybe", "quant.learn_step=maybe: takes true or false"),
     ("train.lr=-0.1", "train.lr=-0.1: takes 0 or more"),
     ("train.lr=fast", "train.lr=fast: takes a number"),

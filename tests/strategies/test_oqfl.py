@@ -219,7 +219,7 @@ def bytes_by_hand(bits, coded):
     [
         ("latent", 4, False, False), ("codes", 4, True, False), ("codes", 3, True, False),
         ("codes_both", 4, True, True), ("codes_both", 2, True, True),
-        ("updates", 4, True, False), ("updates_both", 3, True, True),
+        ("updates", 4, True, False),
     ],
 )  # fmt: skip
 def test_bytes_on_the_wire(wire, bits, up_coded, down_coded):
@@ -250,7 +250,7 @@ def test_bytes_on_the_wire(wire, bits, up_coded, down_coded):
     assert off_grid.max() > 0.05
 
 
-@pytest.mark.parametrize("wire", ["latent", "codes", "codes_both", "updates_both"])
+@pytest.mark.parametrize("wire", ["latent", "codes", "codes_both", "updates"])
 def test_a_run_repeats_bit_for_bit(wire):
     first, one, _ = run("strategy=oqfl", "quant.bits=3", f"quant.wire={wire}")
     second, two, _ = run("strategy=oqfl", "quant.bits=3", f"quant.wire={wire}")
@@ -283,7 +283,7 @@ def test_four_bits_are_not_fedavg():
     assert any(not np.array_equal(plain[name], quantized[name]) for name in plain)
 
 
-@pytest.mark.parametrize("wire", ["codes", "updates_both"])
+@pytest.mark.parametrize("wire", ["codes", "updates"])
 def test_a_wire_of_codes_needs_prepare(wire):
     with pytest.raises(RuntimeError, match=r"OQFL needs prepare\(\) before start"):
         run("strategy=oqfl", f"quant.wire={wire}", prepare=False)

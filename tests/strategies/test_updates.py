@@ -1,4 +1,4 @@
-"""Codes of what training changed: quant.wire=updates, updates_both."""
+"""Codes of what training changed: quant.wire=updates."""
 
 from pathlib import Path
 
@@ -113,13 +113,13 @@ def test_nearer_to_the_clients_than_codes_of_weights() -> None:
 
 @pytest.mark.parametrize("strategy", ["oqfl", "heterofl"])
 def test_where_nothing_is_trained_nothing_moves(strategy: str, tmp_path: Path) -> None:
-    """What the server rounds on the way down stays out of its own weights, unlike with codes."""
+    """With codes of weights the global model moves all the same."""
     moved = {}
-    for wire in ("codes_both", "updates_both"):
+    for wire in ("codes", "updates"):
         overrides = (f"strategy={strategy}", "quant.bits=3", f"quant.wire={wire}", "train.lr=0")
         config = small(*overrides)
         began = experiment.prepare(config, experiment.strategy(config)).state_dict()[WEIGHT]
         simulate(tmp_path / wire, *overrides, "rounds=2")
         ended = load_file(tmp_path / wire / "model.safetensors")[WEIGHT]
         moved[wire] = not np.allclose(ended, began.numpy(), 1e-5, 1e-7)
-    assert moved == {"codes_both": True, "updates_both": False}
+    assert moved == {"codes": True, "updates": False}

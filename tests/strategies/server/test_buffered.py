@@ -37,7 +37,7 @@ METHODS = [
     ("strategy=deprune", "strategy.base=splitfed_v1", "prune.rounds=3"),
     ("strategy=prune", "prune.rounds=2", "prune.pretrain_rounds=1"),
     ("strategy=hierarchical", "strategy.server_half=replicated"),
-    ("strategy=oqfl", "quant.wire=updates_both"),
+    ("strategy=oqfl", "quant.wire=updates"),
 ]
 # With one server part for all: the order is that of arrival, which no round has.
 QUEUED = [
