@@ -40,7 +40,7 @@ class SearchSettings:
     )
     sampler: str | None = field(
         default=None,
-        metadata={"help": "tpe, gp, nsga2, random; null: tpe for one objective, nsga2 for several"},
+        metadata={"help": "tpe, gp, nsga2, random; null: tpe for one objective, gp for several"},
     )
     prune: bool = field(
         default=False,
@@ -91,7 +91,7 @@ class SearchSettings:
     @property
     def sampled_by(self) -> str:
         """The sampler."""
-        return self.sampler or ("tpe" if len(self.names) == 1 else "nsga2")
+        return self.sampler or ("tpe" if len(self.names) == 1 else "gp")
 
 
 def _names(given: Any, key: str) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweep = tmp_path_factory.mktemp("search") / "whole"
     result = run(*search(sweep, *TWO))
     assert result.returncode == 0, result.stderr
-    assert "search by nsga2: 6 trials: 6 finished" in result.stdout
+    assert "search by gp: 6 trials: 6 finished" in result.stdout
     return sweep
 
 
@@ -83,7 +83,7 @@ def test_the_report_says_what_was_found(whole: Path) -> None:
     assert [one["direction"] for one in stored["objectives"]] == ["maximize", "minimize"]
     assert stored["front"] == [one.job for one in found_in(whole).front]
     text = (whole / "summary.md").read_text()
-    assert "Search by nsga2 for high best_validation_accuracy, low total_bytes_up. 6 trials" in text
+    assert "Search by gp for high best_validation_accuracy, low total_bytes_up. 6 trials" in text
     assert '"search":{"objectives":' in (whole / "report.html").read_text()
 
 

@@ -90,7 +90,7 @@ def test_what_cannot_be_searched_is_one_line(text: str, said: str) -> None:
     ("settings", "said"),
     [
         ({"trials": 0}, "sweep.search.trials=0: takes 1 to 10000"),
-        ({"sampler": "grid"}, "sweep.search.sampler=grid: takes tpe, nsga2, random"),
+        ({"sampler": "grid"}, "sweep.search.sampler=grid: takes tpe, gp, nsga2, random"),
         ({"maximize": "total_bytes"}, "did you mean total_bytes_up"),
         ({"maximize": "best_acuracy"}, "did you mean best_accuracy"),
         ({"maximize": []}, "sweep.search.maximize=[]: takes a name"),
@@ -107,7 +107,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any], said: str) -> None:
 
 def test_the_sampler_is_that_of_the_number_of_objectives() -> None:
     assert SearchSettings().sampled_by == "tpe"
-    assert SearchSettings(minimize=["total_bytes_up"]).sampled_by == "nsga2"
+    assert SearchSettings(minimize=["total_bytes_up"]).sampled_by == "gp"
     assert SearchSettings(sampler="random").sampled_by == "random"
 
 

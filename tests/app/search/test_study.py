@@ -38,7 +38,7 @@ def go_on(folder: Path, settings: SearchSettings, upto: int) -> Iterator[dict[st
         yield dict(opened.drawn(number).values)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
 def test_a_study_that_is_opened_again_draws_the_same(tmp_path: Path, sampler: str) -> None:
     settings = SearchSettings(trials=15, minimize=["total_bytes_up"], sampler=sampler)
     whole = list(go_on(tmp_path / "whole", settings, 15))
