@@ -24,6 +24,7 @@ from fleet.seeds import derive_seed
 from quant.functional import codes, initial_step, minmax_step
 from quant.layers import weight_quantizer_paths, weight_quantizers
 from quant.packing import pack, packed_bytes, unpack
+from quant.quantizer import Quantizer
 from quant.settings import WIRES
 from strategies import messages
 from strategies.client.training import load_arrays
@@ -177,10 +178,22 @@ def decode_weights(arrays: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
     state = dict(arrays)
     paths = weight_quantizer_paths(model)
     for name, quantizer in weight_quantizers(model).items():
-        codes = unpack(state[name], quantizer.bits, shapes[name].numel()) + quantizer.qn
-        step = state[f"{paths[name]}.step"]
-        state[name] = codes.reshape(shapes[name]).to(step.dtype) * step
+        integers = unpack(state[name], quantizer.bits, shapes[name].numel()) + quantizer.qn
+        step = _checked(state[f"{paths[name]}.step"], quantizer, name)
+        state[name] = integers.reshape(shapes[name]).to(step.dtype) * step
     return state
+
+
+def _checked(step: Tensor, quantizer: Quantizer, name: str) -> Tensor:
+    """Return a step that came with codes, which multiplies as many values as they are.
+
+    Raises:
+        ValueError: it is of another shape, and might make any number of values of them.
+    """
+    if step.shape != quantizer.step.shape:
+        shape, takes = tuple(step.shape), tuple(quantizer.step.shape)
+        raise ValueError(f"the step of {name} has shape {shape}: takes {takes}")
+    return step
 
 
 # Codes of updates ---------------------------------------------------------------------------------
@@ -222,7 +235,7 @@ def decode_updates(
     """Inverse of `encode_updates` up to rounding; the changes are added to those of ``began``."""
     state = dict(arrays)
     for name, quantizer in weight_quantizers(model).items():
-        start, step = began[name], state.pop(f"{name}{STEP}")
+        start, step = began[name], _checked(state.pop(f"{name}{STEP}"), quantizer, name)
         change = unpack(state[name], quantizer.bits, start.numel()) - quantizer.qp
         state[name] = start + change.reshape(start.shape).to(step.dtype) * step
     return state

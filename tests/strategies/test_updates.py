@@ -80,6 +80,20 @@ def test_a_step_away_at_most_in_as_many_bytes(
     assert sent == coded_bytes(model) + update_step_bytes(model)
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_step_of_another_shape_is_refused(per_channel: bool) -> None:
+    """A stranger's could make millions of values of a few codes."""
+    model = network(4, per_channel=per_channel)
+    began = trained(model, 0.01)
+    large = torch.ones(10**6, 1, 1, 1, 1)
+    encoded = encode_updates(model, began, generator())
+    with pytest.raises(ValueError, match=f"the step of {WEIGHT} has shape"):
+        decode_updates({**encoded, f"{WEIGHT}{STEP}": large}, began, model)
+    encoded = encode_weights(model, generator())
+    with pytest.raises(ValueError, match=f"the step of {WEIGHT} has shape"):
+        decode_weights({**encoded, "stage2.conv.weight_quantizer.step": large}, model)
+
+
 @pytest.mark.parametrize("bits", [2, 4])
 def test_rounding_is_without_bias(bits: int) -> None:
     model = network(bits)
