@@ -22,6 +22,7 @@ from strategies import messages
 from strategies.client import split_loop, tiers, training
 from strategies.client.simulated import train_simulated
 from strategies.contract import ClientData
+from strategies.server import half
 
 META = torch.device("meta")
 METHODS = {
@@ -82,7 +83,7 @@ def test_a_round_reads_no_value_and_mixes_no_devices(
         monkeypatch.setattr(torch.optim, kind, partial(unfused, getattr(torch.optim, kind)))
     # What is read once per client, before its first batch and after its last.
     monkeypatch.setattr(Quantizer, "is_set", True)
-    for module in (training, split_loop, tiers):
+    for module in (training, split_loop, tiers, half):
         monkeypatch.setattr(module, "mean_of", lambda losses, counts: 0.0)
     monkeypatch.setattr(training, "_are_finite", lambda tensors: True)
     on_meta = train(META, to_meta(data))

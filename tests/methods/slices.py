@@ -206,7 +206,11 @@ class OfSlices:
         return {name: array[corner(shapes[name])] for name, array in arrays.items()}
 
     def decode(
-        self, network: Network | None, arrays: Mapping[str, Tensor], partition: int
+        self,
+        network: Network | None,
+        arrays: Mapping[str, Tensor],
+        partition: int,
+        began: Arrays,
     ) -> tuple[Arrays, Masks]:
         """The slices where they belong, and masks of where that is.
 
