@@ -120,7 +120,7 @@ OTHERS = [
 @pytest.mark.parametrize(
     "chosen",
     [
-        pytest.param(chosen, marks=pytest.mark.long if i % 3 else ())
+        pytest.param(chosen, marks=pytest.mark.long if i % 6 else ())
         for i, chosen in enumerate(OTHERS)
     ],
     ids=lambda chosen: " ".join(chosen),

@@ -70,6 +70,7 @@ for command in commands:
 """
 
 
+@pytest.mark.long
 def test_every_command_in_ascii(tmp_path: Path) -> None:
     environment = os.environ | {
         "LC_ALL": "C", "LANG": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0",
