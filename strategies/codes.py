@@ -167,8 +167,8 @@ def encode_weights(model: nn.Module, generator: torch.Generator) -> dict[str, Te
     for name, quantizer in weight_quantizers(model).items():
         if not quantizer.initialised:  # a weight that was all zeros when the step was to be set
             quantizer.initialise(initial_step(state[name], quantizer.qp, quantizer.channel_axis))
-        noise = torch.rand(state[name].shape, generator=generator).to(state[name].device)
-        state[name] = pack(quantizer.codes(state[name], noise) - quantizer.qn, quantizer.bits)
+        step = quantizer.step.detach()
+        state[name] = _packed(state[name], step, quantizer.qn, quantizer, generator)
     return state
 
 
@@ -178,22 +178,9 @@ def decode_weights(arrays: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
     state = dict(arrays)
     paths = weight_quantizer_paths(model)
     for name, quantizer in weight_quantizers(model).items():
-        integers = unpack(state[name], quantizer.bits, shapes[name].numel()) + quantizer.qn
         step = _checked(state[f"{paths[name]}.step"], quantizer, name)
-        state[name] = integers.reshape(shapes[name]).to(step.dtype) * step
+        state[name] = _unpacked(state[name], step, quantizer.qn, quantizer, shapes[name])
     return state
-
-
-def _checked(step: Tensor, quantizer: Quantizer, name: str) -> Tensor:
-    """Return a step that came with codes, which multiplies as many values as they are.
-
-    Raises:
-        ValueError: it is of another shape, and might make any number of values of them.
-    """
-    if step.shape != quantizer.step.shape:
-        shape, takes = tuple(step.shape), tuple(quantizer.step.shape)
-        raise ValueError(f"the step of {name} has shape {shape}: takes {takes}")
-    return step
 
 
 # Codes of updates ---------------------------------------------------------------------------------
@@ -222,9 +209,8 @@ def encode_updates(
         change = state[name].detach() - began[name].to(state[name].device)
         step = minmax_step(change, quantizer.qp, quantizer.channel_axis)
         step = torch.where(step > 0, step, torch.ones_like(step))  # nothing changed
-        noise = torch.rand(change.shape, generator=generator).to(change.device)
-        rounded = codes(change, step, -quantizer.qp, quantizer.qp, noise)  # as many on either side
-        state[name] = pack(rounded + quantizer.qp, quantizer.bits)
+        # As many codes below 0 as above.
+        state[name] = _packed(change, step, -quantizer.qp, quantizer, generator)
         state[f"{name}{STEP}"] = step
     return state
 
@@ -236,6 +222,37 @@ def decode_updates(
     state = dict(arrays)
     for name, quantizer in weight_quantizers(model).items():
         start, step = began[name], _checked(state.pop(f"{name}{STEP}"), quantizer, name)
-        change = unpack(state[name], quantizer.bits, start.numel()) - quantizer.qp
-        state[name] = start + change.reshape(start.shape).to(step.dtype) * step
+        change = _unpacked(state[name], step, -quantizer.qp, quantizer, start.shape)
+        state[name] = start + change
     return state
+
+
+# Packed codes of either ---------------------------------------------------------------------------
+
+
+def _packed(
+    x: Tensor, step: Tensor, lowest: int, quantizer: Quantizer, generator: torch.Generator
+) -> Tensor:
+    """Stochastically rounded codes of ``x``, from ``lowest`` to the quantizer's largest."""
+    noise = torch.rand(x.shape, generator=generator).to(x.device)
+    return pack(codes(x, step, lowest, quantizer.qp, noise) - lowest, quantizer.bits)
+
+
+def _unpacked(
+    packed: Tensor, step: Tensor, lowest: int, quantizer: Quantizer, shape: torch.Size
+) -> Tensor:
+    """Inverse of `_packed` up to rounding."""
+    integers = unpack(packed, quantizer.bits, shape.numel()) + lowest
+    return integers.reshape(shape).to(step.dtype) * step
+
+
+def _checked(step: Tensor, quantizer: Quantizer, name: str) -> Tensor:
+    """Return a step that came with codes, which multiplies as many values as they are.
+
+    Raises:
+        ValueError: it is of another shape, and might make any number of values of them.
+    """
+    if step.shape != quantizer.step.shape:
+        shape, takes = tuple(step.shape), tuple(quantizer.step.shape)
+        raise ValueError(f"the step of {name} has shape {shape}: takes {takes}")
+    return step

@@ -118,7 +118,7 @@ class Sequences(nn.Module):
         return self.head(self.rnn(hidden)[0][:, -1])
 
 
-@pytest.mark.long
+@LONG
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_networks_of_the_users_own(kind: str, tmp_path: Path) -> None:
     network = (f"model._target_={__name__}.Sequences", f"+model.kind={kind}", *FEW)
