@@ -89,7 +89,8 @@ def _train(
     Raises:
         ValueError: it wrote into the data, or the server's half computes in another precision.
     """
-    _load_torch()
+    if limit.is_short:
+        _load_compiler()
     if invitation is not None and invitation.precision != where.precision:
         raise ValueError(
             f"engine.precision={where.precision}: takes {invitation.precision}, which the "
@@ -120,8 +121,8 @@ def _train(
 
 
 @functools.cache
-def _load_torch() -> None:
-    """Load what torch loads with the first optimizer of a process: some seconds of no client's."""
+def _load_compiler() -> None:
+    """Load what torch loads with its first optimizer in a process: seconds of no client's limit."""
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 
 

@@ -86,6 +86,11 @@ class TimeLimit:
     seconds: float | None = None
     ends_process: bool = False
 
+    @property
+    def is_short(self) -> bool:
+        """Whether it is a matter of seconds."""
+        return self.seconds is not None and self.seconds < SHORT_S
+
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
         """Limit what runs within; only in the main thread, which alone gets signals.

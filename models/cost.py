@@ -30,9 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.eager import DispatchMode, prepare_counting
 from models.structure import storage_of, structure_of
 from models.trace import drawn_states, preserved_randomness
 
@@ -319,6 +319,7 @@ def _run_batches(
         shadow = _without_quantizers(copied).train(training)
         return [_run(shadow, input_shape, n, input_grad, dtype, device) for n in _BATCHES]
 
+    prepare_counting()
     with preserved_randomness():
         torch.manual_seed(0)
         before = drawn_states()
@@ -420,7 +421,7 @@ class _Operand:
     params: int = 0
 
 
-class _Products(TorchDispatchMode):
+class _Products(DispatchMode):
     """Writes down a row for each product of a whole batch while a model runs.
 
     Args:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.eager import prepare_counting
 from models.trace import (
     Trace,
     changes_in_place,
@@ -235,6 +236,7 @@ def _measured(traced: Trace, example: Tensor) -> dict[fx.Node, _Value]:
 
 def flops_until(traced: Trace, example: Tensor) -> dict[fx.Node, int]:
     """FLOPs from the start of the network to the end of each operation, for the whole batch."""
+    prepare_counting()
     flops: dict[fx.Node, int] = {}
     with FlopCounterMode(display=False) as counter:
         run_noting(traced, example, lambda node, _: flops.update({node: counter.get_total_flops()}))

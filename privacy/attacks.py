@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import eager
+
 SSIM_MIN_SIDE = 6
 """Sides below it are less than the reach of SSIM's window of 11×11."""
 
@@ -87,7 +89,7 @@ def reconstruct(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         decoder = Decoder(z[0].numel(), tuple(x.shape[1:]), hidden)
-    optimizer = torch.optim.Adam(decoder.parameters(), lr, fused=True)
+    optimizer = eager.Adam(decoder.parameters(), lr, fused=True)
     with torch.enable_grad():
         for _ in range(epochs):
             for rows in torch.randperm(len(z), generator=generator).split(batch_size):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models import eager
 from models.inputs import call
 from models.objective import Loss
 from quant.at_once import at_once
@@ -277,7 +278,7 @@ def make_optimizer(models: Iterable[nn.Module], settings: LocalTraining) -> torc
     decay, lr = settings.weight_decay, settings.lr
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "sgd":
-        optimizer = torch.optim.SGD(
+        optimizer = eager.SGD(
             groups,
             lr,
             momentum=settings.momentum,
@@ -287,7 +288,7 @@ def make_optimizer(models: Iterable[nn.Module], settings: LocalTraining) -> torc
         )
         begin_momentum(optimizer)
     else:
-        kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+        kind = eager.Adam if settings.optimizer == "adam" else eager.AdamW
         optimizer = kind(groups, lr, weight_decay=decay, fused=True)
     if steps:
         bound_steps(optimizer, steps)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from models import eager
 from models.cnn import CNN
 from quant.layers import QuantSpec, quantize
 from quant.quantizer import is_step
@@ -138,7 +139,7 @@ def test_streams_differ_by_each_part_of_their_name_and_repeat():
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)],
+    [("sgd", eager.SGD), ("adam", eager.Adam), ("adamw", eager.AdamW)],
 )
 def test_steps_get_no_weight_decay(name, kind):
     model = quantize(CNN(input_shape=(1, 8, 8), width=4), QuantSpec())
