@@ -69,14 +69,14 @@ class OQFL(FederatedStrategy):
     Args:
         quant: bit widths, kind of quantizers, and how weights cross.
         averaging: as FedAvg's.
-        submodel: whether each width has running statistics of its own; all train all channels.
+        submodel: what widths share, and count for, beside others; all train all channels.
         plan: what decides where ``quant.bits`` is ``auto``.
         objective: what a plan makes least.
         rounds: as `RoundSettings`.
     """
 
     client = OQFLClient()
-    reads = (*QUANTIZERS, "quant.wire", "submodel.statistics", "plan")
+    reads = (*QUANTIZERS, "quant.wire", "submodel.statistics", "submodel.weighting", "plan")
     default_bits = DEFAULT_BITS
 
     def __init__(

@@ -26,7 +26,8 @@ class SplitFedV1(FederatedStrategy):
         split: where the network is cut.
         link: codecs at the cut.
         quant: bit widths, and of which part.
-        submodel: which share of their channels a client's layers on the device have.
+        submodel: which share of their channels a client's layers on the device have, and what
+            clients count for.
         averaging: how clients are averaged.
         objective: what ``split.cut=auto`` makes least.
         plan: what decides where cuts, bits or shares are ``auto``.
@@ -34,7 +35,7 @@ class SplitFedV1(FederatedStrategy):
     """
 
     client = SplitClient()
-    reads = (*READS, "submodel.share", "plan")
+    reads = (*READS, "submodel.share", "submodel.weighting", "plan")
     has_server_half = True
 
     def __init__(

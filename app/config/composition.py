@@ -351,6 +351,8 @@ def relevant(config: Config, reads: Sequence[str]) -> dict[str, Any]:
         unread.add("submodel.share")  # hashes stay those from before it was read over a cut
     if config.submodel.statistics == "shared":
         unread.add("submodel.statistics")
+    if config.submodel.weighting == "samples":
+        unread.add("submodel.weighting")
     if config.train.augment == "none":
         unread.add("train.augment")
     if config.train.lr_decay == 1:

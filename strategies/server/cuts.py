@@ -171,6 +171,11 @@ class CutNetwork:
         """Names of the arrays of a client's device part."""
         return self.place(partition).names
 
+    def importance(self, partition: int) -> float:
+        """Its kind's, where clients have bits or shares of their own."""
+        kind = self.place(partition).kind
+        return 1.0 if kind is None else kind.importance
+
     def crossing(self, partition: int, samples: int) -> tuple[tuple[int, ...], int]:
         """Shape of one sample's activations at a client's first cut, and most bytes of a message.
 

@@ -226,7 +226,15 @@ class Cut:
         if len(specs) > 1 or shares != [1.0]:
             first = next(iter(splits.values()))
             quantize = functools.partial(quantized, side=self.side, split=first)
-            making = Making(model, input_shape, specs, shares, channels, quantize=quantize)
+            making = Making(
+                model,
+                input_shape,
+                specs,
+                shares,
+                channels,
+                weighting=submodel.weighting,
+                quantize=quantize,
+            )
         places = {}
         for name, spec, share in choices:
             split = splits[name]

@@ -312,7 +312,13 @@ class Federation:
     ) -> Result:
         """Return what came of a client; ``reply`` is None where it did not answer."""
         partition, sent_bytes = asked.partition, asked.sent_bytes
-        result = Result(partition, self.clients.num_examples[partition], bytes_down=sent_bytes)
+        importance = 1.0 if asked.network is None else asked.network.importance(partition)
+        result = Result(
+            partition,
+            self.clients.num_examples[partition],
+            bytes_down=sent_bytes,
+            discount=importance,
+        )
         if reply is None:
             return replace(result, error="no answer in time")
         if reply.has_error():

@@ -1,11 +1,12 @@
 """Who trains what: bits and a share of the channels for each client, and the networks of them.
 
-    bits     weights are shared; each width has quantizers of its own, which lie in the global model
-             under `at_<bits>.` and are averaged over the clients of that width
-    share    a client holds the first channels of each layer (`models.slices`); each entry is
-             averaged over the clients that hold it
+    bits         weights are shared; each width has quantizers of its own, which lie in the global
+                 model under `at_<bits>.` and are averaged over the clients of that width
+    share        a client holds the first channels of each layer (`models.slices`); each entry is
+                 averaged over the clients that hold it
     statistics   running statistics of batch normalisation: shared, or each kind's own, which lie
-             under `at_<kind>.`
+                 under `at_<kind>.`
+    weighting    what a client counts for in an average: its samples, or these times its bits
 
 With one width and all channels for everybody it is the network of one width, bit for bit.
 """
@@ -14,7 +15,7 @@ import copy
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ AUTO_BITS = (2, 3, 4, 8)
 AUTO_SHARES = (0.0625, 0.125, 0.25, 0.5, 1.0)
 BEGUN = "begun"  # in the global model: whether a client has trained what is a kind's own
 STATISTICS = ("shared", "own")
+WEIGHTINGS = ("samples", "bits")
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,13 @@ class SubmodelSettings:
             "of their own: shared, own (each bits and share has its own)"
         },
     )
+    weighting: str = field(
+        default="samples",
+        metadata={
+            "help": "what clients of different bits count by in the average: samples, bits "
+            "(samples times bits of weights)"
+        },
+    )
 
     def __post_init__(self) -> None:
         for key, value in each(SHARE, self.share, "share").items():
@@ -72,6 +81,8 @@ class SubmodelSettings:
             raise ValueError(
                 f"submodel.statistics={self.statistics}: takes {', '.join(STATISTICS)}"
             )
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"submodel.weighting={self.weighting}: takes {', '.join(WEIGHTINGS)}")
 
     def shares(self) -> PerClient[Any]:
         """The share of each client."""
@@ -228,6 +239,7 @@ class Varied:
             shares,
             None if shares == [1.0] else channels_of(model, input_shape),
             self.submodel.statistics == "own",
+            self.submodel.weighting,
         )
         kinds = sorted(makes.kinds(), key=lambda kind: (kind.share, kind.cost.bops))
         network = VariedNetwork(
@@ -311,7 +323,7 @@ def sliceable(
         if AUTO not in submodel.shares().values.values():
             raise
         log.info("%s=%s: all clients have all channels: %s", SHARE, AUTO, error)
-        return SubmodelSettings(), None
+        return replace(submodel, share=1.0), None
 
 
 def channels_of(model: nn.Module, input_shape: Inputs) -> Channels:
@@ -339,6 +351,7 @@ class Making:
         shares: of the channels that clients have, in order.
         channels: of the network, where these are not all.
         own_statistics: whether each kind has running statistics of its own.
+        weighting: what clients count by, one of `WEIGHTINGS`.
         quantize: makes the network of a width.
     """
 
@@ -350,10 +363,12 @@ class Making:
         shares: Sequence[float] = (1.0,),
         channels: Channels | None = None,
         own_statistics: bool = False,
+        weighting: str = "samples",
         quantize: Callable[[nn.Module, QuantSpec], nn.Module] = quantize,
     ) -> None:
         self._model, self._input_shape, self._quantize = model, input_shape, quantize
         self._specs, self._shares, self._own_statistics = specs, shares, own_statistics
+        self._weighting = weighting
         self._has_bits, self._has_shares = len(specs) > 1, channels is not None
         self._channels = channels
         self._narrow: dict[tuple[float, Layers], tuple[nn.Module, dict[str, Kept]]] = {}
@@ -420,6 +435,7 @@ class Making:
             self._view(share, spec, layers),
             self._input_shape,
             share,
+            spec.weight_bits / 32 if self._weighting == "bits" else 1.0,
         )
 
     def fresh(self) -> dict[str, Selected]:

@@ -319,6 +319,9 @@ class Network(Protocol):
     def on_device(self, partition: int) -> frozenset[str] | None:
         """Names of the arrays that live on the client's device; None for all."""
 
+    def importance(self, partition: int) -> float:
+        """What a sample of the client counts for in an average, beside others'."""
+
     def works(self, train: LocalTraining, sent: "Sizes") -> dict[int, ClientWork]:
         """What a round takes each client that has data, from shapes alone."""
 

@@ -61,6 +61,10 @@ class WholeNetwork:
         """All arrays."""
         return None
 
+    def importance(self, partition: int) -> float:
+        """The same for all."""
+        return 1.0
+
     def works(self, train: LocalTraining, sent: Sizes) -> dict[int, ClientWork]:
         """A round without a cut; clients with as many samples share one."""
         work = functools.cache(

@@ -88,7 +88,9 @@ class ByDeadline(Parallel):
         state, results = super().run(state, network, chosen, exchange)
         members = () if chosen.plan is None else chosen.plan.members
         shares = {member.partition: member.share for member in members}
-        return state, [replace(one, discount=shares[one.partition]) for one in results]
+        return state, [
+            replace(one, discount=one.discount * shares[one.partition]) for one in results
+        ]
 
 
 @dataclass(frozen=True)

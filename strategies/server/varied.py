@@ -56,6 +56,7 @@ class Kind:
         view: what of the global model it is.
         input_shape: of one sample.
         share: of the channels.
+        importance: what a sample of its clients counts for in an average.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Kind:
     view: Selected
     input_shape: Inputs
     share: float = 1.0
+    importance: float = 1.0
 
     @functools.cached_property
     def cost(self) -> Cost:
@@ -116,6 +118,10 @@ class VariedNetwork(WholeNetwork):
     def view(self, partition: int) -> Selected:
         """Its kind's."""
         return self.kind(partition).view
+
+    def importance(self, partition: int) -> float:
+        """Its kind's."""
+        return self.kind(partition).importance
 
     def works(self, train: LocalTraining, sent: Sizes) -> dict[int, ClientWork]:
         """A round of each client's own network."""

@@ -2,8 +2,10 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from app import experiment
 from app.commands.widths import accuracies, main
 from quant.functional import initial_step
 from quant.quantizer import is_step
-from strategies.contract import Update
+from strategies.contract import Task, Update
 from strategies.server.method import Result, ServerState
 from strategies.server.varied import VariedNetwork
 from tracking.report import device_rows
@@ -111,6 +113,43 @@ def test_each_entry_is_averaged_over_those_who_hold_it() -> None:
     assert after[f"at_2bit.{step}"] == pytest.approx(0.1)
     assert bool(after["at_2bit.begun"])
     assert "at_32bit.begun" not in after
+
+
+@pytest.mark.parametrize("method", ["oqfl", "splitfed_v1"])
+@pytest.mark.parametrize("weighting", ["samples", "bits"])
+def test_clients_count_by_what_is_chosen(
+    weighting: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each client returns its number as every weight: the mean of these, weighted by hand."""
+    half = type(experiment.strategy(small(f"strategy={method}")).client)
+    train = half.train
+
+    def trained(self: Any, model: Any, arrays: Any, data: Any, task: Task, server: Any) -> Update:
+        update = train(self, model, arrays, data, task, server)
+        number = task.streams.partition + 1.0
+        weights = {n: torch.full_like(t, number) for n, t in arrays.items() if n.endswith("weight")}
+        return replace(update, arrays={**update.arrays, **weights})
+
+    monkeypatch.setattr(half, "train", trained)
+    bits = {0: 2, 1: 8, 2: 32, 3: 3, 4: 3, 5: 3}
+    stated = "quant.bits={0:2,1:8,2:32,default:3}"
+    chosen = (f"strategy={method}", stated, f"submodel.weighting={weighting}", "rounds=1")
+    simulate(tmp_path, *chosen, "data.partition=dirichlet")
+    rows = [json.loads(line) for line in (tmp_path / "clients.jsonl").open()]
+    counts = {row["partition"]: row["num_examples"] for row in rows}
+    assert len(set(counts.values())) > 1
+    if weighting == "bits":
+        counts = {partition: count * bits[partition] for partition, count in counts.items()}
+    wanted = sum((p + 1) * count for p, count in counts.items()) / sum(counts.values())
+    weights = load_file(tmp_path / "model.safetensors")
+    assert weights["stage1.conv.weight"] == pytest.approx(wanted)  # on the device, over a cut
+
+
+def test_widths_that_are_all_the_same_count_the_same(tmp_path: Path) -> None:
+    chosen = ("strategy=heterofl", "submodel.share={0:0.5,default:1}", "quant.bits=3")
+    simulate(tmp_path / "samples", *chosen)
+    simulate(tmp_path / "bits", *chosen, "submodel.weighting=bits")
+    assert_same_run(tmp_path / "samples", tmp_path / "bits")
 
 
 def test_a_new_width_begins_from_the_weights() -> None:
