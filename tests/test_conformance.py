@@ -99,13 +99,14 @@ ROWS: dict[str, list[tuple[str, ...]]] = {
 CASES = [pytest.param(s, o, id=" ".join((s, *o))) for s, rows in ROWS.items() for o in rows]
 
 
-def one_in_three(cases: list[Any]) -> Iterator[Any]:
-    """The first case of each method, and every third one after it, runs always."""
+def some_always(cases: list[Any], step: int = 3) -> Iterator[Any]:
+    """The first case of each method, and each that is ``step`` after it, runs always."""
     before, number = "", 0
     for case in cases:
         number = number + 1 if case.values[0] == before else 0
         before = case.values[0]
-        yield pytest.param(*case.values, id=case.id, marks=pytest.mark.long if number % 3 else ())
+        is_long = number % step > 0
+        yield pytest.param(*case.values, id=case.id, marks=pytest.mark.long if is_long else ())
 
 
 def test_every_method_has_a_row_a_page_a_file_and_a_place_in_the_sweep() -> None:
@@ -142,7 +143,7 @@ def simulate_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dic
     return run
 
 
-@pytest.mark.parametrize(("strategy", "overrides"), list(one_in_three(CASES)))
+@pytest.mark.parametrize(("strategy", "overrides"), list(some_always(CASES)))
 def test_two_rounds(
     strategy: str,
     overrides: tuple[str, ...],
@@ -171,7 +172,7 @@ def test_two_rounds(
         assert summary[f"total_{direction}"] == sum(by_round)
 
 
-@pytest.mark.parametrize(("strategy", "overrides"), list(one_in_three(CASES)))
+@pytest.mark.parametrize(("strategy", "overrides"), list(some_always(CASES)))
 def test_names_and_types_stay_those_of_the_model(
     strategy: str,
     overrides: tuple[str, ...],

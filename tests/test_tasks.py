@@ -425,7 +425,7 @@ def test_tables_that_cannot_be(
 TINY = ("data.max_train=48", "data.max_test=32", "clients.total=2", "rounds=1", "train.epochs=1")
 
 
-@pytest.mark.parametrize("preset", ["text", "chars"])
+@pytest.mark.parametrize("preset", ["text", pytest.param("chars", marks=pytest.mark.long)])
 def test_presets_train_and_are_cut_at_a_block(preset: str, tmp_path: Path) -> None:
     common = (f"experiment={preset}", *TINY)
     simulate(tmp_path / "oqfl", *common)

@@ -37,7 +37,7 @@ PUBLISHED = [
     (inception_v3, (3, 299, 299), 27_161_264 - 3_326_696, 5.713),
 ]
 
-LONG = {resnet50, vgg19, densenet201}
+LONG = {resnet50, vgg19, densenet201, inception_v3}
 
 # Builder, an input it takes, its smallest input, its smallest input with the other stem.
 SMALL = [

@@ -31,7 +31,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "ecg1d": (lambda: ecg1d(convolutions=4), (1, 128)),
     "resnet8": (resnet8, COLOUR),
 }
-QUICK = ("resnet18", "vgg16", "mobilenetv2")
+QUICK = ("resnet18", "vgg16")
 LARGE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet18": (lambda: resnet18(width=0.25), COLOUR),
     "resnet50": (lambda: resnet50(width=0.25), COLOUR),

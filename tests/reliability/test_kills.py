@@ -36,7 +36,7 @@ ASYNCHRONOUS = ("schedule=buffered", "schedule.buffer=1", "fleet=mobile", "fleet
 @pytest.mark.parametrize(
     "chosen",
     [
-        ("strategy=fedavg",),
+        pytest.param(("strategy=fedavg",), marks=pytest.mark.long),
         ("strategy=splitfed_v3", "data.validation=0.3"),
         ("strategy=splitfed_v3", *ASYNCHRONOUS, "fleet.selection=oort"),
     ],

@@ -161,6 +161,7 @@ def test_a_share_needs_a_layer_on_the_device_that_can_be_narrower(bits: str) -> 
 PLAN = ("fleet=mobile", "clients.total=12", "quant.bits=4", "split.cut=stage2", "link.up=int8")
 
 
+@pytest.mark.long
 def test_the_share_of_a_plan_is_the_one_of_least_joules() -> None:
     """Each share is priced as a run of its own, whose server's part has its true size."""
     floor = 0.55

@@ -350,7 +350,7 @@ def test_quantized_splitfed_v1_is_oqfl(tmp_path: Path) -> None:
         pytest.param(
             "mobilenetv2", "head", "classifier.0", marks=pytest.mark.long
         ),  # its last layer
-        ("densenet121", "classifier", "avgpool+flatten"),
+        pytest.param("densenet121", "classifier", "avgpool+flatten", marks=pytest.mark.long),
     ],
 )
 def test_the_tail_begins_with_a_module(model, tail, expected) -> None:

@@ -644,7 +644,7 @@ def test_works_of_clients_over_simulated_time_and_over_rounds(tmp_path, open_pag
     assert heat == [[0, None, 0], [None, 7, None], [None, None, 6], [None, None, 4]]
 
 
-@pytest.mark.parametrize("runs", [1, 40])
+@pytest.mark.parametrize("runs", [pytest.param(1, marks=pytest.mark.long), 40])
 def test_on_a_phone_nothing_is_wider_than_the_screen(tmp_path, open_page, runs):
     for number in range(runs):
         said = [

@@ -204,7 +204,7 @@ def test_clients_are_asked_once_each() -> None:
 # Whole runs ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", some_long(3, 5, 11, methods=[*METHODS, *QUEUED]))
+@pytest.mark.parametrize("method", some_long(3, 5, methods=[*METHODS, *QUEUED]))
 def test_continued_and_on_ray_it_is_the_same(
     method: tuple[str, ...], tmp_path: Path, ray_simulator: Simulator
 ) -> None:

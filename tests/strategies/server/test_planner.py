@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import cut_network, phases_of, rounds, simulate, small, works_of
 from safetensors.numpy import load_file
-from test_conformance import CASES, one_in_three
+from test_conformance import CASES, some_always
 
 from app import build_fleet as fleets
 from app import experiment
@@ -31,7 +31,7 @@ def prepared(*overrides):
     return strategy
 
 
-@pytest.mark.parametrize(("strategy", "overrides"), list(one_in_three(CASES)))
+@pytest.mark.parametrize(("strategy", "overrides"), list(some_always(CASES, 9)))
 def test_bytes_planned_from_shapes_are_those_that_cross(strategy, overrides, tmp_path) -> None:
     chosen = (f"strategy={strategy}", *overrides, "data.partition=dirichlet")
     simulate(tmp_path, *chosen)
