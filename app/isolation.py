@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import get_bit_generator, set_bit_generator  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.optim import optimizer as torch_optimizer
@@ -61,10 +62,15 @@ def _write_folder(path: str | None) -> None:
         os.chdir(path)
 
 
-def _write_environ(values: Mapping[str, str]) -> None:
-    for name in os.environ.keys() - values.keys():
-        del os.environ[name]
-    os.environ.update(values)
+def _read_environ() -> dict[bytes, bytes]:
+    # As it is kept: to decode it takes longer than all other settings together.
+    return dict(os.environ._data)  # type: ignore[attr-defined]
+
+
+def _write_environ(values: Mapping[bytes, bytes]) -> None:
+    for name in os.environb.keys() - values.keys():
+        del os.environb[name]
+    os.environb.update(values)
 
 
 def _write_filters(filters: Any) -> None:
@@ -125,7 +131,7 @@ def _write_cudnn(given: tuple[bool, ...]) -> None:
 
 
 def _read_hooks() -> list[dict[Any, Any]]:
-    return [dict(hooks) for hooks in _GLOBAL_HOOKS]
+    return [hooks.copy() for hooks in _GLOBAL_HOOKS] if any(_GLOBAL_HOOKS) else _NO_HOOKS
 
 
 def _write_hooks(given: list[dict[Any, Any]]) -> None:
@@ -141,10 +147,11 @@ _GLOBAL_HOOKS: list[dict[Any, Any]] = [
     for name, value in vars(owner).items()
     if name.startswith("_global_") and isinstance(value, dict)
 ]
+_NO_HOOKS: list[dict[Any, Any]] = [{} for _ in _GLOBAL_HOOKS]
 
 SETTINGS = (
     Setting(_read_folder, _write_folder),
-    Setting(lambda: dict(os.environ), _write_environ),
+    Setting(_read_environ, _write_environ),
     Setting(lambda: list(sys.path), _write_path),
     Setting(lambda: (sys.stdout, sys.stderr), _write_streams),
     Setting(sys.getrecursionlimit, sys.setrecursionlimit),
@@ -184,19 +191,31 @@ def isolated(seed: int) -> Iterator[None]:
             depend on which clients ran before.
     """
     before = [setting.read() for setting in SETTINGS]
-    states = random.getstate(), np.random.get_state()
+    state, generator = random.getstate(), get_bit_generator()
     random.seed(seed)
+    set_bit_generator(_CLIENTS)
     np.random.seed(seed % 2**32)
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        random.setstate(state)
+        set_bit_generator(generator)
         for setting, value in zip(SETTINGS, before, strict=True):
             if setting.read() != value:
                 with contextlib.suppress(OSError):  # the folder may be gone
                     setting.write(value)
+
+
+# What numpy's global functions draw from while a client trains: to put a generator back takes less
+# than to put its state back. The two numbers that a normal distribution makes at once are given out
+# one by one; one that is held back is dropped where generators change.
+_CLIENTS = np.random.MT19937()
+
+
+def drop_held_back() -> None:
+    """Have what numpy draws in this process not depend on whether a client trains here."""
+    set_bit_generator(get_bit_generator())
 
 
 # What clients share -----------------------------------------------------------------------------
@@ -212,9 +231,9 @@ def structure(model: Any) -> tuple[Any, ...]:
         (
             type(one),
             vars(one).get("forward"),
-            tuple(hook for name in _HOOKS for hook in getattr(one, name)),
-            tuple((name, *_described(p)) for name, p in one._parameters.items() if p is not None),
-            tuple((n, b.shape, b.dtype) for n, b in one._buffers.items() if b is not None),
+            [hook for name in _HOOKS for hook in getattr(one, name)],
+            [(name, *_described(p)) for name, p in one._parameters.items() if p is not None],
+            [(n, b.shape, b.dtype) for n, b in one._buffers.items() if b is not None],
         )
         for whole in modules(model)
         for one in whole.modules()

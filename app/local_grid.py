@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 
-from app import runtime
+from app import isolation, runtime
 from app.worker import make_context
 
 
@@ -82,6 +82,7 @@ class LocalGrid(Grid):
         after another in this process, waits for all.
         """
         sent = list(messages)
+        isolation.drop_held_back()
         for message in sent:
             runtime.number(message, str(next(self._message_ids)))
         return self._execute(sent, timeout)

@@ -52,6 +52,7 @@ LONGEST_ERROR = 20_000  # characters of a client's traceback
 CLIENT_RAISED = 2  # Flower's code of an error in the ClientApp, which it does not publish
 
 Group = TypeVar("Group")
+Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 
 
 # Arrays ---------------------------------------------------------------------------------------
@@ -59,7 +60,10 @@ Group = TypeVar("Group")
 
 def to_record(arrays: Mapping[str, Tensor | NDArray[Any]]) -> ArrayRecord:
     """Turn named tensors or numpy arrays into a record, in the same order."""
-    return ArrayRecord({name: packed(_as_numpy(value)) for name, value in arrays.items()})
+    record = ArrayRecord()  # which would copy each Array of a dict
+    for name, value in arrays.items():
+        record[name] = packed(_as_numpy(value))
+    return record
 
 
 def to_arrays(record: ArrayRecord) -> dict[str, NDArray[Any]]:
@@ -164,8 +168,8 @@ def request(arrays: ArrayRecord, config: ConfigRecord, server_round: int) -> Rec
 
 def read_request(message: Message) -> tuple[ArrayRecord, ConfigRecord, int]:
     """Arrays, config and round of a train message."""
-    config = message.content.config_records[CONFIG]
-    return message.content.array_records[ARRAYS], config, int(cast(int, config[ROUND]))
+    config = _record(message, CONFIG, ConfigRecord)
+    return _record(message, ARRAYS, ArrayRecord), config, int(cast(int, config[ROUND]))
 
 
 def inviting(content: RecordDict, invitation: Invitation) -> RecordDict:
@@ -175,8 +179,10 @@ def inviting(content: RecordDict, invitation: Invitation) -> RecordDict:
 
 def read_invitation(message: Message) -> Invitation | None:
     """Where the server's half is; None where the message does not say, as in a simulation."""
-    told = message.content.config_records.get(HALF)
-    return None if told is None else Invitation(**{n: str(v) for n, v in told.items()})
+    if HALF not in message.content:
+        return None
+    told = _record(message, HALF, ConfigRecord)
+    return Invitation(**{n: str(v) for n, v in told.items()})
 
 
 def read_task(
@@ -228,9 +234,9 @@ def read_reply(message: Message) -> Update:
         ValueError: the message is none that `reply` made.
     """
     try:
-        metrics = message.content.metric_records[METRICS]
+        metrics = _record(message, METRICS, MetricRecord)
         return Update(
-            arrays=to_tensors(message.content.array_records[ARRAYS]),
+            arrays=to_tensors(_record(message, ARRAYS, ArrayRecord)),
             num_examples=_count(metrics, NUM_EXAMPLES),
             loss=_number(metrics, LOSS),
             bytes_up=_count(metrics, BYTES_UP),
@@ -243,6 +249,18 @@ def read_reply(message: Message) -> Update:
         )
     except KeyError as error:
         raise ValueError(f"it has no {error}; {_WANTED['train']}") from error
+
+
+def _record(message: Message, key: str, kind: type[Record]) -> Record:
+    """One record of a message; Flower's own way to one of a kind makes a table of all of them.
+
+    Raises:
+        KeyError: there is none of that kind under this key.
+    """
+    record = message.content[key]
+    if not isinstance(record, kind):
+        raise KeyError(key)
+    return record
 
 
 def _number(metrics: Mapping[str, Any], key: str) -> float:
@@ -298,7 +316,7 @@ def read_introduction(message: Message) -> tuple[int, int]:
         ValueError: the message is none that `introduction` made.
     """
     try:
-        metrics = message.content.metric_records[METRICS]
+        metrics = _record(message, METRICS, MetricRecord)
         found = _count(metrics, PARTITION), _count(metrics, NUM_EXAMPLES)
     except KeyError as error:
         raise ValueError(f"it has no {error}; {_WANTED['query']}") from error

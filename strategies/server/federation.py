@@ -46,6 +46,7 @@ from strategies.server.method import (
 )
 from strategies.server.planner import Planner
 from strategies.server.results import (
+    Form,
     check_forms,
     forms,
     report_failures,
@@ -359,7 +360,7 @@ class Asked:
     """
 
     partition: int
-    expected: Mapping[str, str]
+    expected: Mapping[str, Form]
     network: Network | None
     names: frozenset[str] | None
     sent_bytes: int

@@ -3,6 +3,9 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from fleet.plan import Member, RoundPlan
 from strategies.contract import Update
@@ -27,12 +30,22 @@ def check_shapes(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
     _compare(found, {name: tuple(shape) for name, shape in shapes.items()})
 
 
-def forms(arrays: Arrays) -> dict[str, str]:
-    """Say of each array what its like must be: type and shape, such as ``float32 (3, 2)``."""
-    return {name: f"{array.dtype} {tuple(array.shape)}" for name, array in arrays.items()}
+class Form(NamedTuple):
+    """What the like of an array must be."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
 
 
-def check_forms(arrays: Arrays, expected: Mapping[str, str]) -> None:
+def forms(arrays: Arrays) -> dict[str, Form]:
+    """Say of each array what its like must be."""
+    return {name: Form(array.dtype, array.shape) for name, array in arrays.items()}
+
+
+def check_forms(arrays: Arrays, expected: Mapping[str, Form]) -> None:
     """Refuse arrays that do not have the names, types and shapes that they must have.
 
     Args:
@@ -46,6 +59,8 @@ def check_forms(arrays: Arrays, expected: Mapping[str, str]) -> None:
 
 
 def _compare(found: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    if found == expected:
+        return
     for name in sorted(found.keys() | expected.keys()):
         got, wanted = found.get(name, "absent"), expected.get(name, "absent")
         if got != wanted:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models.slices import Kept
 from strategies.client.training import load_arrays
 from strategies.server.method import Arrays, Masks
-from strategies.server.results import check_forms, forms
+from strategies.server.results import Form, check_forms, forms
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +138,7 @@ class Selected:
         return {source.name: name for name, source in self.sources.items()}
 
     @functools.cached_property
-    def _forms(self) -> dict[str, str]:
+    def _forms(self) -> dict[str, Form]:
         return forms({name: t.detach().numpy() for name, t in self.model.state_dict().items()})
 
     @functools.cached_property
