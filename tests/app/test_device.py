@@ -17,6 +17,7 @@ from app import device, experiment
 from app.config.composition import compose
 from app.config.schema import EngineSettings
 from app.engine import pool_of
+from models import eager
 from quant.quantizer import Quantizer
 from strategies import messages
 from strategies.client import split_loop, tiers, training
@@ -80,7 +81,7 @@ def test_a_round_reads_no_value_and_mixes_no_devices(
 
     found = train(torch.device("cpu"), data)
     for kind in ("SGD", "Adam"):  # a fused step asks for a device that computes
-        monkeypatch.setattr(torch.optim, kind, partial(unfused, getattr(torch.optim, kind)))
+        monkeypatch.setattr(eager, kind, partial(unfused, getattr(eager, kind)))
     # What is read once per client, before its first batch and after its last.
     monkeypatch.setattr(Quantizer, "is_set", True)
     for module in (training, split_loop, tiers, half):
