@@ -229,7 +229,7 @@ def test_wrong_inputs_are_the_models_own_errors():
 sizes = st.integers(1, 6)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(channels=sizes, hidden=sizes, side=st.integers(3, 8), more=st.integers(1, 3), bits=sizes)
 def test_cost_grows_with_every_input(channels, hidden, side, more, bits):
     def found(channels, hidden, side, bits=4):

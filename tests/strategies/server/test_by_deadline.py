@@ -48,7 +48,11 @@ def middle(*overrides: str) -> float:
     return float(np.median([turn.end_s for turn in turns(*overrides)]))
 
 
-@pytest.mark.parametrize("method", [METHODS[i] for i in (0, 5)], ids=name_of)
+@pytest.mark.parametrize(
+    "method",
+    [METHODS[0], pytest.param(METHODS[3], marks=pytest.mark.long), METHODS[5]],
+    ids=name_of,
+)
 def test_a_deadline_that_all_meet_changes_nothing(method: tuple[str, ...], tmp_path: Path) -> None:
     simulate(tmp_path / "sync", *method, *SLOWER, "rounds=2")
     simulate(
