@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from app import device, experiment, isolation, shipped_data
+from app import device, experiment, isolation, processors, shipped_data
 from app.config.composition import from_run_config
 from app.device import Where
 from app.experiment import PARTS, Parts
@@ -51,7 +51,7 @@ def train(message: Message, context: Context) -> Message:
     Raises:
         TimeLimitError: our own engine set a limit, and it is over.
     """
-    torch.set_num_threads(1)
+    processors.use_one()
     try:
         run, partition = _key(context.run_config), _partition(context)
         parts, where = _parts(run), _where(run)
@@ -69,8 +69,9 @@ def train(message: Message, context: Context) -> Message:
         )
         update = device.on_host(update)
         check_report(update, len(data))
-        check_arrays(update.arrays)
-        return messages.reply(message, update)
+        answer = messages.reply(message, update)
+        check_arrays(messages.sent_arrays(answer))
+        return answer
     except (Exception, SystemExit) as error:
         return messages.error_reply(message, error)
 
@@ -209,7 +210,7 @@ class _Prepared:
         self._settings = settings
         self._where = where
         self._model: Any = None
-        self._structure: tuple[Any, ...] = ()
+        self._structure: list[Any] = []
 
     def model(self) -> Any:
         """Return it."""

@@ -101,4 +101,6 @@ def placed(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
 
 def on_host(update: Update) -> Update:
     """Return an update whose arrays are on the CPU."""
+    if all(tensor.is_cpu for tensor in update.arrays.values()):
+        return update
     return replace(update, arrays={n: tensor.cpu() for n, tensor in update.arrays.items()})

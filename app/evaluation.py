@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from app import device
+from app import device, processors
 from app.device import Where
 from app.in_order import in_order
 from data.dataset import Dataset, Inputs, rows_of
@@ -119,7 +119,7 @@ def passes(
             outputs = call(network, inputs)
         return in_fp32(outputs.cpu()) if isinstance(outputs, Tensor) else outputs
 
-    torch.set_num_threads(1)
+    processors.use_one()
     model.eval()
     batches = [slice(start, min(start + batch, count)) for start in range(0, count, batch)]
     with device.placed(model, where.device):

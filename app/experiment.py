@@ -573,6 +573,7 @@ def check(experiment: Experiment) -> Prepared:
         ValueError: names the key.
         FileNotFoundError: the data are not there.
     """
+    check_plan(experiment)
     method = strategy(experiment)  # its constructor checks what the schema cannot
     check_network(experiment)
     check_labels(experiment)
@@ -581,6 +582,20 @@ def check(experiment: Experiment) -> Prepared:
     model = prepare(experiment, method)
     method.check_fleet()
     return Prepared(method, model)
+
+
+def check_plan(experiment: Experiment) -> None:
+    """Refuse a plan for a method that leaves nothing open.
+
+    Raises:
+        ValueError: names plan.
+    """
+    reads = methods.method_class(experiment.target).reads
+    if experiment.plan.is_auto and not {"plan", "split.cut"} & set(reads):
+        raise ValueError(
+            f"plan=auto: strategy={experiment.method} leaves nothing open; takes oqfl, heterofl, "
+            "fjord, or a method over a cut"
+        )
 
 
 def check_drawn(experiment: Experiment, method: FederatedStrategy) -> None:

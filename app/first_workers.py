@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 
-import torch
 from flwr.app import Message
 
-from app import runtime, signals
+from app import processors, runtime, signals
 from app.calls import MAX_DEATHS, Call, Round
 from app.local_grid import node_of
+from app.shared_replies import SharedReplies
 from app.worker import Worker
 
 NICENESS = 15  # as Ray gives its workers, so that the driver goes first
@@ -44,6 +44,7 @@ class _Fork:
     Attributes:
         pid: of it.
         pipe: to it.
+        replies: from it.
         given: the clients that it has, by their place in the round, the one that it runs first.
         deaths: of workers over these clients.
         known: the contents that it has, by their keys.
@@ -52,6 +53,7 @@ class _Fork:
 
     pid: int
     pipe: Connection
+    replies: SharedReplies
     given: list[int] = field(default_factory=list)
     deaths: int = 0
     known: frozenset[str] = frozenset()
@@ -123,7 +125,7 @@ class FirstWorkers:
     def _take(self, fork: _Fork, state: Round) -> None:
         """Take a reply, or note that the process has ended."""
         try:
-            reply = fork.pipe.recv()
+            reply = fork.replies.take(fork.pipe)
         except (EOFError, OSError):
             self._recover(fork, state)
             return
@@ -164,6 +166,7 @@ class FirstWorkers:
         """End a process, and return how it ended."""
         self._forks.remove(fork)
         fork.pipe.close()
+        fork.replies.close()
         with contextlib.suppress(ProcessLookupError):
             pid, status = os.waitpid(fork.pid, os.WNOHANG)
             if pid == 0:
@@ -184,19 +187,20 @@ def _requeue(state: Round, calls: list[Call]) -> None:
 
 def _fork() -> _Fork:
     ours, theirs = Pipe()
+    replies = SharedReplies()
     driver = os.getpid()
     pid = os.fork()
     if pid:
         theirs.close()
-        return _Fork(pid, ours)
+        return _Fork(pid, ours, replies)
     try:
-        _become_worker(driver, theirs)
-        _serve(theirs)
+        _become_worker(driver, theirs, replies)
+        _serve(theirs, replies)
     finally:
         os._exit(1)  # nothing of the driver's is to run here, such as what it does at exit
 
 
-def _become_worker(driver: int, pipe: Connection) -> None:
+def _become_worker(driver: int, pipe: Connection, replies: SharedReplies) -> None:
     """Let go of what is the driver's: its files, locks, output, signals and log."""
     for number in signals.numbers():
         signal.signal(number, signal.SIG_IGN)  # the driver hears them, and ends its workers
@@ -205,17 +209,17 @@ def _become_worker(driver: int, pipe: Connection) -> None:
         os._exit(1)
     silence = os.open(os.devnull, os.O_RDWR)
     open_ones = {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
-    for descriptor in open_ones - {silence, pipe.fileno()}:
+    for descriptor in open_ones - {silence, pipe.fileno(), replies.file}:
         # Not closed: who holds the number would close what has it by then.
         with contextlib.suppress(OSError):
             os.dup2(silence, descriptor, inheritable=descriptor < 3)
     logging.getLogger().handlers[:] = [logging.NullHandler()]
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
-    torch.set_num_threads(1)
+    processors.use_one()
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, replies: SharedReplies) -> None:
     """Run what comes until the driver is gone."""
     worker = Worker(fetch=lambda content: content)
     while True:
@@ -223,10 +227,9 @@ def _serve(pipe: Connection) -> None:
             contents, jobs, num_nodes, run_config = pipe.recv()
         except (EOFError, OSError):
             return
-        replies = worker.replies(contents, jobs, num_nodes, run_config)
-        for reply in replies:
+        for reply in worker.replies(contents, jobs, num_nodes, run_config):
             try:
-                pipe.send(reply)
+                replies.send(pipe, reply)
             except OSError:
                 return
         if worker.is_spent:

@@ -6,6 +6,7 @@ noticed are writes through ``.numpy()`` or ``.data`` to rows that are not looked
 of libraries that were replaced.
 """
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import gc
 import logging
@@ -87,19 +88,24 @@ def _write_streams(streams: tuple[Any, Any]) -> None:
 
 
 def _read_handlers() -> dict[int, Any]:
-    return {number: signal.getsignal(number) for number in SIGNALS}
+    # Not signal's own function, which takes most of its time to name what comes.
+    return {number: _signal.getsignal(number) for number in SIGNALS}
 
 
 def _write_handlers(handlers: Mapping[int, Any]) -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     for number, handler in handlers.items():
-        if handler is not None and signal.getsignal(number) != handler:
+        if handler is not None and _signal.getsignal(number) != handler:
             signal.signal(number, handler)
 
 
 def _write_collector(is_enabled: bool) -> None:
     (gc.enable if is_enabled else gc.disable)()
+
+
+def _read_device() -> torch.device:
+    return torch.empty(0).device  # a fraction of what torch.get_default_device() takes
 
 
 def _write_device(device: torch.device) -> None:
@@ -162,7 +168,7 @@ SETTINGS = (
     Setting(np.geterr, lambda given: np.seterr(**given) and None),
     Setting(torch.get_num_threads, torch.set_num_threads),
     Setting(torch.get_default_dtype, torch.set_default_dtype),
-    Setting(torch.get_default_device, _write_device),
+    Setting(_read_device, _write_device),
     Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     Setting(
         lambda: (
@@ -221,23 +227,37 @@ def drop_held_back() -> None:
 # What clients share -----------------------------------------------------------------------------
 
 
-def structure(model: Any) -> tuple[Any, ...]:
+def structure(model: Any) -> list[Any]:
     """Describe a network beyond its values: what loading a client's arrays does not put back.
 
     Args:
         model: what a client half's ``prepare`` returned: a module, or something that holds some.
     """
-    return tuple(
-        (
-            type(one),
-            vars(one).get("forward"),
-            [hook for name in _HOOKS for hook in getattr(one, name)],
-            [(name, *_described(p)) for name, p in one._parameters.items() if p is not None],
-            [(n, b.shape, b.dtype) for n, b in one._buffers.items() if b is not None],
-        )
-        for whole in modules(model)
-        for one in whole.modules()
-    )
+    found = list[Any]()
+    for whole in modules(model):
+        for one in _with_those_within(whole):
+            held = vars(one)
+            found += (type(one), held.get("forward"))
+            for name in _HOOKS:
+                found += held[name]
+            for name, parameter in held["_parameters"].items():
+                if parameter is not None:
+                    found += (name, *_described(parameter))
+            for name, buffer in held["_buffers"].items():
+                if buffer is not None:
+                    found += (name, buffer.shape, buffer.dtype)
+    return found
+
+
+def _with_those_within(whole: nn.Module) -> list[nn.Module]:
+    """A module and those that it holds, each once."""
+    found = {id(whole): whole}
+    for one in (queue := [whole]):
+        for inner in one._modules.values():
+            if inner is not None and id(inner) not in found:
+                found[id(inner)] = inner
+                queue.append(inner)
+    return queue
 
 
 def _described(parameter: nn.Parameter) -> tuple[Any, ...]:
@@ -278,9 +298,11 @@ def versions(arrays: Mapping[str, Tensor]) -> list[int]:
 def glance(data: ClientData) -> tuple[Any, ...]:
     """Describe a client's data so that most writes change it: torch's count, and some rows."""
     rows = data.rows[:: max(1, len(data) // ROWS)]
-    inputs = (data.x,) if isinstance(data.x, Tensor) else data.x
-    named = {f"x{index}": tensor for index, tensor in enumerate(inputs)}
-    return (
-        versions({**named, "y": data.y, "rows": data.rows}),
-        *(tensor[rows.to(tensor.device)].cpu().numpy().tobytes() for tensor in (*inputs, data.y)),
-    )
+    tensors = (*((data.x,) if isinstance(data.x, Tensor) else data.x), data.y)
+    counts = [tensor._version for tensor in (*tensors, data.rows)]
+    if not all(tensor.is_cpu for tensor in tensors):
+        seen = [tensor[rows.to(tensor.device)].cpu().numpy() for tensor in tensors]
+    else:
+        indices = rows.numpy()
+        seen = [tensor.numpy()[indices] for tensor in tensors]  # far faster than torch's own
+    return counts, rows.tolist(), [some.tobytes() for some in seen]

@@ -31,6 +31,7 @@ from app.config.schema import CONF, Config
 from app.engine import Simulator
 from app.experiment import Experiment, Prepared, resolve
 from app.job_memory import job_bytes
+from app.kept_log import KeptLog
 from app.one_job import carry_out, said
 from app.provenance import COMMAND, command
 from app.run_folder import CONFIG, claim, is_finished, is_of, locked
@@ -81,6 +82,7 @@ class Jobs:
         self._checked: dict[tuple[str, ...], tuple[Config, Experiment]] = {}  # by its overrides
         # Of the job that comes next, of one run or a search; of a sweep it would be too many.
         self._prepared: Prepared | None = None
+        self._kept_log = KeptLog()  # of its check
         self.is_whole = False  # whether all jobs have been begun: nothing stopped them
         self.search: Plan | None = None  # where the jobs are those of a search
         self.folders: dict[int, Path] = {}  # by the number of the job
@@ -103,7 +105,8 @@ class Jobs:
         self._wanted = wanted(configs, is_sweep)
         found = [resolve(config) for config in configs]
         for first, *others in alike(configs):
-            prepared = experiment.check(found[first])
+            with nullcontext() if is_sweep else self._kept_log.listening():
+                prepared = experiment.check(found[first])
             for other in others:
                 experiment.check_drawn(found[other], prepared.strategy)
             self._prepared = None if is_sweep else prepared
@@ -325,7 +328,8 @@ class Jobs:
 
         def run() -> None:
             prepared, self._prepared = self._prepared, None
-            self._simulator.run(chosen, folder, group, show, prepared)
+            with self._kept_log.said():
+                self._simulator.run(chosen, folder, group, show, prepared)
 
         def before() -> Path | None:
             return self._finished.get(key) or self._earlier(chosen)

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from app import device, experiment, provenance, run_folder, runtime, signals
+from app import device, experiment, processors, provenance, run_folder, runtime, signals
 from app.client_evaluation import client_test
 from app.config.composition import from_run_config
 from app.config.errors import explain
@@ -169,7 +168,7 @@ def run(
         CannotWriteError: there is no room, or the folder is gone.
         AllClientsFailedError: no client of a round returned anything.
     """
-    torch.set_num_threads(1)
+    processors.use_one()
     started = time.perf_counter()
     here = device.find(device.AUTO if chosen.engine.address else chosen.engine.device)
     threads = grid.processes if isinstance(grid, LocalGrid) and here.type == device.CPU else 1

@@ -96,6 +96,11 @@ def remarks(experiment: Experiment, strategy: FederatedStrategy) -> list[str]:
             f"schedule=buffered: a round is a server step of {schedule.arrivals(at_work)} updates, "
             f"with {at_work} clients at work"
         )
+    if experiment.plan.is_auto and "plan" not in strategy.reads:
+        said.append(
+            f"plan=auto: of strategy={experiment.method} the cut alone is chosen: all clients have "
+            "one width and all channels"
+        )
     engine = experiment.engine
     if engine.gpus_per_worker and not engine.address and find(engine.device).type == CPU:
         said.append(f"engine.gpus_per_worker={engine.gpus_per_worker}: not read: there is no GPU")

@@ -8,38 +8,76 @@ short run, in every process. What is here calls what they wrap.
 
 import functools
 import inspect
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
 import torch
+from torch._C._autograd import _profiler_enabled
 from torch._compile import _disable_dynamo
+from torch.optim import optimizer as optimizer_of_torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import _FlopCounterMode
+
+
+def _step(kind: type[torch.optim.Optimizer]) -> Callable[..., Any]:
+    """Return an optimizer's step without the wrapper that torch puts around all steps.
+
+    It is there where it does something: with hooks, and for the profiler, to which it tells a name.
+    """
+    bare = torch.no_grad()(inspect.unwrap(kind.step))
+    wrapped = torch.optim.Optimizer.profile_hook_step(bare)
+
+    @functools.wraps(bare)
+    def step(self: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> Any:
+        hooks = (
+            self._optimizer_step_pre_hooks,
+            self._optimizer_step_post_hooks,
+            optimizer_of_torch._global_optimizer_pre_hooks,
+            optimizer_of_torch._global_optimizer_post_hooks,
+        )
+        if any(hooks) or _profiler_enabled():
+            return wrapped(self, closure)
+        return bare(self, closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # or torch would wrap it
+    return step
 
 
 class _Eager(torch.optim.Optimizer):
     """What torch wraps of every optimizer."""
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
-    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients."""
+        if not set_to_none or _profiler_enabled():
+            _zero_grad(self, set_to_none)
+            return
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+
+_zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
 
 class SGD(_Eager, torch.optim.SGD):
     """torch.optim.SGD."""
 
-    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+    step = _step(torch.optim.SGD)
 
 
 class Adam(_Eager, torch.optim.Adam):
     """torch.optim.Adam."""
 
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+    step = _step(torch.optim.Adam)
 
 
 class AdamW(_Eager, torch.optim.AdamW):
     """torch.optim.AdamW."""
 
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    step = _step(torch.optim.AdamW)
 
 
 class DispatchMode(TorchDispatchMode):

@@ -1,19 +1,24 @@
-"""Flower's serialization of an array, byte for byte, in a fifth of its time.
+"""Flower's records of arrays, in a fraction of their time.
 
 Flower writes each array by `numpy.save` and reads it by `numpy.load`, which make and parse the same
 header of 128 bytes anew each time: with hundreds of clients and tens of small arrays that is most
-of what a message costs. Here a header is made, or parsed, once for each dtype and shape.
+of what a message costs. Here a header is made, or parsed, once for each dtype and shape. And a
+record that never leaves for another machine is kept as the block that it was made of.
 """
 
 import functools
 import math
+import pickle
+from collections.abc import Iterator, MutableMapping
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+
+from strategies.blocks import Block, Layout, layout_of
 
 NUMPY = "numpy.ndarray"  # Flower's name of the serialization
 _LONGEST = 1024  # bytes of a header that is remembered: numpy's are shorter unless structured
@@ -68,3 +73,92 @@ def _parsed(header: bytes) -> tuple[np.dtype[Any] | None, tuple[int, ...]]:
     if is_fortran or dtype.hasobject:
         return None, ()
     return dtype, shape
+
+
+# A record as a block ------------------------------------------------------------------------------
+
+
+class BlockRecord(ArrayRecord):
+    """An `ArrayRecord` of a block's arrays, which Flower's `Array`s are made of when asked for.
+
+    Within this process, and to a worker's, it travels as the block. Once somebody has asked for an
+    `Array`, into which they may write, the record is like any other.
+
+    Args:
+        block: whose memory the record shares.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.__dict__["_data"] = _Arrays(block)  # where Flower's records have their items
+
+    @property
+    def block(self) -> Block | None:
+        """What the record was made of; None once somebody has asked for an `Array`."""
+        data = self.__dict__["_data"]
+        return data.block if isinstance(data, _Arrays) and not data.are_made else None
+
+    def copy(self) -> ArrayRecord:  # type: ignore[override]
+        """Return a record of its own with the same arrays."""
+        return ArrayRecord(dict(self.items()))
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Have the block's memory travel beside the pickle where that can be."""
+        block = self.block
+        if block is None:
+            return ArrayRecord, (dict(self.items()),)
+        data = block.memory.data
+        memory = pickle.PickleBuffer(data) if protocol >= 5 else data.tobytes()
+        return _restored, (block.layout.pickled, memory)
+
+
+# By this name Flower's messages say what is in them.
+BlockRecord.__qualname__ = ArrayRecord.__qualname__
+
+
+def _restored(layout: bytes, memory: Any) -> BlockRecord:
+    """Inverse of pickling, with memory that may be written to."""
+    held = np.frombuffer(memory, np.uint8)
+    return BlockRecord(Block(_layout(layout), held if held.flags.writeable else held.copy()))
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(pickled: bytes) -> Layout:
+    return layout_of(pickle.loads(pickled))
+
+
+class _Arrays(MutableMapping[str, Array]):
+    """A block's arrays as Flower's, all made when the first is asked for."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+        self._made: dict[str, Array] | None = None
+
+    @property
+    def are_made(self) -> bool:
+        """Whether somebody has asked for one."""
+        return self._made is not None
+
+    @property
+    def _all(self) -> dict[str, Array]:
+        if self._made is None:
+            self._made = {name: packed(array) for name, array in self.block.items()}
+        return self._made
+
+    def __getitem__(self, name: str) -> Array:
+        return self._all[name]
+
+    def __setitem__(self, name: str, array: Array) -> None:
+        self._all[name] = array
+
+    def __delitem__(self, name: str) -> None:
+        del self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.block if self._made is None else self._made)
+
+    def __len__(self) -> int:
+        return len(self.block if self._made is None else self._made)
+
+    def __repr__(self) -> str:
+        return repr(self._all)

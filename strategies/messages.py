@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.objective import Objective, TaskSettings
-from strategies.array_bytes import packed, unpacked
+from strategies.array_bytes import BlockRecord, unpacked
+from strategies.blocks import Block, Tensors
 from strategies.contract import Invitation, Settings, Streams, Task, Update
 
 ARRAYS = "arrays"
@@ -59,25 +60,34 @@ Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 
 
 def to_record(arrays: Mapping[str, Tensor | NDArray[Any]]) -> ArrayRecord:
-    """Turn named tensors or numpy arrays into a record, in the same order."""
-    record = ArrayRecord()  # which would copy each Array of a dict
-    for name, value in arrays.items():
-        record[name] = packed(_as_numpy(value))
-    return record
+    """Turn named tensors or numpy arrays into a record, in the same order.
+
+    A block is taken as it is, and shares its memory with the record.
+    """
+    return BlockRecord(Block.of(arrays))
 
 
 def to_arrays(record: ArrayRecord) -> dict[str, NDArray[Any]]:
-    """Inverse of `to_record`, as numpy arrays.
+    """Inverse of `to_record`, as numpy arrays of their own.
 
     Raises:
         ValueError: what came is no array.
     """
+    if isinstance(record, BlockRecord) and record.block is not None:
+        return dict(record.block.copy())
     return {name: unpacked(array) for name, array in record.items()}
 
 
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
     """Inverse of `to_record`, as tensors."""
     return {name: torch.from_numpy(array) for name, array in to_arrays(record).items()}
+
+
+def as_arrays(record: ArrayRecord) -> Mapping[str, NDArray[Any]]:
+    """The same as `to_arrays`, which may share the record's memory."""
+    if isinstance(record, BlockRecord) and record.block is not None:
+        return record.block
+    return to_arrays(record)
 
 
 def payload_bytes(record: ArrayRecord, names: Collection[str] | None = None) -> int:
@@ -87,17 +97,13 @@ def payload_bytes(record: ArrayRecord, names: Collection[str] | None = None) -> 
         record: arrays by name.
         names: those that count; None for all.
     """
+    if isinstance(record, BlockRecord) and record.block is not None:
+        return _num_bytes(record.block, names)
     return sum(
         math.prod(array.shape) * np.dtype(array.dtype).itemsize
         for name, array in record.items()
         if names is None or name in names
     )
-
-
-def _as_numpy(value: Tensor | NDArray[Any]) -> NDArray[Any]:
-    if isinstance(value, Tensor):
-        return value.detach().cpu().contiguous().numpy()
-    return np.ascontiguousarray(value) if value.ndim else np.asarray(value)
 
 
 # Settings: dataclasses as flat keys -------------------------------------------------------------
@@ -227,6 +233,11 @@ def reply(message: Message, update: Update) -> Message:
     return Message(content, reply_to=message)
 
 
+def sent_arrays(answer: Message) -> Mapping[str, NDArray[Any]]:
+    """The arrays of what `reply` made."""
+    return as_arrays(_record(answer, ARRAYS, ArrayRecord))
+
+
 def read_reply(message: Message) -> Update:
     """Inverse of `reply`; the arrays are tensors that share the message's memory.
 
@@ -235,8 +246,9 @@ def read_reply(message: Message) -> Update:
     """
     try:
         metrics = _record(message, METRICS, MetricRecord)
+        arrays = as_arrays(_record(message, ARRAYS, ArrayRecord))
         return Update(
-            arrays=to_tensors(_record(message, ARRAYS, ArrayRecord)),
+            arrays=Tensors(Block.of(arrays)),
             num_examples=_count(metrics, NUM_EXAMPLES),
             loss=_number(metrics, LOSS),
             bytes_up=_count(metrics, BYTES_UP),
@@ -279,11 +291,18 @@ def _count(metrics: Mapping[str, Any], key: str) -> int:
 
 def update_bytes(update: Update, names: Collection[str] | None = None) -> int:
     """Bytes of the arrays in a reply that cross the network; None counts all."""
+    if isinstance(update.arrays, Tensors):
+        return _num_bytes(update.arrays.block, names)
     return sum(
         tensor.numel() * tensor.element_size()
         for name, tensor in update.arrays.items()
         if names is None or name in names
     )
+
+
+def _num_bytes(block: Block, names: Collection[str] | None) -> int:
+    layout = block.layout
+    return sum(layout.size(name) for name in layout.forms if names is None or name in names)
 
 
 def error_reply(message: Message, error: BaseException) -> Message:

@@ -162,7 +162,7 @@ class ClientRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, but for those that are not said of every client."""
-        row = finite(asdict(self))
+        row = finite(vars(self))
         return without(row, *(name for name in _OF_SOME if row[name] is None))
 
 

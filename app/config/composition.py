@@ -30,9 +30,11 @@ from app.config.retired import RETIRED
 from app.config.schema import CONF, Config, flatten, known_keys, schema
 from app.config.stored import read_plain, refuse_code
 from data.partition import SCHEMES
+from fleet.per_client import AUTO
 from models.metrics import check as check_metrics
 from models.objective import TaskSettings
 from models.precision import FP32
+from quant.settings import QuantSettings
 from strategies.server.bottleneck import PruneSettings
 from strategies.server.ending import PRUNED
 from targets import FileTarget, pin, placeless
@@ -117,7 +119,18 @@ def from_omegaconf(node: DictConfig) -> Config:
         strategy=methods.completed(config.strategy),
     )
     _check_together(completed)
-    return completed
+    return _planned(completed)
+
+
+def _planned(config: Config) -> Config:
+    """Leave of a plan what a method over a cut can leave open: where it has one width, the cut."""
+    reads = methods.method_class(str(config.strategy["_target_"])).reads
+    if not config.plan.is_auto or "plan" in reads or not is_under("split.cut", reads):
+        return config
+    quant = config.quant
+    if quant.bits == AUTO:
+        quant = replace(quant, bits=QuantSettings().bits)
+    return replace(config, quant=quant, submodel=replace(config.submodel, share=1))
 
 
 def _pinned(node: DictConfig) -> DictConfig:

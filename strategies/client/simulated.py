@@ -30,6 +30,6 @@ def train_simulated(
     update = client.train(model, arrays, data, task, server)
     if server is None:
         return update
-    trained = update.arrays | server.arrays()
+    trained = {**update.arrays, **server.arrays()}
     in_order = {name: trained[name] for name in arrays}
     return replace(update, arrays=in_order, bytes_down=server.bytes_sent)

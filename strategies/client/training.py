@@ -168,11 +168,13 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
     if state.keys() != arrays.keys():
         odd = sorted(state.keys() ^ arrays.keys())
         raise ValueError(f"the arrays are not those of the model: {', '.join(odd[:5])}")
-    for name, tensor in state.items():
-        if tensor.shape != arrays[name].shape:
-            shapes = f"{tuple(arrays[name].shape)}, not {tuple(tensor.shape)}"
+    given = [arrays[name] for name in state]
+    for (name, tensor), array in zip(state.items(), given, strict=True):
+        if tensor.shape != array.shape:
+            shapes = f"{tuple(array.shape)}, not {tuple(tensor.shape)}"
             raise ValueError(f"the arrays are not those of the model: {name} is {shapes}")
-        tensor.copy_(arrays[name])
+    if given:
+        torch._foreach_copy_(list(state.values()), given)
 
 
 def batches(rows: Tensor, settings: LocalTraining, generator: torch.Generator) -> Iterator[Tensor]:
@@ -377,7 +379,8 @@ def begin_training(models: Iterable[nn.Module], num_examples: int) -> None:
     Of one sample batch normalisation has no statistics: it takes the running ones.
     """
     for model in models:
-        model.train()
+        if not all(module.training for module in model.modules()):  # which is told faster than done
+            model.train()
         if num_examples == 1:
             for module in model.modules():
                 if isinstance(module, _BatchNorm):
@@ -395,11 +398,11 @@ def end_training(models: Sequence[nn.Module], loss: float | None, settings: Loca
     Raises:
         FloatingPointError: the loss or a weight; names the rates of this round.
     """
-    for model in models:
-        for name, parameter in model.named_parameters():
-            if is_step(name):
-                parameter.data.clamp_(min=MIN_STEP)
-    weights = [parameter.detach() for model in models for parameter in model.parameters()]
+    named = [one for model in models for one in model.named_parameters()]
+    for name, parameter in named:
+        if is_step(name):
+            parameter.data.clamp_(min=MIN_STEP)
+    weights = [parameter.detach() for _, parameter in named]
     if not (loss is None or math.isfinite(loss)) or not _are_finite(weights):
         what = "a weight of the server model is not finite" if loss is None else f"loss {loss}"
         rates = f"train.lr={settings.lr}"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from quant.functional import MIN_STEP
 from quant.quantizer import initialised_flag, is_step
 from strategies import messages
+from strategies.blocks import means
 from strategies.client.proximal import check_mu
 from strategies.contract import Settings
 from strategies.server.method import Arrays, Masks, Result, ServerState
@@ -232,8 +233,13 @@ def combine(
         if state.keys() != states[0].keys():
             odd = sorted(state.keys() ^ states[0].keys())
             raise ValueError(f"clients returned different arrays: {', '.join(odd[:5])}")
-    found = {}
+    is_usual = average is mean and not any(masks)
+    meant = means(states, weights) if is_usual else {}
+    found = dict[str, NDArray[np.generic]]()
     for name in states[0]:
+        if name in meant and not is_step(name):
+            found[name] = meant[name]
+            continue
         held = [mask.get(name, True) for mask in masks]
         if all(mask is True for mask in held):
             value = _combine_one(name, states, weights, average)

@@ -25,6 +25,7 @@ from fleet.selection import BY_LOSS
 from models.objective import TaskSettings
 from models.trace import preserved_randomness, seed_all
 from strategies import messages
+from strategies.blocks import Block, Form
 from strategies.contract import Settings, Task, Update, check_arrays, check_report
 from strategies.server.buffered import brought_up
 from strategies.server.losses import with_losses
@@ -45,12 +46,7 @@ from strategies.server.method import (
     parted,
 )
 from strategies.server.planner import Planner
-from strategies.server.results import (
-    Form,
-    check_forms,
-    forms,
-    report_failures,
-)
+from strategies.server.results import check_forms, forms, report_failures
 from strategies.server.spool import Spool
 
 if TYPE_CHECKING:  # websockets and cryptography, which simulations do without
@@ -333,7 +329,10 @@ class Federation:
                 asked.network, update.arrays, partition, asked.began
             )
             check_forms(arrays, asked.expected)
-            check_arrays(arrays)
+            if forms(arrays) is not asked.expected:  # they came in another order
+                arrays = {name: arrays[name] for name in asked.expected}
+            block = Block.of(arrays)
+            check_arrays(block)
         except Exception as problem:  # a stranger's bytes fail to be read in any way
             return replace(result, error=f"its reply cannot be used: {problem!r}")
         return replace(
@@ -341,7 +340,7 @@ class Federation:
             bytes_up=update.bytes_up + messages.update_bytes(update, asked.names),
             bytes_down=update.bytes_down + sent_bytes,
             update=replace(update, arrays={}),
-            arrays=arrays,
+            arrays=block,
             masks=masks,
         )
 

@@ -3,11 +3,9 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
-
-import numpy as np
 
 from fleet.plan import Member, RoundPlan
+from strategies.blocks import Block, Form, layout_of
 from strategies.contract import Update
 from strategies.server.method import Arrays, Result
 from tracking.record import ClientRecord, RoundRecord
@@ -30,19 +28,11 @@ def check_shapes(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> None:
     _compare(found, {name: tuple(shape) for name, shape in shapes.items()})
 
 
-class Form(NamedTuple):
-    """What the like of an array must be."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {self.shape}"
-
-
-def forms(arrays: Arrays) -> dict[str, Form]:
+def forms(arrays: Arrays) -> Mapping[str, Form]:
     """Say of each array what its like must be."""
-    return {name: Form(array.dtype, array.shape) for name, array in arrays.items()}
+    if isinstance(arrays, Block):
+        return arrays.layout.forms
+    return layout_of(tuple((n, array.dtype, array.shape) for n, array in arrays.items())).forms
 
 
 def check_forms(arrays: Arrays, expected: Mapping[str, Form]) -> None:
@@ -59,7 +49,7 @@ def check_forms(arrays: Arrays, expected: Mapping[str, Form]) -> None:
 
 
 def _compare(found: Mapping[str, object], expected: Mapping[str, object]) -> None:
-    if found == expected:
+    if found is expected or found == expected:
         return
     for name in sorted(found.keys() | expected.keys()):
         got, wanted = found.get(name, "absent"), expected.get(name, "absent")

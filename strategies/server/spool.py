@@ -1,30 +1,23 @@
 """A round's updates on disk: the server holds the arrays of one client at a time.
 
 A mean needs the samples of all clients before it begins, and who failed is known at the end only.
-So updates that are large together wait in a file, from which averaging reads one array of one
-client at a time, in the order of partition ids. The file has no name, and is gone with its round,
-however that ends.
+So updates that are large together wait in a file, from which averaging reads one client after
+another, in the order of partition ids. The file has no name, and is gone with its round, however
+that ends.
 """
 
+import functools
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from typing import IO, Any, NamedTuple
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies.blocks import Block, Later
 from strategies.server.method import Arrays
 
 IN_MEMORY = 256 * 2**20  # bytes of a round's updates that are not worth a file
-
-
-class Place(NamedTuple):
-    """Where in the file an array lies, and what it is."""
-
-    offset: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
 
 
 class Spool:
@@ -36,6 +29,7 @@ class Spool:
 
     def __init__(self, num_bytes: int) -> None:
         self._file: IO[bytes] | None = None
+        self._end = 0
         if num_bytes > IN_MEMORY:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
 
@@ -47,42 +41,25 @@ class Spool:
         """
         if self._file is None:
             return arrays
-        places: dict[str, Place] = {}
+        block = Block.of(arrays)
+        start, left = self._end, block.memory.data
         try:
-            for name, array in arrays.items():
-                places[name] = Place(self._file.seek(0, os.SEEK_END), array.dtype, array.shape)
-                left = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-                while left:
-                    left = left[self._file.write(left) :]
+            while left:
+                count = os.pwrite(self._file.fileno(), left, self._end)
+                self._end, left = self._end + count, left[count:]
         except OSError as error:
             what = f"writing a round's updates, which wait in a file there: {error.strerror}"
             hint = "TMPDIR takes another folder"
             raise OSError(error.errno, f"{what}; {hint}", tempfile.gettempdir()) from error
-        return Spooled(self._file, places)
+        return Later(block.layout, functools.partial(_read, self._file, start))
 
 
-class Spooled(Mapping[str, NDArray[Any]]):
-    """One client's arrays in a `Spool`; each is read anew when it is asked for."""
-
-    def __init__(self, file: IO[bytes], places: Mapping[str, Place]) -> None:
-        self._file, self._places = file, places
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        """Read an array."""
-        place = self._places[name]
-        array: NDArray[Any] = np.empty(place.shape, place.dtype)
-        left = array.reshape(-1).view(np.uint8).data
-        self._file.seek(place.offset)
-        while left:
-            count = self._file.readinto(left)  # type: ignore[attr-defined]
-            assert count, "the file ends too soon"
-            left = left[count:]
-        return array
-
-    def __iter__(self) -> Iterator[str]:
-        """Names, in their order."""
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        """How many arrays there are."""
-        return len(self._places)
+def _read(file: IO[bytes], offset: int, start: int, stop: int) -> NDArray[np.uint8]:
+    """Read what lies ``start`` to ``stop`` bytes behind ``offset``."""
+    memory = np.empty(stop - start, np.uint8)
+    left, at = memory.data, offset + start
+    while left:
+        count = os.preadv(file.fileno(), [left], at)
+        assert count, "the file ends too soon"
+        left, at = left[count:], at + count
+    return memory

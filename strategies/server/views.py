@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.slices import Kept
+from strategies.blocks import Form, arrays_of
 from strategies.client.training import load_arrays
 from strategies.server.method import Arrays, Masks
-from strategies.server.results import Form, check_forms, forms
+from strategies.server.results import check_forms, forms
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Everything:
 
     def back(self, arrays: Mapping[str, Tensor]) -> tuple[Arrays, Masks]:
         """As they came."""
-        return {name: tensor.numpy() for name, tensor in arrays.items()}, {}
+        return arrays_of(arrays), {}
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Selected:
         return {source.name: name for name, source in self.sources.items()}
 
     @functools.cached_property
-    def _forms(self) -> dict[str, Form]:
+    def _forms(self) -> Mapping[str, Form]:
         return forms({name: t.detach().numpy() for name, t in self.model.state_dict().items()})
 
     @functools.cached_property

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from strategies.blocks import arrays_of
 from strategies.contract import Settings
 from strategies.server.method import Arrays, Masks, Network
 
@@ -59,7 +60,7 @@ class Latent:
         """As they came."""
         if network is not None:
             return network.view(partition).back(arrays)
-        return {name: tensor.numpy() for name, tensor in arrays.items()}, {}
+        return arrays_of(arrays), {}
 
     def num_bytes(self, network: Network, partition: int) -> tuple[int, int]:
         """The same both ways."""

@@ -63,14 +63,10 @@ def test_the_file_is_gone_with_its_arrays(on_disk):
 def test_a_full_disk_is_said(on_disk, monkeypatch):
     waiting = Spool(0)
 
-    class Full:
-        def seek(self, *_):
-            return 0
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-        def write(self, _):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(waiting, "_file", Full())
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OSError, match=r"writing a round's updates.*No space.*TMPDIR") as error:
         waiting.put({"w": np.zeros(3)})
     assert error.value.errno == errno.ENOSPC

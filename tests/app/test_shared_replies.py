@@ -1,0 +1,72 @@
+"""Replies from another process: as they were sent, whatever their size, in memory of their own."""
+
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+import pytest
+from flwr.app import Message, RecordDict
+
+from app import runtime
+from app.first_workers import CAN_FORK
+from app.shared_replies import SharedReplies
+from strategies import messages
+
+pytestmark = pytest.mark.skipif(not CAN_FORK, reason="forked on Linux alone")
+SIZES = (3, 0, 100_000, 5, 2_000_000, 1)
+
+
+@pytest.fixture(autouse=True)
+def a_run() -> None:
+    runtime.start_run(1)
+
+
+def reply(size: int) -> Message:
+    content = RecordDict({"a": messages.to_record({"w": np.arange(size, dtype=np.float32)})})
+    return Message(content, dst_node_id=size, message_type="train")
+
+
+def send_all(shared: SharedReplies, pipe, repeat: int) -> None:
+    for _ in range(repeat):
+        for size in SIZES:
+            shared.send(pipe, reply(size))
+    shared.send(pipe, Message(RecordDict(), dst_node_id=7, message_type="query"))
+    pipe.send(None)
+    os._exit(0)
+
+
+def test_all_come_as_they_were_sent() -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    shared = SharedReplies()
+    process = context.Process(target=send_all, args=(shared, theirs, 3))
+    process.start()
+    theirs.close()
+    taken = [shared.take(ours) for _ in range(3 * len(SIZES))]  # each stays as it came
+    for size, one in zip(SIZES * 3, taken, strict=True):
+        assert one.metadata.dst_node_id == size
+        array = messages.to_arrays(one.content["a"])["w"]
+        np.testing.assert_array_equal(array, np.arange(size, dtype=np.float32))
+    assert shared.take(ours).metadata.dst_node_id == 7  # without arrays
+    assert shared.take(ours) is None
+    process.join(10)
+    shared.close()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(shared.file)
+
+
+def test_a_process_that_ends_is_noticed() -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    shared = SharedReplies()
+    process = context.Process(target=send_all, args=(shared, theirs, 1))
+    process.start()
+    theirs.close()
+    shared.take(ours)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(10)
+    with pytest.raises((EOFError, OSError)):
+        for _ in range(len(SIZES)):
+            shared.take(ours)
+    shared.close()
