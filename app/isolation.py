@@ -236,14 +236,13 @@ def structure(model: Any) -> list[Any]:
     found = list[Any]()
     for whole in modules(model):
         for one in _with_those_within(whole):
-            held = vars(one)
-            found += (type(one), held.get("forward"))
+            found += (type(one), vars(one).get("forward"))
             for name in _HOOKS:
-                found += held[name]
-            for name, parameter in held["_parameters"].items():
+                found += getattr(one, name)
+            for name, parameter in one._parameters.items():
                 if parameter is not None:
                     found += (name, *_described(parameter))
-            for name, buffer in held["_buffers"].items():
+            for name, buffer in one._buffers.items():
                 if buffer is not None:
                     found += (name, buffer.shape, buffer.dtype)
     return found
