@@ -249,7 +249,7 @@ def structure(model: Any) -> list[Any]:
 
 
 def _with_those_within(whole: nn.Module) -> list[nn.Module]:
-    """A module and those that it holds, each once."""
+    """A module and those that it holds, each once; modules() makes names of them first."""
     found = {id(whole): whole}
     for one in (queue := [whole]):
         for inner in one._modules.values():

@@ -8,7 +8,8 @@ of values, and the bits of an average are the same.
 import functools
 import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,6 +71,10 @@ class Layout:
         dtype, shape = self.forms[name]
         return dtype.itemsize * math.prod(shape)
 
+    def size_of(self, names: Collection[str] | None) -> int:
+        """Bytes of the arrays of these names; None for all."""
+        return sum(self.size(name) for name in self.forms if names is None or name in names)
+
 
 @functools.lru_cache(maxsize=256)
 def layout_of(forms: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) -> Layout:
@@ -89,7 +94,35 @@ def layout_of(forms: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) -> 
     return Layout(named, starts, tuple(regions), at)
 
 
-class Block(Mapping[str, NDArray[Any]]):
+class LaidOut(Mapping[str, NDArray[Any]], ABC):
+    """Arrays of one layout, wherever their memory is.
+
+    Args:
+        layout: where each lies.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    @property
+    @abstractmethod
+    def memory(self) -> NDArray[np.uint8]:
+        """All of it, (num_bytes,)."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, in their order."""
+        return iter(self.layout.forms)
+
+    def __len__(self) -> int:
+        """How many arrays there are."""
+        return len(self.layout.forms)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is one of that name."""
+        return name in self.layout.forms
+
+
+class Block(LaidOut):
     """Arrays in one piece of memory, each a view of it.
 
     Args:
@@ -98,8 +131,13 @@ class Block(Mapping[str, NDArray[Any]]):
     """
 
     def __init__(self, layout: Layout, memory: NDArray[np.uint8]) -> None:
-        self.layout = layout
-        self.memory = memory
+        super().__init__(layout)
+        self._memory = memory
+
+    @property
+    def memory(self) -> NDArray[np.uint8]:
+        """All of it."""
+        return self._memory
 
     @classmethod
     def of(cls, arrays: Mapping[str, Tensor | NDArray[Any]]) -> "Block":
@@ -107,7 +145,7 @@ class Block(Mapping[str, NDArray[Any]]):
 
         Raises:
             ValueError: an array holds Python objects.
-        TypeError: a tensor holds values that numpy does not know.
+            TypeError: a tensor holds values that numpy does not know.
         """
         if isinstance(arrays, Block):
             return arrays
@@ -129,18 +167,6 @@ class Block(Mapping[str, NDArray[Any]]):
     def __getitem__(self, name: str) -> NDArray[Any]:
         """A view of one array."""
         return self.layout.view(self.memory, name)
-
-    def __iter__(self) -> Iterator[str]:
-        """Names, in their order."""
-        return iter(self.layout.forms)
-
-    def __len__(self) -> int:
-        """How many arrays there are."""
-        return len(self.layout.forms)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is one of that name."""
-        return name in self.layout.forms
 
     @property
     def is_tame(self) -> bool:
@@ -185,7 +211,7 @@ def arrays_of(tensors: Mapping[str, Tensor]) -> Mapping[str, NDArray[Any]]:
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
-class Later(Mapping[str, NDArray[Any]]):
+class Later(LaidOut):
     """A block that is elsewhere, such as in a file, and is read anew whenever it is asked for.
 
     Args:
@@ -194,7 +220,7 @@ class Later(Mapping[str, NDArray[Any]]):
     """
 
     def __init__(self, layout: Layout, read: Callable[[int, int], NDArray[np.uint8]]) -> None:
-        self.layout = layout
+        super().__init__(layout)
         self._read = read
 
     @property
@@ -207,18 +233,6 @@ class Later(Mapping[str, NDArray[Any]]):
         dtype, shape = self.layout.forms[name]
         start = self.layout.starts[name]
         return np.ndarray(shape, dtype, self._read(start, start + self.layout.size(name)))
-
-    def __iter__(self) -> Iterator[str]:
-        """Names, in their order."""
-        return iter(self.layout.forms)
-
-    def __len__(self) -> int:
-        """How many arrays there are."""
-        return len(self.layout.forms)
-
-    def __contains__(self, name: object) -> bool:
-        """Whether there is one of that name."""
-        return name in self.layout.forms
 
 
 def means(
@@ -233,18 +247,16 @@ def means(
     Returns:
         The means, in the arrays' own types; nothing where the states are not blocks of one layout.
     """
-    first = states[0]
-    if not isinstance(first, Block | Later):
+    blocks = [state for state in states if isinstance(state, LaidOut)]
+    if len(blocks) < len(states) or len({id(block.layout) for block in blocks}) != 1:
         return {}
-    layout = first.layout
-    if not all(isinstance(one, Block | Later) and one.layout is layout for one in states):
-        return {}
+    layout = blocks[0].layout
     floating = [region for region in layout.regions if region.dtype.kind == "f"]
     sums = [np.empty((stop - start) // dtype.itemsize) for dtype, start, stop in floating]
     term = np.empty(_CHUNK)
     whole = sum(weights)
-    for index, (state, weight) in enumerate(zip(states, weights, strict=True)):
-        memory, share = state.memory, weight / whole  # type: ignore[attr-defined]
+    for index, (one, weight) in enumerate(zip(blocks, weights, strict=True)):
+        memory, share = one.memory, weight / whole
         for (dtype, start, stop), total in zip(floating, sums, strict=True):
             values = memory[start:stop].view(dtype)
             for at in range(0, len(values), _CHUNK):

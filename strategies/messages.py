@@ -73,21 +73,14 @@ def to_arrays(record: ArrayRecord) -> dict[str, NDArray[Any]]:
     Raises:
         ValueError: what came is no array.
     """
-    if isinstance(record, BlockRecord) and record.block is not None:
-        return dict(record.block.copy())
+    if (block := _block(record)) is not None:
+        return dict(block.copy())
     return {name: unpacked(array) for name, array in record.items()}
 
 
 def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
     """Inverse of `to_record`, as tensors."""
     return {name: torch.from_numpy(array) for name, array in to_arrays(record).items()}
-
-
-def as_arrays(record: ArrayRecord) -> Mapping[str, NDArray[Any]]:
-    """The same as `to_arrays`, which may share the record's memory."""
-    if isinstance(record, BlockRecord) and record.block is not None:
-        return record.block
-    return to_arrays(record)
 
 
 def payload_bytes(record: ArrayRecord, names: Collection[str] | None = None) -> int:
@@ -97,13 +90,18 @@ def payload_bytes(record: ArrayRecord, names: Collection[str] | None = None) -> 
         record: arrays by name.
         names: those that count; None for all.
     """
-    if isinstance(record, BlockRecord) and record.block is not None:
-        return _num_bytes(record.block, names)
+    if (block := _block(record)) is not None:
+        return block.layout.size_of(names)
     return sum(
         math.prod(array.shape) * np.dtype(array.dtype).itemsize
         for name, array in record.items()
         if names is None or name in names
     )
+
+
+def _block(record: ArrayRecord) -> Block | None:
+    """What a record was made of here, as long as nobody can have written into it."""
+    return record.block if isinstance(record, BlockRecord) else None
 
 
 # Settings: dataclasses as flat keys -------------------------------------------------------------
@@ -234,8 +232,9 @@ def reply(message: Message, update: Update) -> Message:
 
 
 def sent_arrays(answer: Message) -> Mapping[str, NDArray[Any]]:
-    """The arrays of what `reply` made."""
-    return as_arrays(_record(answer, ARRAYS, ArrayRecord))
+    """The arrays of what `reply` made, which may share its memory."""
+    record = _record(answer, ARRAYS, ArrayRecord)
+    return _block(record) or to_arrays(record)
 
 
 def read_reply(message: Message) -> Update:
@@ -246,9 +245,8 @@ def read_reply(message: Message) -> Update:
     """
     try:
         metrics = _record(message, METRICS, MetricRecord)
-        arrays = as_arrays(_record(message, ARRAYS, ArrayRecord))
         return Update(
-            arrays=Tensors(Block.of(arrays)),
+            arrays=Tensors(Block.of(sent_arrays(message))),
             num_examples=_count(metrics, NUM_EXAMPLES),
             loss=_number(metrics, LOSS),
             bytes_up=_count(metrics, BYTES_UP),
@@ -292,17 +290,12 @@ def _count(metrics: Mapping[str, Any], key: str) -> int:
 def update_bytes(update: Update, names: Collection[str] | None = None) -> int:
     """Bytes of the arrays in a reply that cross the network; None counts all."""
     if isinstance(update.arrays, Tensors):
-        return _num_bytes(update.arrays.block, names)
+        return update.arrays.block.layout.size_of(names)
     return sum(
         tensor.numel() * tensor.element_size()
         for name, tensor in update.arrays.items()
         if names is None or name in names
     )
-
-
-def _num_bytes(block: Block, names: Collection[str] | None) -> int:
-    layout = block.layout
-    return sum(layout.size(name) for name in layout.forms if names is None or name in names)
 
 
 def error_reply(message: Message, error: BaseException) -> Message:

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
@@ -36,13 +38,18 @@ def send_all(shared: SharedReplies, pipe, repeat: int) -> None:
     os._exit(0)
 
 
-def test_all_come_as_they_were_sent() -> None:
+def started(repeat: int) -> tuple[SharedReplies, Connection, BaseProcess]:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     shared = SharedReplies()
-    process = context.Process(target=send_all, args=(shared, theirs, 3))
+    process = context.Process(target=send_all, args=(shared, theirs, repeat))
     process.start()
     theirs.close()
+    return shared, ours, process
+
+
+def test_all_come_as_they_were_sent() -> None:
+    shared, ours, process = started(repeat=3)
     taken = [shared.take(ours) for _ in range(3 * len(SIZES))]  # each stays as it came
     for size, one in zip(SIZES * 3, taken, strict=True):
         assert one.metadata.dst_node_id == size
@@ -57,12 +64,7 @@ def test_all_come_as_they_were_sent() -> None:
 
 
 def test_a_process_that_ends_is_noticed() -> None:
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    shared = SharedReplies()
-    process = context.Process(target=send_all, args=(shared, theirs, 1))
-    process.start()
-    theirs.close()
+    shared, ours, process = started(repeat=1)
     shared.take(ours)
     os.kill(process.pid, signal.SIGKILL)
     process.join(10)

@@ -6,11 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from app import runtime
 from strategies import messages
 from strategies.array_bytes import BlockRecord, packed
 from strategies.blocks import ALIGNED, Block, Later, Tensors, arrays_of, means
@@ -171,12 +172,14 @@ def test_what_is_written_into_a_record_is_read() -> None:
 
 
 def test_what_is_read_shares_no_memory_and_what_is_sent_does() -> None:
+    runtime.start_run(1)
     block = Block.of({"w": np.ones(2)})
     record = messages.to_record(block)
     messages.to_arrays(record)["w"][:] = 5
     messages.to_tensors(record)["w"][:] = 5
     assert block["w"].tolist() == [1, 1]
-    assert messages.as_arrays(record) is block
+    message = Message(RecordDict({messages.ARRAYS: record}), dst_node_id=1, message_type="train")
+    assert messages.sent_arrays(message) is block
 
 
 def test_memory_travels_beside_the_pickle() -> None:
