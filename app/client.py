@@ -5,14 +5,15 @@ on the run alone (config, data, network) is made once per process; the round's a
 once per process and round.
 """
 
+import contextlib
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from app.time_limit import TimeLimit
 from models.precision import FP32
 from strategies import messages
 from strategies.client.simulated import train_simulated
-from strategies.contract import ClientData, Invitation, Task, Update, check_arrays, check_report
+from strategies.contract import ClientData, Invitation, Task, Update, check_report
 
 LIMIT, DEVICE, PRECISION = "limit", "device", "precision"  # in the run config of our own engine
 
@@ -59,7 +60,7 @@ def train(message: Message, context: Context) -> Message:
         data = shipped_data.client_data(context.run_config, parts, partition)
         data = _moved.to(where.device, data)
         update = _train(
-            _prepared(parts, _key(messages.of_network(settings)), where.device),
+            _prepared(parts, _latest.of_network(settings), where.device),
             _latest.tensors(record, where.device),
             data,
             messages.task_of(settings, server_round, partition, len(data)),
@@ -69,9 +70,7 @@ def train(message: Message, context: Context) -> Message:
         )
         update = device.on_host(update)
         check_report(update, len(data))
-        answer = messages.reply(message, update)
-        check_arrays(messages.sent_arrays(answer))
-        return answer
+        return messages.reply(message, update)
     except (Exception, SystemExit) as error:
         return messages.error_reply(message, error)
 
@@ -97,16 +96,37 @@ def _train(
             f"engine.precision={where.precision}: takes {invitation.precision}, which the "
             "server's half computes in"
         )
-    model, seen, written = prepared.model(), isolation.glance(data), isolation.versions(arrays)
-    try:
-        number = task.streams.number("global")
-        with isolation.isolated(number), limit.watch(), where.computing():
-            if invitation is None:
-                update = train_simulated(prepared.client, model, arrays, data, task)
-            else:
-                from strategies.client.remote import train_remote  # websockets: not of simulations
+    model = prepared.model()
+    with _kept_apart(prepared, arrays, data, task), limit.watch(), where.computing():
+        if invitation is None:
+            return train_simulated(prepared.client, model, arrays, data, task)
+        from strategies.client.remote import train_remote  # websockets: not of simulations
 
-                update = train_remote(prepared.client, model, arrays, data, task, invitation)
+        return train_remote(prepared.client, model, arrays, data, task, invitation)
+
+
+@contextlib.contextmanager
+def _kept_apart(
+    prepared: "_Prepared", arrays: Mapping[str, Tensor], data: ClientData, task: Task
+) -> Iterator[None]:
+    """Train with gradients on; what a user's code leaves behind does not reach the next client.
+
+    Raises:
+        ValueError: it wrote into the data.
+    """
+    if prepared.is_ours:
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
+        except BaseException as error:
+            if not isinstance(error, Exception):  # it was stopped, amidst whatever it was doing
+                prepared.forget()
+            raise
+        return
+    seen, written = isolation.glance(data), isolation.versions(arrays)
+    try:
+        with isolation.isolated(task.streams.number("global")):
+            yield
     finally:
         prepared.release()
         if isolation.versions(arrays) != written:
@@ -118,7 +138,6 @@ def _train(
             _moved.forget()
     if is_spoilt:
         raise ValueError("the client wrote into its data, which all clients of a process share")
-    return update
 
 
 @functools.cache
@@ -211,20 +230,27 @@ class _Prepared:
         self._where = where
         self._model: Any = None
         self._structure: list[Any] = []
+        self.is_ours = False  # all code that runs
 
     def model(self) -> Any:
         """Return it."""
         if self._model is None:
-            made = self.client.prepare(experiment.network(self._parts), dict(self._settings))
+            network = experiment.network(self._parts)
+            self.is_ours = isolation.is_ours(self.client, network)
+            made = self.client.prepare(network, dict(self._settings))
             self._model = device.place(made, self._where)
-            self._structure = isolation.structure(self._model)
+            self._structure = [] if self.is_ours else isolation.structure(self._model)
         return self._model
 
     def release(self) -> None:
         """Forget it, if it is not what it was."""
         if isolation.structure(self._model) != self._structure:
             log.warning("a client changed the network beyond its arrays; it is prepared anew")
-            self._model = None
+            self.forget()
+
+    def forget(self) -> None:
+        """Have it prepared anew for the next client."""
+        self._model = None
 
 
 @functools.lru_cache(maxsize=8)
@@ -235,11 +261,19 @@ def _prepared(
 
 
 class _Latest:
-    """The arrays of the latest round, unpacked: all clients of a round get the same ones."""
+    """What came with the latest round, unpacked: all clients of a round get the same."""
 
     def __init__(self) -> None:
         self._record: ArrayRecord | None = None
         self._tensors: dict[str, Tensor] = {}
+        self._settings: ConfigRecord | None = None
+        self._of_network: tuple[tuple[str, Any], ...] = ()
+
+    def of_network(self, settings: ConfigRecord) -> tuple[tuple[str, Any], ...]:
+        """Those of which the network is prepared, as something that can key a cache."""
+        if settings is not self._settings:
+            self._settings, self._of_network = settings, _key(messages.of_network(settings))
+        return self._of_network
 
     def tensors(self, record: ArrayRecord, where: torch.device) -> Mapping[str, Tensor]:
         """Unpack ``record`` to a device, or return what it was unpacked to a moment ago."""

@@ -120,7 +120,8 @@ class FirstWorkers:
         fork.known = keys
         fork.due = time.monotonic() + state.longest_s(call)
         with contextlib.suppress(OSError):  # it is dead, which the next look at its pipe shows
-            fork.pipe.send((contents, state.jobs(call), state.num_nodes, state.run_config))
+            work = (contents, state.jobs(call), state.num_nodes, state.run_config)
+            fork.pipe.send((fork.replies.freed(), work))
 
     def _take(self, fork: _Fork, state: Round) -> None:
         """Take a reply, or note that the process has ended."""
@@ -224,10 +225,11 @@ def _serve(pipe: Connection, replies: SharedReplies) -> None:
     worker = Worker(fetch=lambda content: content)
     while True:
         try:
-            contents, jobs, num_nodes, run_config = pipe.recv()
+            freed, work = pipe.recv()
         except (EOFError, OSError):
             return
-        for reply in worker.replies(contents, jobs, num_nodes, run_config):
+        replies.free(freed)
+        for reply in worker.replies(*work):
             try:
                 replies.send(pipe, reply)
             except OSError:

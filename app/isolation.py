@@ -4,6 +4,9 @@ Settings of the process are put back. What a client did to the network, the data
 the round, which all clients of a process share, is noticed, so that these are made anew. Not
 noticed are writes through ``.numpy()`` or ``.data`` to rows that are not looked at, and functions
 of libraries that were replaced.
+
+Around our own methods and networks none of this is done: it would take a tenth of a small client's
+time, and that they leave nothing behind is tested.
 """
 
 import _signal  # type: ignore[import-not-found]
@@ -27,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.optim import optimizer as torch_optimizer
 
+from models.state import modules_of
 from strategies.contract import ClientData
 
 SIGNALS = (
@@ -97,7 +101,7 @@ def _write_handlers(handlers: Mapping[int, Any]) -> None:
         return
     for number, handler in handlers.items():
         if handler is not None and _signal.getsignal(number) != handler:
-            signal.signal(number, handler)
+            _signal.signal(number, handler)
 
 
 def _write_collector(is_enabled: bool) -> None:
@@ -127,8 +131,12 @@ def _write_autocast(given: tuple[bool, torch.dtype]) -> None:
 
 
 def _read_cudnn() -> tuple[bool, ...]:
-    flags = torch.backends.cudnn
-    return flags.enabled, flags.benchmark, flags.deterministic
+    read = torch._C  # as torch.backends.cudnn does, through more calls
+    return (
+        read._get_cudnn_enabled(),
+        read._get_cudnn_benchmark(),
+        read._get_cudnn_deterministic(),
+    )
 
 
 def _write_cudnn(given: tuple[bool, ...]) -> None:
@@ -181,7 +189,7 @@ SETTINGS = (
     Setting(_read_autocast, _write_autocast),
     Setting(_read_cudnn, _write_cudnn),
     Setting(
-        lambda: torch.backends.mkldnn.enabled,
+        torch._C._get_mkldnn_enabled,
         lambda given: torch.backends.mkldnn.set_flags(given) and None,
     ),
     Setting(_read_hooks, _write_hooks),
@@ -196,7 +204,7 @@ def isolated(seed: int) -> Iterator[None]:
         seed: of Python's and numpy's global generators meanwhile, so that what they draw does not
             depend on which clients ran before.
     """
-    before = [setting.read() for setting in SETTINGS]
+    before = _settings()
     state, generator = random.getstate(), get_bit_generator()
     random.seed(seed)
     set_bit_generator(_CLIENTS)
@@ -207,10 +215,19 @@ def isolated(seed: int) -> Iterator[None]:
     finally:
         random.setstate(state)
         set_bit_generator(generator)
-        for setting, value in zip(SETTINGS, before, strict=True):
-            if setting.read() != value:
-                with contextlib.suppress(OSError):  # the folder may be gone
-                    setting.write(value)
+        if _settings() != before:
+            _put_back(before)
+
+
+def _settings() -> list[Any]:
+    return [setting.read() for setting in SETTINGS]
+
+
+def _put_back(before: list[Any]) -> None:
+    for setting, value in zip(SETTINGS, before, strict=True):
+        if setting.read() != value:
+            with contextlib.suppress(OSError):  # the folder may be gone
+                setting.write(value)
 
 
 # What numpy's global functions draw from while a client trains: to put a generator back takes less
@@ -224,6 +241,23 @@ def drop_held_back() -> None:
     set_bit_generator(get_bit_generator())
 
 
+# Whose code ---------------------------------------------------------------------------------------
+
+OURS = ("strategies", "models", "quant", "benchmarks", "torch")  # packages
+
+
+def is_ours(client: object, model: Any) -> bool:
+    """Whether no code of somebody else's runs when ``client`` trains ``model``."""
+    held = [one for whole in modules(model) for one in modules_of(whole)]
+    return all(_package(one) in OURS for one in (client, model, *held)) and not any(
+        "forward" in one.__dict__ or any(one.__dict__[name] for name in _HOOKS) for one in held
+    )
+
+
+def _package(one: object) -> str:
+    return type(one).__module__.partition(".")[0]
+
+
 # What clients share -----------------------------------------------------------------------------
 
 
@@ -235,28 +269,19 @@ def structure(model: Any) -> list[Any]:
     """
     found = list[Any]()
     for whole in modules(model):
-        for one in _with_those_within(whole):
-            found += (type(one), vars(one).get("forward"))
+        for one in modules_of(whole):
+            own = one.__dict__
+            found += (type(one), own.get("forward"))
             for name in _HOOKS:
-                found += getattr(one, name)
-            for name, parameter in one._parameters.items():
+                if own[name]:
+                    found += own[name]
+            for name, parameter in own["_parameters"].items():
                 if parameter is not None:
                     found += (name, *_described(parameter))
-            for name, buffer in one._buffers.items():
+            for name, buffer in own["_buffers"].items():
                 if buffer is not None:
                     found += (name, buffer.shape, buffer.dtype)
     return found
-
-
-def _with_those_within(whole: nn.Module) -> list[nn.Module]:
-    """A module and those that it holds, each once; modules() makes names of them first."""
-    found = {id(whole): whole}
-    for one in (queue := [whole]):
-        for inner in one._modules.values():
-            if inner is not None and id(inner) not in found:
-                found[id(inner)] = inner
-                queue.append(inner)
-    return queue
 
 
 def _described(parameter: nn.Parameter) -> tuple[Any, ...]:
@@ -265,9 +290,13 @@ def _described(parameter: nn.Parameter) -> tuple[Any, ...]:
         parameter.dtype,
         parameter.requires_grad,
         parameter.is_inference(),
-        tuple(parameter._backward_hooks or ()),
-        tuple(getattr(parameter, "_post_accumulate_grad_hooks", None) or ()),
+        _keys(parameter._backward_hooks),
+        _keys(getattr(parameter, "_post_accumulate_grad_hooks", None)),
     )
+
+
+def _keys(hooks: Mapping[int, Any] | None) -> tuple[int, ...]:
+    return tuple(hooks) if hooks else ()
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -296,12 +325,15 @@ def versions(arrays: Mapping[str, Tensor]) -> list[int]:
 
 def glance(data: ClientData) -> tuple[Any, ...]:
     """Describe a client's data so that most writes change it: torch's count, and some rows."""
-    rows = data.rows[:: max(1, len(data) // ROWS)]
-    tensors = (*((data.x,) if isinstance(data.x, Tensor) else data.x), data.y)
+    inputs = (data.x,) if isinstance(data.x, Tensor) else data.x
+    tensors = (*inputs, data.y)
     counts = [tensor._version for tensor in (*tensors, data.rows)]
-    if not all(tensor.is_cpu for tensor in tensors):
-        seen = [tensor[rows.to(tensor.device)].cpu().numpy() for tensor in tensors]
-    else:
-        indices = rows.numpy()
-        seen = [tensor.numpy()[indices] for tensor in tensors]  # far faster than torch's own
-    return counts, rows.tolist(), [some.tobytes() for some in seen]
+    rows = data.rows.numpy()[:: max(1, len(data.rows) // ROWS)]
+    seen = list[bytes]()
+    for tensor in tensors:
+        if tensor.is_cpu:
+            seen.append(tensor.numpy().take(rows, 0).tobytes())  # far faster than torch's own
+        else:
+            there = torch.from_numpy(rows).to(tensor.device)
+            seen.append(tensor[there].cpu().numpy().tobytes())
+    return counts, rows.tobytes(), seen

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from app.evaluation import EVALUATION_BATCH
 from app.experiment import Experiment, dataset
 from models.cost import Cost
+from strategies.server.spool import IN_MEMORY
 from strategies.server.workload import cost_at
 
 PROCESS_BYTES = 512 * 2**20  # of one with torch, Flower and Ray, and of wandb's
 MODELS = 12  # the global one, a client's, its answer, their sum, a checkpoint: measured
-SPOOLED_BYTES = 256 * 2**20  # of a round's updates at most, before they wait in a file
 
 
 def job_bytes(chosen: Experiment, model: nn.Module) -> int:
@@ -29,7 +29,7 @@ def job_bytes(chosen: Experiment, model: nn.Module) -> int:
     if data.valid_x is not None and data.valid_y is not None:
         held += [*_tensors(data.valid_x), data.valid_y]
     model_bytes = _num_bytes(model.state_dict().values())
-    updates = min(SPOOLED_BYTES, chosen.data.num_clients * model_bytes)
+    updates = min(IN_MEMORY, chosen.data.num_clients * model_bytes)  # more wait in a file
     return (
         PROCESS_BYTES
         + _num_bytes(held)

@@ -7,7 +7,7 @@ import os
 # Options of glibc's mallopt, in bytes. What is at least as large goes back when it is freed; other
 # memory when so much is free at the heap's end, which grows by so much at once.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD = -3, -1, -2
-_KEPT = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 256 << 20, _M_TOP_PAD: 16 << 20}
+_KEPT = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 1536 << 20, _M_TOP_PAD: 16 << 20}
 
 
 @functools.cache

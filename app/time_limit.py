@@ -5,6 +5,7 @@ interrupted so: some seconds later its process is ended, where that is a worker'
 the whole run its stack goes to stderr, and there the run waits.
 """
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import faulthandler
 import signal
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 GRACE_S = 5.0  # at most, from the alarm until the process is ended
 REPEAT_S = 1.0  # between alarms: code that catches everything may miss one
 SLACK_S = 1.0  # for which a long limit's end of the process may serve the clients that follow
+_ALARM = int(signal.SIGALRM)  # signal's own functions take most of their time to name what comes
 SHORT_S = 10.0  # a limit below which each client has its own
 
 
@@ -108,7 +110,7 @@ class TimeLimit:
                 raise TimeLimitError(f"no answer in {self.seconds:g} s (engine.client_timeout_s)")
 
         started = time.monotonic()
-        before = signal.signal(signal.SIGALRM, alarm)
+        before = _signal.signal(_ALARM, alarm)
         left, interval = signal.setitimer(signal.ITIMER_REAL, self.seconds, REPEAT_S)
         _last_resort.set(self.seconds, self.ends_process)
         try:
@@ -119,7 +121,7 @@ class TimeLimit:
         finally:  # also if the alarm came in the line before
             signal.setitimer(signal.ITIMER_REAL, 0)
             _last_resort.end()
-            signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
+            _signal.signal(_ALARM, _signal.SIG_DFL if before is None else before)
             if left:
                 rest = max(0.001, left - (time.monotonic() - started))
                 signal.setitimer(signal.ITIMER_REAL, rest, interval)

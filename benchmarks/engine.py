@@ -31,7 +31,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 from torch import Tensor
 
-from app import client, experiment
+from app import client, experiment, processors
 from app.config.composition import compose
 from app.engine import RayGrid, SerialGrid, Workers
 from app.experiment import Experiment
@@ -129,6 +129,7 @@ def _start(setup: Experiment, grid: Grid) -> Times:
 
 def _ours(make: Callable[[int, Mapping[str, Any]], LocalGrid], case: Case) -> Times:
     begun = time.perf_counter()
+    processors.use_one()  # as a run does
     setup = case.experiment()
     experiment.division(setup)
     return [begun, *_start(setup, make(case.clients, experiment.run_config(setup)))]

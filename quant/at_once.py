@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from models.state import modules_of
 from quant.functional import MIN_STEP, clipped, of_step
 from quant.modules import Weighted
 from quant.quantizer import Quantizer
@@ -27,7 +28,7 @@ def at_once(model: nn.Module) -> Callable[..., Any]:
         model: what `quantize` returned, or a part of it, in training mode.
     """
     layers, quantizers = [], []
-    for layer in model.modules():
+    for layer in modules_of(model):
         if isinstance(layer, Weighted) and layer.quantized_weights():
             quantizer = layer.weight_quantizer
             assert quantizer is not None

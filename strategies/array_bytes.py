@@ -4,21 +4,26 @@ Flower writes each array by `numpy.save` and reads it by `numpy.load`, which mak
 header of 128 bytes anew each time: with hundreds of clients and tens of small arrays that is most
 of what a message costs. Here a header is made, or parsed, once for each dtype and shape. And a
 record that never leaves for another machine is kept as the block that it was made of.
+
+Other records look at each item that they are given, one by one. What is known to fit is put into
+them at once.
 """
 
 import functools
 import math
 import pickle
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from strategies.blocks import Block, Layout, layout_of
+
+Filled = TypeVar("Filled", ArrayRecord, MetricRecord, RecordDict)
 
 NUMPY = "numpy.ndarray"  # Flower's name of the serialization
 _LONGEST = 1024  # bytes of a header that is remembered: numpy's are shorter unless structured
@@ -75,6 +80,33 @@ def _parsed(header: bytes) -> tuple[np.dtype[Any] | None, tuple[int, ...]]:
     return dtype, shape
 
 
+# Records of what fits -----------------------------------------------------------------------------
+
+
+def metric_record(values: Mapping[str, int | float]) -> MetricRecord:
+    """Return a record of numbers.
+
+    Raises:
+        TypeError: a value is none.
+    """
+    if not all(type(value) in (int, float) for value in values.values()):
+        return MetricRecord(dict(values))  # which takes more, and says what it does not take
+    return _filled(MetricRecord(), dict(values))
+
+
+def record_dict(records: Mapping[str, ArrayRecord | ConfigRecord | MetricRecord]) -> RecordDict:
+    """Return the content of a message."""
+    return _filled(RecordDict(), dict(records))
+
+
+def _filled(record: Filled, items: Mapping[str, Any]) -> Filled:
+    record.__dict__[_ITEMS] = items
+    return record
+
+
+_ITEMS = "_data"  # where Flower's records have them
+
+
 # A record as a block ------------------------------------------------------------------------------
 
 
@@ -90,12 +122,12 @@ class BlockRecord(ArrayRecord):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.__dict__["_data"] = _Arrays(block)  # where Flower's records have their items
+        _filled(self, _Arrays(block))
 
     @property
     def block(self) -> Block | None:
         """What the record was made of; None once somebody has asked for an `Array`."""
-        data = self.__dict__["_data"]
+        data = self.__dict__[_ITEMS]
         return data.block if isinstance(data, _Arrays) and not data.are_made else None
 
     def copy(self) -> ArrayRecord:  # type: ignore[override]

@@ -66,14 +66,15 @@ class Layout:
         """What `layout_of` takes, as a pickle."""
         return pickle.dumps(tuple((name, *form) for name, form in self.forms.items()))
 
-    def size(self, name: str) -> int:
-        """Bytes of an array."""
-        dtype, shape = self.forms[name]
-        return dtype.itemsize * math.prod(shape)
+    @functools.cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of each array."""
+        return {n: dtype.itemsize * math.prod(shape) for n, (dtype, shape) in self.forms.items()}
 
     def size_of(self, names: Collection[str] | None) -> int:
         """Bytes of the arrays of these names; None for all."""
-        return sum(self.size(name) for name in self.forms if names is None or name in names)
+        sizes = self.sizes
+        return sum(sizes.values() if names is None else [n for m, n in sizes.items() if m in names])
 
 
 @functools.lru_cache(maxsize=256)
@@ -232,7 +233,7 @@ class Later(LaidOut):
         """Read one array."""
         dtype, shape = self.layout.forms[name]
         start = self.layout.starts[name]
-        return np.ndarray(shape, dtype, self._read(start, start + self.layout.size(name)))
+        return np.ndarray(shape, dtype, self._read(start, start + self.layout.sizes[name]))
 
 
 def means(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fleet.seeds import derive_seed
+from models.state import state_of
 from quant.functional import codes, initial_step, minmax_step
 from quant.layers import weight_quantizer_paths, weight_quantizers
 from quant.packing import pack, packed_bytes, unpack
@@ -82,7 +83,7 @@ def sent_as_told(model: nn.Module, began: Mapping[str, Tensor], task: Task) -> d
     """Return what a client sends of a model that it trained from ``began``."""
     wire = unpack_settings(task.settings, "wire", WireSettings)
     if wire.name == "latent":
-        return model.state_dict()
+        return state_of(model)
     generator = task.streams.generator("wire")
     if wire.is_of_updates:
         return encode_updates(model, began, generator)
@@ -152,7 +153,7 @@ class Codes:
 
 def coded_bytes(model: nn.Module) -> int:
     """Bytes of what `encode_weights` returns, from shapes alone."""
-    state, quantizers = model.state_dict(), weight_quantizers(model)
+    state, quantizers = state_of(model), weight_quantizers(model)
     return sum(
         packed_bytes(tensor.numel(), quantizers[name].bits)
         if name in quantizers
@@ -163,7 +164,7 @@ def coded_bytes(model: nn.Module) -> int:
 
 def encode_weights(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     """State of ``model`` with each quantized weight as packed codes, stochastically rounded."""
-    state = dict(model.state_dict())  # shares memory with the model, its steps too
+    state = state_of(model)  # shares memory with the model, its steps too
     for name, quantizer in weight_quantizers(model).items():
         if not quantizer.initialised:  # a weight that was all zeros when the step was to be set
             quantizer.initialise(initial_step(state[name], quantizer.qp, quantizer.channel_axis))
@@ -204,7 +205,7 @@ def encode_updates(
         began: the state from which it was.
         generator: of the stochastic rounding.
     """
-    state = dict(model.state_dict())
+    state = state_of(model)
     for name, quantizer in weight_quantizers(model).items():
         change = state[name].detach() - began[name].to(state[name].device)
         step = minmax_step(change, quantizer.qp, quantizer.channel_axis)

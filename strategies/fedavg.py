@@ -9,6 +9,7 @@ from typing import Unpack
 
 from torch import Tensor, nn
 
+from models.state import state_of
 from strategies.client.training import LocalTraining, load_arrays, train_epochs
 from strategies.contract import ClientData, ServerHalf, Settings, Task, Update
 from strategies.messages import objective_of, proximal_mu, unpack_settings
@@ -40,7 +41,7 @@ class FedAvgClient:
         settings = unpack_settings(task.settings, "train", LocalTraining)
         mu, loss_of = proximal_mu(task.settings), objective_of(task.settings).loss
         loss = train_epochs(model, data, settings, task.streams, mu, loss_of)
-        return Update(arrays=model.state_dict(), num_examples=len(data), loss=loss)
+        return Update(arrays=state_of(model), num_examples=len(data), loss=loss)
 
     def colocated(
         self, model: nn.Module, arrays: Mapping[str, Tensor], task: Task, packed: bool = False

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.objective import Objective, TaskSettings
-from strategies.array_bytes import BlockRecord, unpacked
+from strategies.array_bytes import BlockRecord, metric_record, record_dict, unpacked
 from strategies.blocks import Block, Tensors
 from strategies.contract import Invitation, Settings, Streams, Task, Update
 
@@ -207,7 +207,7 @@ def task_of(config: ConfigRecord, server_round: int, partition: int, num_example
     """What a client is to do, of what `read_request` read: for apps that keep the arrays."""
     streams = Streams(int(cast(int, config[SEED])), server_round, partition)
     # A copy: the clients of a process share what came with the round.
-    return Task(cast(Settings, dict(config)), streams, num_examples)
+    return Task(cast(Settings, dict(config.items())), streams, num_examples)
 
 
 # Client to server -----------------------------------------------------------------------------
@@ -227,14 +227,8 @@ def reply(message: Message, update: Update) -> Message:
         BYTES_DOWN: update.bytes_down,
         **{EXTRA + name: value for name, value in update.metrics.items()},
     }
-    content = RecordDict({ARRAYS: to_record(update.arrays), METRICS: MetricRecord(metrics)})
+    content = record_dict({ARRAYS: to_record(update.arrays), METRICS: metric_record(metrics)})
     return Message(content, reply_to=message)
-
-
-def sent_arrays(answer: Message) -> Mapping[str, NDArray[Any]]:
-    """The arrays of what `reply` made, which may share its memory."""
-    record = _record(answer, ARRAYS, ArrayRecord)
-    return _block(record) or to_arrays(record)
 
 
 def read_reply(message: Message) -> Update:
@@ -244,9 +238,10 @@ def read_reply(message: Message) -> Update:
         ValueError: the message is none that `reply` made.
     """
     try:
+        record = _record(message, ARRAYS, ArrayRecord)
         metrics = _record(message, METRICS, MetricRecord)
         return Update(
-            arrays=Tensors(Block.of(sent_arrays(message))),
+            arrays=Tensors(_block(record) or Block.of(to_arrays(record))),
             num_examples=_count(metrics, NUM_EXAMPLES),
             loss=_number(metrics, LOSS),
             bytes_up=_count(metrics, BYTES_UP),
@@ -315,10 +310,8 @@ def introduction(message: Message, partition: int, num_examples: int) -> Message
         partition: the client, from 0; each node has one of its own. Clients are drawn by it.
         num_examples: samples that it has; a client with none takes no part.
     """
-    content = RecordDict(
-        {METRICS: MetricRecord({PARTITION: partition, NUM_EXAMPLES: num_examples})}
-    )
-    return Message(content, reply_to=message)
+    metrics = metric_record({PARTITION: partition, NUM_EXAMPLES: num_examples})
+    return Message(record_dict({METRICS: metrics}), reply_to=message)
 
 
 def read_introduction(message: Message) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Settings and helpers that all tests share."""
 
 import functools
+import gc
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+gc.set_threshold(20_000)  # as main.py has it
 # Ray's workers give way to other processes otherwise; here these are other tests, always busy.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 # Which clients of tests/app/faulty.py fail; named before any worker starts and inherits it.

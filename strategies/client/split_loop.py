@@ -26,6 +26,7 @@ from models.crossing import answer, receive
 from models.objective import Loss
 from models.slices import Channels
 from models.split import cut_many
+from models.state import state_of
 from quant.at_once import at_once
 from quant.codec import LinkSettings
 from quant.layers import QuantSpec, quantize, without_quantizers
@@ -90,7 +91,7 @@ class Halves:
 
     def device_names(self) -> frozenset[str]:
         """Names of the device's arrays."""
-        return frozenset(name for part in self.device for name in part.state_dict())
+        return frozenset(name for part in self.device for name in state_of(part))
 
 
 def halves(
@@ -193,7 +194,7 @@ class SplitClient:
         load_parts(model.device, arrays)
         loss = train_device(model.device, server, end, data, settings, task, self.make_hooks(task))
         return Update(
-            arrays={n: tensor for part in model.device for n, tensor in part.state_dict().items()},
+            arrays={n: tensor for part in model.device for n, tensor in state_of(part).items()},
             num_examples=len(data),
             loss=loss,
             bytes_up=end.bytes_sent,
@@ -209,7 +210,7 @@ class SplitClient:
 def load_parts(parts: Sequence[nn.Module], arrays: Mapping[str, Tensor]) -> None:
     """Copy into each part of a network its own of the whole's ``arrays``."""
     for part in parts:
-        load_arrays(part, {name: arrays[name] for name in part.state_dict()})
+        load_arrays(part, {name: arrays[name] for name in state_of(part)})
 
 
 def server_half(

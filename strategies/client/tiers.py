@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from models.exits import ExitHead, ExitSpec, exit_head, exit_name
+from models.state import state_of
 from quant.codec import LinkSettings
 from quant.link import End
 from strategies.client.split_loop import Halves, cut_as_told, load_parts, server_half
@@ -57,13 +58,13 @@ class Tiers:
     def load_device(self, arrays: Mapping[str, Tensor]) -> None:
         """Copy the global model's arrays into the device's part and the exit."""
         load_parts(self.halves.device, arrays)
-        own = {name: arrays[f"{self.name}.{name}"] for name in self.exit.state_dict()}
+        own = {name: arrays[f"{self.name}.{name}"] for name in state_of(self.exit)}
         load_arrays(self.exit, own)
 
     def device_arrays(self) -> dict[str, Tensor]:
         """State of the device's part and the exit, under its name in the global model."""
-        own = {f"{self.name}.{name}": tensor for name, tensor in self.exit.state_dict().items()}
-        return dict(self.halves.device[0].state_dict()) | own
+        own = {f"{self.name}.{name}": tensor for name, tensor in state_of(self.exit).items()}
+        return state_of(self.halves.device[0]) | own
 
 
 class TiersClient:

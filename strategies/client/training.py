@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from models import eager
 from models.inputs import call
 from models.objective import Loss
+from models.state import modules_of, parameters_of, state_of
 from quant.at_once import at_once
 from quant.functional import MIN_STEP
 from quant.quantizer import is_step
@@ -164,7 +165,7 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: the names or shapes are not those of the model.
     """
-    state = model.state_dict()
+    state = state_of(model)
     if state.keys() != arrays.keys():
         odd = sorted(state.keys() ^ arrays.keys())
         raise ValueError(f"the arrays are not those of the model: {', '.join(odd[:5])}")
@@ -270,7 +271,7 @@ def make_optimizer(models: Iterable[nn.Module], settings: LocalTraining) -> torc
         models: parts of one network.
         settings: kind of optimizer and its settings.
     """
-    named = [(name, p) for m in models for name, p in m.named_parameters() if p.requires_grad]
+    named = [(name, p) for m in models for name, p in parameters_of(m) if p.requires_grad]
     steps = [p for name, p in named if is_step(name)]
     others = [p for name, p in named if not is_step(name)]
     groups = [{"params": others}]
@@ -379,10 +380,11 @@ def begin_training(models: Iterable[nn.Module], num_examples: int) -> None:
     Of one sample batch normalisation has no statistics: it takes the running ones.
     """
     for model in models:
-        if not all(module.training for module in model.modules()):  # which is told faster than done
+        held = modules_of(model)
+        if not all(module.training for module in held):  # which is told faster than done
             model.train()
         if num_examples == 1:
-            for module in model.modules():
+            for module in held:
                 if isinstance(module, _BatchNorm):
                     module.eval()
 
@@ -398,12 +400,11 @@ def end_training(models: Sequence[nn.Module], loss: float | None, settings: Loca
     Raises:
         FloatingPointError: the loss or a weight; names the rates of this round.
     """
-    named = [one for model in models for one in model.named_parameters()]
+    named = [one for model in models for one in parameters_of(model)]
     for name, parameter in named:
         if is_step(name):
             parameter.data.clamp_(min=MIN_STEP)
-    weights = [parameter.detach() for _, parameter in named]
-    if not (loss is None or math.isfinite(loss)) or not _are_finite(weights):
+    if not (loss is None or math.isfinite(loss)) or not _are_finite([one for _, one in named]):
         what = "a weight of the server model is not finite" if loss is None else f"loss {loss}"
         rates = f"train.lr={settings.lr}"
         if settings.server_lr:
@@ -413,11 +414,11 @@ def end_training(models: Sequence[nn.Module], loss: float | None, settings: Loca
         )
 
 
+@torch.no_grad()
 def _are_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether all values are finite numbers, in one operation for those of float32."""
     usual = [tensor for tensor in tensors if tensor.dtype == torch.float32]
-    sums = torch._foreach_norm(usual, 1) if usual else []  # of absolute values
+    if usual and not all(math.isfinite(float(norm)) for norm in torch._foreach_norm(usual)):
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)  # the norm may overflow
     others = (tensor for tensor in tensors if tensor.dtype != torch.float32)
-    return all(math.isfinite(float(one)) for one in sums) and all(
-        bool(torch.isfinite(tensor.sum())) for tensor in others
-    )
+    return all(bool(torch.isfinite(tensor.sum())) for tensor in others)

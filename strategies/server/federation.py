@@ -250,7 +250,8 @@ class Federation:
             if node not in asked:  # it is gone, and its SuperLink answers for it
                 node = answered_for(reply, sent)
             result = self.result(asked[node], reply, halves)
-            results[node] = replace(result, arrays=spool.put(result.arrays))
+            kept = spool.put(result.arrays)
+            results[node] = result if kept is result.arrays else replace(result, arrays=kept)
         found = [results.get(node) or self.result(one, None) for node, one in asked.items()]
         if halves is None or not halves.in_turn:
             return found
@@ -310,21 +311,22 @@ class Federation:
         """Return what came of a client; ``reply`` is None where it did not answer."""
         partition, sent_bytes = asked.partition, asked.sent_bytes
         importance = 1.0 if asked.network is None else asked.network.importance(partition)
-        result = Result(
-            partition,
-            self.clients.num_examples[partition],
-            bytes_down=sent_bytes,
-            discount=importance,
-        )
+        num_examples = self.clients.num_examples[partition]
+
+        def failed(why: str) -> Result:
+            return Result(
+                partition, num_examples, bytes_down=sent_bytes, discount=importance, error=why
+            )
+
         if reply is None:
-            return replace(result, error="no answer in time")
+            return failed("no answer in time")
         if reply.has_error():
-            return replace(result, error=messages.why(reply))
+            return failed(messages.why(reply))
         try:
             update = messages.read_reply(reply)
             if halves is not None:
                 update = completed(update, halves.take(partition))
-            check_report(update, result.num_examples)
+            check_report(update, num_examples)
             arrays, masks = self.method.wire.decode(
                 asked.network, update.arrays, partition, asked.began
             )
@@ -334,11 +336,13 @@ class Federation:
             block = Block.of(arrays)
             check_arrays(block)
         except Exception as problem:  # a stranger's bytes fail to be read in any way
-            return replace(result, error=f"its reply cannot be used: {problem!r}")
-        return replace(
-            result,
+            return failed(f"its reply cannot be used: {problem!r}")
+        return Result(
+            partition,
+            num_examples,
             bytes_up=update.bytes_up + messages.update_bytes(update, asked.names),
             bytes_down=update.bytes_down + sent_bytes,
+            discount=importance,
             update=replace(update, arrays={}),
             arrays=block,
             masks=masks,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.crossing import answer, receive
 from models.objective import Loss
+from models.state import state_of
 from quant.at_once import at_once
 from quant.link import End, receive_labels
 from quant.packet import Packet
@@ -127,7 +128,7 @@ class LocalHalf:
 
     def arrays(self) -> dict[str, Tensor]:
         """State of the part, by name; shares memory with it."""
-        return dict(self._part.state_dict())
+        return state_of(self._part)
 
     def begin(self, task: Task) -> None:
         """Put the part into training, with a new optimizer, and dropout at the round's start."""

@@ -232,6 +232,7 @@ class FederatedStrategy(Strategy):
                     sink.round(record, client_records(number, results, chosen.plan, own))
                 if checkpoints is not None:
                     checkpoints.after(state, number if watch.is_over(state) else num_rounds)
+            del linked, alone, results  # their arrays, before those of the next round come
             if evaluated:
                 result.evaluate_metrics_serverapp[number] = MetricRecord(dict(evaluated))
             if record.train_loss is not None:

@@ -15,7 +15,7 @@ from app import runtime
 from strategies import messages
 from strategies.array_bytes import BlockRecord, packed
 from strategies.blocks import ALIGNED, Block, Later, Tensors, arrays_of, means
-from strategies.contract import check_arrays
+from strategies.contract import Update, check_arrays
 from strategies.server.aggregation import combine, mean, median
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
@@ -39,7 +39,7 @@ def test_a_block_holds_the_arrays_as_they_are(arrays) -> None:
     assert Block.of(block) is block
     assert Block.of(dict(block)).layout is block.layout
     assert all(region.start % ALIGNED == 0 for region in block.layout.regions)
-    assert sum(block.layout.size(name) for name in block) == sum(a.nbytes for a in arrays.values())
+    assert sum(block.layout.sizes[name] for name in block) == sum(a.nbytes for a in arrays.values())
     read = Later(block.layout, lambda start, stop: block.memory[start:stop].copy())
     assert same(read, arrays) and same(Block(read.layout, read.memory), arrays)
 
@@ -178,8 +178,10 @@ def test_what_is_read_shares_no_memory_and_what_is_sent_does() -> None:
     messages.to_arrays(record)["w"][:] = 5
     messages.to_tensors(record)["w"][:] = 5
     assert block["w"].tolist() == [1, 1]
-    message = Message(RecordDict({messages.ARRAYS: record}), dst_node_id=1, message_type="train")
-    assert messages.sent_arrays(message) is block
+    request = Message(RecordDict(), dst_node_id=1, message_type="train")
+    answer = messages.reply(request, Update(arrays={}, num_examples=1, loss=0.0))
+    answer.content[messages.ARRAYS] = record
+    assert messages.read_reply(answer).arrays.block is block
 
 
 def test_memory_travels_beside_the_pickle() -> None:
