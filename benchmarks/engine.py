@@ -1,6 +1,7 @@
 """How fast clients are simulated: LeNet-5, 60,000 samples a round, batch 32, one epoch, SGD.
 
-    python -m benchmarks.engine [--clients 100 500] [--rounds 4] [--samples 60000] [--skip flower]
+    python -m benchmarks.engine [--clients 100 500] [--rounds 4] [--samples 60000] [--fork]
+        [--skip flower]
 
 Compares, in one run, a plain PyTorch loop in as many processes as cores (no messages, no records:
 the least anyone could do), our RayGrid, our SerialGrid and Flower's own simulation. Samples per
@@ -66,6 +67,7 @@ class Case:
     samples: int
     rounds: int
     cores: int
+    fork: bool = False  # of ray: in forked workers, as a run begins
 
     def experiment(self) -> Experiment:
         """The same as a configuration."""
@@ -136,7 +138,7 @@ def _ours(make: Callable[[int, Mapping[str, Any]], LocalGrid], case: Case) -> Ti
 
 
 def ray_grid(case: Case) -> Times:
-    workers = Workers(case.cores)
+    workers = Workers(case.cores, fork=case.fork)
     try:
         return _ours(lambda clients, run: RayGrid(clients, run, workers), case)
     finally:
@@ -251,12 +253,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=4, help="2 or more")
     parser.add_argument("--samples", type=int, default=60_000, help="of all clients")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="processes that train")
+    parser.add_argument("--fork", action="store_true", help="ray: forked, as a run begins")
     parser.add_argument("--skip", nargs="*", default=[], choices=list(ENGINES))
     chosen = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows = []
     for num_clients in chosen.clients:
-        case, baseline = Case(num_clients, chosen.samples, chosen.rounds, chosen.cores), None
+        case = Case(num_clients, chosen.samples, chosen.rounds, chosen.cores, chosen.fork)
+        baseline = None
         for name, run in ENGINES.items():
             if name in chosen.skip:
                 continue

@@ -4,9 +4,11 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import assert_same_run, simulate
 from torch import nn
 
@@ -93,3 +95,17 @@ def test_what_is_a_users_in_any_part_is_kept_apart() -> None:
     patched.head.forward = lambda x: x  # type: ignore[method-assign]
     assert not isolation.is_ours(ours, hooked)
     assert not isolation.is_ours(ours, patched)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_forgotten"), [(KeyboardInterrupt, True), (ValueError, False)]
+)
+def test_one_that_is_stopped_has_the_network_made_anew(
+    error: type[BaseException], is_forgotten: bool
+) -> None:
+    forgotten = list[bool]()
+    prepared = SimpleNamespace(is_ours=True, forget=lambda: forgotten.append(True))
+    with torch.no_grad(), pytest.raises(error), client._kept_apart(prepared, {}, None, None):
+        assert torch.is_grad_enabled()
+        raise error
+    assert bool(forgotten) == is_forgotten
