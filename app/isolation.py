@@ -243,7 +243,7 @@ def drop_held_back() -> None:
 
 # Whose code ---------------------------------------------------------------------------------------
 
-OURS = ("strategies", "models", "quant", "benchmarks", "torch")  # packages
+OURS = ("strategies", "models", "quant", "torch")  # packages
 
 
 def is_ours(client: object, model: Any) -> bool:

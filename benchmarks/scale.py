@@ -46,6 +46,10 @@ class EchoClient(FedAvgClient):
         return Update(arrays=dict(arrays), num_examples=len(data), loss=1.0)
 
 
+# Its clients are kept apart no more than those of a method of ours, whose place it takes.
+EchoClient.__module__ = FedAvgClient.__module__
+
+
 class Echo(FedAvg):
     """FedAvg without training."""
 
