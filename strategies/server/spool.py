@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from strategies.blocks import Block, Later
 from strategies.server.method import Arrays
 
-IN_MEMORY = 1280 * 2**20  # bytes of a round's updates: a file takes some three times as long
+IN_MEMORY = 1280 * 2**20  # bytes of a round's updates that are not worth a file
 
 
 class Spool:
