@@ -37,7 +37,7 @@ from strategies.client.training import (
     LocalTraining,
     begin_training,
     end_training,
-    load_arrays,
+    load_state,
     make_optimizer,
     mean_of,
     samples,
@@ -210,7 +210,8 @@ class SplitClient:
 def load_parts(parts: Sequence[nn.Module], arrays: Mapping[str, Tensor]) -> None:
     """Copy into each part of a network its own of the whole's ``arrays``."""
     for part in parts:
-        load_arrays(part, {name: arrays[name] for name in state_of(part)})
+        state = state_of(part)
+        load_state(state, {name: arrays[name] for name in state})
 
 
 def server_half(

@@ -24,7 +24,7 @@ from strategies.client.training import (
     LocalTraining,
     begin_training,
     end_training,
-    load_arrays,
+    load_state,
     make_optimizer,
     mean_of,
     samples,
@@ -58,8 +58,8 @@ class Tiers:
     def load_device(self, arrays: Mapping[str, Tensor]) -> None:
         """Copy the global model's arrays into the device's part and the exit."""
         load_parts(self.halves.device, arrays)
-        own = {name: arrays[f"{self.name}.{name}"] for name in state_of(self.exit)}
-        load_arrays(self.exit, own)
+        state = state_of(self.exit)
+        load_state(state, {name: arrays[f"{self.name}.{name}"] for name in state})
 
     def device_arrays(self) -> dict[str, Tensor]:
         """State of the device's part and the exit, under its name in the global model."""

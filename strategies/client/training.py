@@ -165,7 +165,15 @@ def load_arrays(model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: the names or shapes are not those of the model.
     """
-    state = state_of(model)
+    load_state(state_of(model), arrays)
+
+
+def load_state(state: Mapping[str, Tensor], arrays: Mapping[str, Tensor]) -> None:
+    """The same for what `state_of` returned of a model.
+
+    Raises:
+        ValueError: the names or shapes are not those of the model.
+    """
     if state.keys() != arrays.keys():
         odd = sorted(state.keys() ^ arrays.keys())
         raise ValueError(f"the arrays are not those of the model: {', '.join(odd[:5])}")

@@ -21,8 +21,8 @@ from quant.codec import LinkSettings
 from quant.layers import QuantSpec
 from quant.link import carried, there_and_back
 from strategies import messages
-from strategies.client.split_loop import CutAt, Halves
-from strategies.client.training import LocalTraining, load_arrays
+from strategies.client.split_loop import CutAt, Halves, load_parts
+from strategies.client.training import LocalTraining
 from strategies.contract import Settings
 from strategies.server.method import (
     Clients,
@@ -319,8 +319,7 @@ class Joined(nn.Module):
     def __init__(self, parts: Halves, arrays: Mapping[str, Tensor], link: LinkSettings) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts.parts)
-        for part in self.parts:
-            load_arrays(part, {name: arrays[name] for name in part.state_dict()})
+        load_parts(parts.parts, arrays)
         self._up, self._down = link.codecs()
 
     def forward(self, x: Tensor) -> Tensor:
